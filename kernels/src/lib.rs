@@ -1,0 +1,10 @@
+//! Numeric kernels over slices.
+//!
+//! A kernel takes slices and sizes, writes every element of its outputs, allocates nothing and
+//! knows no tensor. Where it needs scratch memory, a `*_workspace` function beside it says how
+//! much. Work is split into partitions that depend on the sizes alone, never on the number of
+//! threads: the same input gives the same bits on one thread and on sixty-four.
+
+pub mod element;
+
+pub use element::{Element, Float, Real};
