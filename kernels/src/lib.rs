@@ -6,5 +6,6 @@
 //! threads: the same input gives the same bits on one thread and on sixty-four.
 
 pub mod element;
+pub mod gemm;
 
 pub use element::{Element, Float, Real};

@@ -1,0 +1,328 @@
+//! Dense matrix products: `C = A·B` and `C += A·B`, for any strides of A and B, with bias and
+//! activation applied while the result is still in the cache.
+//!
+//! Storage may be `f32`, `f64`, `bf16` or `f16`; products are summed in [`Float::Acc`] and rounded
+//! once, when C is written.
+//!
+//! Every element of C is summed over k in an order that depends on k alone. The number of threads
+//! therefore never changes a bit.
+
+use crate::element::{Float, Real};
+use rayon::prelude::*;
+
+/// What is applied to each element of a product, after the bias.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Activation {
+    /// `x·Φ(x)`, by the error function.
+    Gelu,
+    /// The same with Φ approximated by a hyperbolic tangent (Hendrycks & Gimpel 2016).
+    GeluTanh,
+    /// `max(x, 0)`
+    Relu,
+    /// `tanh(x)`
+    Tanh,
+    /// `x·sigmoid(x)`
+    Silu,
+}
+
+/// A matrix read in place: element (i, j) is `data[i·row_stride + j·col_stride]`.
+///
+/// Strides count elements. 0 repeats a row or a column.
+#[derive(Clone, Copy, Debug)]
+pub struct MatRef<'a, T> {
+    /// The elements, starting with (0, 0).
+    pub data: &'a [T],
+    /// Number of rows.
+    pub rows: usize,
+    /// Number of columns.
+    pub cols: usize,
+    /// Distance from a row to the next.
+    pub row_stride: usize,
+    /// Distance from a column to the next.
+    pub col_stride: usize,
+}
+
+impl<'a, T> MatRef<'a, T> {
+    /// `rows × cols` elements without gaps, row after row.
+    pub fn row_major(data: &'a [T], rows: usize, cols: usize) -> Self {
+        Self {
+            data,
+            rows,
+            cols,
+            row_stride: cols,
+            col_stride: 1,
+        }
+    }
+
+    /// The transpose: the same elements with rows and columns exchanged.
+    pub fn t(self) -> Self {
+        Self {
+            rows: self.cols,
+            cols: self.rows,
+            row_stride: self.col_stride,
+            col_stride: self.row_stride,
+            ..self
+        }
+    }
+
+    /// Number of elements that `data` must have for every (i, j) to be inside it.
+    pub(crate) fn span(&self) -> usize {
+        if self.rows == 0 || self.cols == 0 {
+            0
+        } else {
+            (self.rows - 1) * self.row_stride + (self.cols - 1) * self.col_stride + 1
+        }
+    }
+}
+
+/// What happens to `x = a·b` (plus the old c, if accumulating) on its way into C:
+/// `x += bias`; `pre_activation = x`; `c = activation(x)`. The default is nothing.
+#[derive(Debug)]
+pub struct Epilogue<'a, T> {
+    /// `[n]`, added to every row.
+    pub bias: Option<&'a [T]>,
+    /// Applied last.
+    pub activation: Option<Activation>,
+    /// `[m, n]`: if given, receives what the activation is applied to.
+    pub pre_activation: Option<&'a mut [T]>,
+}
+
+impl<T> Default for Epilogue<'_, T> {
+    fn default() -> Self {
+        Self {
+            bias: None,
+            activation: None,
+            pre_activation: None,
+        }
+    }
+}
+
+/// Several products of the same sizes: matrix i of each operand begins i strides after matrix 0.
+#[derive(Clone, Copy, Debug)]
+pub struct Batch {
+    /// Number of products.
+    pub count: usize,
+    /// Elements from one A to the next (0: all share one).
+    pub a_stride: usize,
+    /// Elements from one B to the next (0: all share one).
+    pub b_stride: usize,
+    /// Elements from one C to the next; at least m·n.
+    pub c_stride: usize,
+}
+
+/// A batch is split over at most this many lanes, each with its own workspace.
+const LANES: usize = 16;
+
+/// Workspace that [`gemm`] needs for `[m, k] · [k, n]`, in elements of `T::Acc`.
+pub fn gemm_workspace<T: Float>(m: usize, n: usize, k: usize) -> usize {
+    (m.min(1) + n.min(1) + k.min(1)).min(1) * size_of::<T::Acc>()
+}
+
+/// `C = A·B`, or `C += A·B` if `accumulate`, then the epilogue.
+///
+/// a: `[m, k]`, b: `[k, n]`, c: `[m, n]` contiguous, workspace: at least [`gemm_workspace`].
+/// If k is 0 the product is all zeros, and bias and activation still apply.
+///
+/// # Panics
+/// If the sizes do not fit each other.
+pub fn gemm<T: Float>(
+    a: MatRef<T>,
+    b: MatRef<T>,
+    c: &mut [T],
+    accumulate: bool,
+    epilogue: Epilogue<T>,
+    workspace: &mut [T::Acc],
+) {
+    let (m, n, k) = check(&a, &b);
+    assert_eq!(
+        c.len(),
+        m * n,
+        "gemm: c has the wrong number of elements for [{m}, {n}]"
+    );
+    if let Some(bias) = epilogue.bias {
+        assert_eq!(
+            bias.len(),
+            n,
+            "gemm: bias has the wrong number of elements for n = {n}"
+        );
+    }
+    if let Some(pre) = &epilogue.pre_activation {
+        assert_eq!(
+            pre.len(),
+            m * n,
+            "gemm: pre_activation has the wrong number of elements for [{m}, {n}]"
+        );
+    }
+    let need = gemm_workspace::<T>(m, n, k);
+    assert!(
+        workspace.len() >= need,
+        "gemm: workspace of {} elements, {need} needed for m = {m}, n = {n}, k = {k}",
+        workspace.len()
+    );
+    if m == 0 || n == 0 {
+        return;
+    }
+    let bias = epilogue.bias;
+    let activation = epilogue.activation;
+    let row = |i: usize, c: &mut [T], mut pre: Option<&mut [T]>| {
+        for j in 0..n {
+            let mut sum = T::Acc::ZERO;
+            for l in 0..k {
+                let x = a.data[i * a.row_stride + l * a.col_stride].widen();
+                sum += x * b.data[l * b.row_stride + j * b.col_stride].widen();
+            }
+            if accumulate {
+                sum += c[j].widen();
+            }
+            if let Some(bias) = bias {
+                sum += bias[j].widen();
+            }
+            if let Some(pre) = &mut pre {
+                pre[j] = T::narrow(sum);
+            }
+            c[j] = T::narrow(match activation {
+                Some(kind) => activate(kind, sum),
+                None => sum,
+            });
+        }
+    };
+    match epilogue.pre_activation {
+        Some(pre) => c
+            .par_chunks_mut(n)
+            .zip(pre.par_chunks_mut(n))
+            .enumerate()
+            .for_each(|(i, (c, pre))| row(i, c, Some(pre))),
+        None => c
+            .par_chunks_mut(n)
+            .enumerate()
+            .for_each(|(i, c)| row(i, c, None)),
+    }
+}
+
+/// Workspace that [`gemm_batched`] needs, in elements of `T::Acc`.
+pub fn gemm_batched_workspace<T: Float>(count: usize, m: usize, n: usize, k: usize) -> usize {
+    gemm_workspace::<T>(m, n, k) * count.min(LANES)
+}
+
+/// `C_i = A_i·B_i`, or `C_i += A_i·B_i`, for `batch.count` products of the same sizes.
+///
+/// a and b describe matrix 0, their `data` holds all of them. c: matrix i is the `[m, n]` at
+/// `i·c_stride`; what lies between the matrices is left alone.
+///
+/// # Panics
+/// If the sizes do not fit each other.
+pub fn gemm_batched<T: Float>(
+    batch: Batch,
+    a: MatRef<T>,
+    b: MatRef<T>,
+    c: &mut [T],
+    accumulate: bool,
+    workspace: &mut [T::Acc],
+) {
+    let Batch {
+        count,
+        a_stride,
+        b_stride,
+        c_stride,
+    } = batch;
+    if count == 0 {
+        return;
+    }
+    let (m, n, k) = check(&a, &b);
+    for (name, have, need) in [
+        ("a", a.data.len(), (count - 1) * a_stride + a.span()),
+        ("b", b.data.len(), (count - 1) * b_stride + b.span()),
+        ("c", c.len(), (count - 1) * c_stride + m * n),
+    ] {
+        assert!(
+            have >= need,
+            "gemm_batched: {name} has {have} elements, a batch of {count} needs {need}"
+        );
+    }
+    assert!(
+        count == 1 || c_stride >= m * n,
+        "gemm_batched: c_stride of {c_stride}, matrices of {} elements would overlap",
+        m * n
+    );
+    let need = gemm_batched_workspace::<T>(count, m, n, k);
+    assert!(
+        workspace.len() >= need,
+        "gemm_batched: workspace of {} elements, {need} needed",
+        workspace.len()
+    );
+    if m == 0 || n == 0 {
+        return;
+    }
+    for i in 0..count {
+        gemm(
+            MatRef {
+                data: &a.data[i * a_stride..],
+                ..a
+            },
+            MatRef {
+                data: &b.data[i * b_stride..],
+                ..b
+            },
+            &mut c[i * c_stride..][..m * n],
+            accumulate,
+            Epilogue::default(),
+            workspace,
+        );
+    }
+}
+
+/// (m, n, k), after checking that A and B fit each other and lie inside their slices.
+fn check<T>(a: &MatRef<T>, b: &MatRef<T>) -> (usize, usize, usize) {
+    assert_eq!(
+        a.cols, b.rows,
+        "gemm: a is [{}, {}] and b is [{}, {}]: the inner sizes differ",
+        a.rows, a.cols, b.rows, b.cols
+    );
+    for (name, x) in [("a", a), ("b", b)] {
+        assert!(
+            x.data.len() >= x.span(),
+            "gemm: {name} is [{}, {}] with strides ({}, {}) and needs {} elements, its slice has {}",
+            x.rows,
+            x.cols,
+            x.row_stride,
+            x.col_stride,
+            x.span(),
+            x.data.len()
+        );
+    }
+    (a.rows, b.cols, a.cols)
+}
+
+/// erf by its series near 0 and its continued fraction far away.
+fn erf(x: f64) -> f64 {
+    if x.abs() < 3.0 {
+        let (mut term, mut sum) = (x, x);
+        for i in 1..80 {
+            term *= -x * x / f64::from(i);
+            sum += term / f64::from(2 * i + 1);
+        }
+        sum * std::f64::consts::FRAC_2_SQRT_PI
+    } else {
+        let mut tail = x.abs();
+        for i in (1..60).rev() {
+            tail = x.abs() + f64::from(i) / 2.0 / tail;
+        }
+        let rest = (-x * x).exp() / tail * std::f64::consts::FRAC_2_SQRT_PI / 2.0;
+        (1.0 - rest).copysign(x)
+    }
+}
+
+fn activate<R: Real>(kind: Activation, value: R) -> R {
+    let x = value.to_f64();
+    R::from_f64(match kind {
+        Activation::Gelu => 0.5 * x * (1.0 + erf(x * std::f64::consts::FRAC_1_SQRT_2)),
+        Activation::GeluTanh => {
+            let inner = (std::f64::consts::FRAC_2_SQRT_PI * std::f64::consts::FRAC_1_SQRT_2)
+                * (x + 0.044715 * x * x * x);
+            0.5 * x * (1.0 + inner.tanh())
+        }
+        Activation::Relu => x.max(0.0),
+        Activation::Tanh => x.tanh(),
+        Activation::Silu => x / (1.0 + (-x).exp()),
+    })
+}

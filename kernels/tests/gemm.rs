@@ -1,0 +1,416 @@
+//! Matrix products against `ndarray` in f64.
+
+use graft_kernels::Float;
+use graft_kernels::gemm::{
+    Activation, Batch, Epilogue, MatRef, gemm, gemm_batched, gemm_batched_workspace, gemm_workspace,
+};
+use half::{bf16, f16};
+use ndarray::Array2;
+use proptest::prelude::*;
+
+/// Numbers in (-1, 1) that depend on the seed alone.
+fn random<T: Float<Acc: From<f32>>>(len: usize, seed: u64) -> Vec<T> {
+    let mut state = seed
+        .wrapping_mul(0x9e37_79b9_7f4a_7c15)
+        .wrapping_add(0x1234_5678_9abc_def1);
+    (0..len)
+        .map(|_| {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            let unit = (state >> 40) as f32 / (1u64 << 23) as f32 - 1.0;
+            T::narrow(unit.into())
+        })
+        .collect()
+}
+
+/// A matrix stored in some way, and where it lies in its buffer.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Layout {
+    Rows,
+    Columns,
+    /// Rows further apart than they are long, as in a view of a wider matrix.
+    Wide,
+    /// No stride is 1.
+    Sparse,
+}
+
+const LAYOUTS: [Layout; 4] = [Layout::Rows, Layout::Columns, Layout::Wide, Layout::Sparse];
+
+fn strides(layout: Layout, rows: usize, cols: usize) -> (usize, usize) {
+    match layout {
+        Layout::Rows => (cols, 1),
+        Layout::Columns => (1, rows),
+        Layout::Wide => (cols + 5, 1),
+        Layout::Sparse => (3, 3 * rows + 1),
+    }
+}
+
+fn span(rows: usize, cols: usize, (rs, cs): (usize, usize)) -> usize {
+    if rows == 0 || cols == 0 {
+        0
+    } else {
+        (rows - 1) * rs + (cols - 1) * cs + 1
+    }
+}
+
+fn view<T>(data: &[T], rows: usize, cols: usize, (rs, cs): (usize, usize)) -> MatRef<'_, T> {
+    MatRef {
+        data,
+        rows,
+        cols,
+        row_stride: rs,
+        col_stride: cs,
+    }
+}
+
+fn wide<T: Float<Acc: Into<f64>>>(x: T) -> f64 {
+    x.widen().into()
+}
+
+fn to_array<T: Float<Acc: Into<f64>>>(x: MatRef<T>) -> Array2<f64> {
+    Array2::from_shape_fn((x.rows, x.cols), |(i, j)| {
+        wide(x.data[i * x.row_stride + j * x.col_stride])
+    })
+}
+
+/// erf by its Maclaurin series, enough for |x| < 4 in f64 to about 1e-9.
+fn erf(x: f64) -> f64 {
+    let (mut term, mut sum) = (x, x);
+    for i in 1..200 {
+        term *= -x * x / f64::from(i);
+        sum += term / f64::from(2 * i + 1);
+    }
+    if x.abs() > 4.0 {
+        1f64.copysign(x)
+    } else {
+        sum * std::f64::consts::FRAC_2_SQRT_PI
+    }
+}
+
+fn activate(kind: Option<Activation>, x: f64) -> f64 {
+    match kind {
+        None => x,
+        Some(Activation::Gelu) => 0.5 * x * (1.0 + erf(x / 2f64.sqrt())),
+        Some(Activation::GeluTanh) => {
+            let c = (2.0 / std::f64::consts::PI).sqrt();
+            0.5 * x * (1.0 + (c * (x + 0.044715 * x.powi(3))).tanh())
+        }
+        Some(Activation::Relu) => x.max(0.0),
+        Some(Activation::Tanh) => x.tanh(),
+        Some(Activation::Silu) => x / (1.0 + (-x).exp()),
+    }
+}
+
+/// What a case adds to the bare product.
+#[derive(Clone, Copy, Debug, Default)]
+struct Extras {
+    accumulate: bool,
+    bias: bool,
+    pre: bool,
+    activation: Option<Activation>,
+}
+
+/// Rounding unit of storage and of arithmetic.
+trait Eps {
+    const STORED: f64;
+    const COMPUTED: f64;
+}
+impl Eps for f32 {
+    const STORED: f64 = 6e-8;
+    const COMPUTED: f64 = 6e-8;
+}
+impl Eps for f64 {
+    const STORED: f64 = 1.2e-16;
+    const COMPUTED: f64 = 1.2e-16;
+}
+impl Eps for bf16 {
+    const STORED: f64 = 1.0 / 256.0;
+    const COMPUTED: f64 = 6e-8;
+}
+impl Eps for f16 {
+    const STORED: f64 = 1.0 / 2048.0;
+    const COMPUTED: f64 = 6e-8;
+}
+
+trait Number: Float<Acc: From<f32> + Into<f64>> + Eps {}
+impl<T: Float<Acc: From<f32> + Into<f64>> + Eps> Number for T {}
+
+fn compare(what: &str, have: f64, want: f64, tolerance: f64) {
+    assert!(
+        (have - want).abs() <= tolerance,
+        "{what}: {have}, expected {want}, off by {:e}, allowed {tolerance:e}",
+        (have - want).abs()
+    );
+}
+
+fn check_case<T: Number>(m: usize, n: usize, k: usize, la: Layout, lb: Layout, extras: Extras) {
+    let (sa, sb) = (strides(la, m, k), strides(lb, k, n));
+    let (a, b) = (
+        random::<T>(span(m, k, sa), 1),
+        random::<T>(span(k, n, sb), 2),
+    );
+    let (a, b) = (view(&a, m, k, sa), view(&b, k, n, sb));
+    let start = random::<T>(m * n, 3);
+    let bias = random::<T>(n, 4);
+    let mut c = start.clone();
+    // Written everywhere or the comparison below finds the NaN.
+    let mut pre = vec![T::narrow(f32::NAN.into()); m * n];
+    if !extras.accumulate {
+        c.copy_from_slice(&pre);
+    }
+    let mut workspace = vec![f32::NAN.into(); gemm_workspace::<T>(m, n, k)];
+    let epilogue = Epilogue {
+        bias: extras.bias.then_some(&bias[..]),
+        activation: extras.activation,
+        pre_activation: extras.pre.then_some(&mut pre[..]),
+    };
+    gemm(a, b, &mut c, extras.accumulate, epilogue, &mut workspace);
+
+    let product = to_array(a).dot(&to_array(b));
+    let size = to_array(a).mapv(f64::abs).dot(&to_array(b).mapv(f64::abs));
+    for i in 0..m {
+        for j in 0..n {
+            let mut x = product[(i, j)];
+            if extras.accumulate {
+                x += wide(start[i * n + j]);
+            }
+            if extras.bias {
+                x += wide(bias[j]);
+            }
+            let y = activate(extras.activation, x);
+            // k + 3 roundings, each at most eps times the sum of magnitudes; activations have slope
+            // below 1.13 and add a few roundings of their own; then one rounding to storage.
+            let summed = (k as f64 + 3.0) * T::COMPUTED * (size[(i, j)] + 2.0);
+            let at = format!("({i}, {j}) of {m}x{n}x{k} {la:?} {lb:?} {extras:?}");
+            if extras.pre {
+                let tolerance = summed + T::STORED * x.abs();
+                compare(&at, wide(pre[i * n + j]), x, tolerance);
+            }
+            let own = if extras.activation.is_some() {
+                1e-9f64.min(8.0 * T::COMPUTED)
+            } else {
+                0.0
+            };
+            let own = own.max(8.0 * T::COMPUTED * x.abs());
+            compare(
+                &at,
+                wide(c[i * n + j]),
+                y,
+                1.2 * summed + own + T::STORED * (y.abs() + 1e-4),
+            );
+        }
+    }
+}
+
+fn layout() -> impl Strategy<Value = Layout> {
+    prop::sample::select(&LAYOUTS[..])
+}
+
+fn extras() -> impl Strategy<Value = Extras> {
+    let kinds = [
+        None,
+        Some(Activation::Gelu),
+        Some(Activation::GeluTanh),
+        Some(Activation::Relu),
+        Some(Activation::Tanh),
+        Some(Activation::Silu),
+    ];
+    (
+        any::<bool>(),
+        any::<bool>(),
+        any::<bool>(),
+        prop::sample::select(kinds.to_vec()),
+    )
+        .prop_map(|(accumulate, bias, pre, activation)| Extras {
+            accumulate,
+            bias,
+            pre,
+            activation,
+        })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 200, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn f32_matches(m in 0usize..=70, n in 0usize..=70, k in 0usize..=70, la in layout(), lb in layout(), e in extras()) {
+        check_case::<f32>(m, n, k, la, lb, e);
+    }
+
+    #[test]
+    fn f64_matches(m in 0usize..=70, n in 0usize..=70, k in 0usize..=70, la in layout(), lb in layout(), e in extras()) {
+        check_case::<f64>(m, n, k, la, lb, e);
+    }
+
+    #[test]
+    fn bf16_matches(m in 0usize..=70, n in 0usize..=70, k in 0usize..=70, la in layout(), lb in layout(), e in extras()) {
+        check_case::<bf16>(m, n, k, la, lb, e);
+    }
+
+    #[test]
+    fn f16_matches(m in 0usize..=70, n in 0usize..=70, k in 0usize..=70, la in layout(), lb in layout(), e in extras()) {
+        check_case::<f16>(m, n, k, la, lb, e);
+    }
+
+    #[test]
+    fn batches_match(count in 0usize..40, m in 0usize..20, n in 0usize..20, k in 0usize..20, gap in 0usize..3, shared in any::<bool>(), accumulate in any::<bool>()) {
+        let (a_stride, b_stride, c_stride) = (if shared { 0 } else { m * k + gap }, n * k, m * n + gap);
+        let a = random::<f32>(count * (m * k + gap), 1);
+        let b = random::<f32>(count * n * k, 2);
+        let start = random::<f32>(count * c_stride, 3);
+        let mut c = start.clone();
+        let mut workspace = vec![f32::NAN; gemm_batched_workspace::<f32>(count, m, n, k)];
+        let first_a = MatRef::row_major(&a, m, k);
+        let first_b = MatRef::row_major(&b, n, k).t();
+        gemm_batched(Batch { count, a_stride, b_stride, c_stride }, first_a, first_b, &mut c, accumulate, &mut workspace);
+        for i in 0..count {
+            let mut want = start[i * c_stride..][..c_stride].to_vec();
+            let mut workspace = vec![f32::NAN; gemm_workspace::<f32>(m, n, k)];
+            gemm(
+                MatRef { data: &a[i * a_stride..], ..first_a },
+                MatRef { data: &b[i * b_stride..], ..first_b },
+                &mut want[..m * n],
+                accumulate,
+                Epilogue::default(),
+                &mut workspace,
+            );
+            assert_eq!(&c[i * c_stride..][..c_stride], &want[..], "product {i}");
+        }
+    }
+}
+
+#[test]
+fn big_products_with_edges_match() {
+    let all = Extras {
+        bias: true,
+        pre: true,
+        activation: Some(Activation::GeluTanh),
+        accumulate: true,
+    };
+    for (m, n, k) in [
+        (301, 131, 517),
+        (1, 3001, 1100),
+        (5, 12, 2300),
+        (2101, 7, 40),
+        (97, 2100, 33),
+    ] {
+        check_case::<f32>(m, n, k, Layout::Rows, Layout::Columns, Extras::default());
+        check_case::<f32>(m, n, k, Layout::Columns, Layout::Rows, all);
+        check_case::<bf16>(m, n, k, Layout::Rows, Layout::Rows, all);
+        check_case::<f64>(m, n, k, Layout::Columns, Layout::Columns, all);
+    }
+}
+
+/// The same product on pools of several sizes: same bits.
+#[test]
+fn threads_do_not_change_a_bit() {
+    fn product<T: Number>(m: usize, n: usize, k: usize, threads: usize) -> Vec<T> {
+        let (a, b) = (random::<T>(m * k, 1), random::<T>(k * n, 2));
+        let mut c = random::<T>(m * n, 3);
+        let mut workspace = vec![f32::NAN.into(); gemm_workspace::<T>(m, n, k)];
+        let pool = rayon::ThreadPoolBuilder::new()
+            .num_threads(threads)
+            .build()
+            .unwrap();
+        pool.install(|| {
+            let epilogue = Epilogue {
+                activation: Some(Activation::Gelu),
+                ..Epilogue::default()
+            };
+            let b = MatRef::row_major(&b, n, k).t();
+            gemm(
+                MatRef::row_major(&a, m, k),
+                b,
+                &mut c,
+                true,
+                epilogue,
+                &mut workspace,
+            );
+        });
+        c
+    }
+    fn same<T: Number>(m: usize, n: usize, k: usize) {
+        let one = product::<T>(m, n, k, 1);
+        for threads in [2, 3, 7] {
+            assert!(
+                one == product::<T>(m, n, k, threads),
+                "{m}x{n}x{k} on {threads} threads"
+            );
+        }
+    }
+    for (m, n, k) in [
+        (150, 170, 130),
+        (384, 96, 1200),
+        (1, 4000, 300),
+        (3, 5, 9000),
+        (700, 40, 64),
+    ] {
+        same::<f32>(m, n, k);
+        same::<bf16>(m, n, k);
+    }
+    same::<f64>(130, 90, 700);
+}
+
+#[test]
+fn an_inner_size_of_zero_gives_the_bias() {
+    let mut c = [9f32; 6];
+    let epilogue = Epilogue {
+        bias: Some(&[1.0, 2.0, 3.0]),
+        ..Epilogue::default()
+    };
+    let (a, b) = (MatRef::row_major(&[], 2, 0), MatRef::row_major(&[], 0, 3));
+    let mut workspace = vec![0.0; gemm_workspace::<f32>(2, 3, 0)];
+    gemm(a, b, &mut c, false, epilogue, &mut workspace);
+    assert_eq!(c, [1.0, 2.0, 3.0, 1.0, 2.0, 3.0]);
+}
+
+#[test]
+#[should_panic(expected = "a is [2, 3] and b is [2, 2]: the inner sizes differ")]
+fn inner_sizes_must_agree() {
+    let (a, b) = ([0f32; 6], [0f32; 4]);
+    let (a, b) = (MatRef::row_major(&a, 2, 3), MatRef::row_major(&b, 2, 2));
+    gemm(a, b, &mut [0.0; 4], false, Epilogue::default(), &mut []);
+}
+
+#[test]
+#[should_panic(expected = "b is [3, 2] with strides (2, 1) and needs 6 elements, its slice has 5")]
+fn matrices_must_lie_in_their_slices() {
+    let (a, b) = ([0f32; 6], [0f32; 5]);
+    let (a, b) = (MatRef::row_major(&a, 2, 3), MatRef::row_major(&b, 3, 2));
+    gemm(a, b, &mut [0.0; 4], false, Epilogue::default(), &mut []);
+}
+
+#[test]
+#[should_panic(expected = "workspace of 0 elements")]
+fn the_workspace_must_suffice() {
+    let a = [0f32; 4];
+    let a = MatRef::row_major(&a, 2, 2);
+    gemm(a, a, &mut [0.0; 4], false, Epilogue::default(), &mut []);
+}
+
+#[test]
+#[should_panic(expected = "bias has the wrong number of elements for n = 2")]
+fn the_bias_must_fit() {
+    let a = [0f32; 4];
+    let a = MatRef::row_major(&a, 2, 2);
+    let epilogue = Epilogue {
+        bias: Some(&[1.0]),
+        ..Epilogue::default()
+    };
+    gemm(a, a, &mut [0.0; 4], false, epilogue, &mut [0.0; 4096]);
+}
+
+#[test]
+#[should_panic(expected = "c_stride of 3, matrices of 4 elements would overlap")]
+fn batches_must_not_overlap() {
+    let a = [0f32; 8];
+    let batch = Batch {
+        count: 2,
+        a_stride: 4,
+        b_stride: 4,
+        c_stride: 3,
+    };
+    let first = MatRef::row_major(&a, 2, 2);
+    gemm_batched(batch, first, first, &mut [0.0; 8], false, &mut [0.0; 9000]);
+}
