@@ -2,7 +2,8 @@
 
 use graft_kernels::Float;
 use graft_kernels::gemm::{
-    Activation, Batch, Epilogue, MatRef, gemm, gemm_batched, gemm_batched_workspace, gemm_workspace,
+    Activation, Batch, Epilogue, Isa, MatRef, gemm, gemm_batched, gemm_batched_workspace,
+    gemm_with, gemm_workspace, gemm_workspace_with,
 };
 use half::{bf16, f16};
 use ndarray::Array2;
@@ -150,6 +151,20 @@ fn compare(what: &str, have: f64, want: f64, tolerance: f64) {
 }
 
 fn check_case<T: Number>(m: usize, n: usize, k: usize, la: Layout, lb: Layout, extras: Extras) {
+    for isa in Isa::available() {
+        check_on::<T>(isa, m, n, k, la, lb, extras);
+    }
+}
+
+fn check_on<T: Number>(
+    isa: Isa,
+    m: usize,
+    n: usize,
+    k: usize,
+    la: Layout,
+    lb: Layout,
+    extras: Extras,
+) {
     let (sa, sb) = (strides(la, m, k), strides(lb, k, n));
     let (a, b) = (
         random::<T>(span(m, k, sa), 1),
@@ -164,13 +179,21 @@ fn check_case<T: Number>(m: usize, n: usize, k: usize, la: Layout, lb: Layout, e
     if !extras.accumulate {
         c.copy_from_slice(&pre);
     }
-    let mut workspace = vec![f32::NAN.into(); gemm_workspace::<T>(m, n, k)];
+    let mut workspace = vec![f32::NAN.into(); gemm_workspace_with::<T>(isa, m, n, k)];
     let epilogue = Epilogue {
         bias: extras.bias.then_some(&bias[..]),
         activation: extras.activation,
         pre_activation: extras.pre.then_some(&mut pre[..]),
     };
-    gemm(a, b, &mut c, extras.accumulate, epilogue, &mut workspace);
+    gemm_with(
+        isa,
+        a,
+        b,
+        &mut c,
+        extras.accumulate,
+        epilogue,
+        &mut workspace,
+    );
 
     let product = to_array(a).dot(&to_array(b));
     let size = to_array(a).mapv(f64::abs).dot(&to_array(b).mapv(f64::abs));
@@ -187,7 +210,7 @@ fn check_case<T: Number>(m: usize, n: usize, k: usize, la: Layout, lb: Layout, e
             // k + 3 roundings, each at most eps times the sum of magnitudes; activations have slope
             // below 1.13 and add a few roundings of their own; then one rounding to storage.
             let summed = (k as f64 + 3.0) * T::COMPUTED * (size[(i, j)] + 2.0);
-            let at = format!("({i}, {j}) of {m}x{n}x{k} {la:?} {lb:?} {extras:?}");
+            let at = format!("{isa:?} ({i}, {j}) of {m}x{n}x{k} {la:?} {lb:?} {extras:?}");
             if extras.pre {
                 let tolerance = summed + T::STORED * x.abs();
                 compare(&at, wide(pre[i * n + j]), x, tolerance);

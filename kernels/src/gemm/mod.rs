@@ -5,10 +5,77 @@
 //! once, when C is written.
 //!
 //! Every element of C is summed over k in an order that depends on k alone. The number of threads
-//! therefore never changes a bit.
+//! therefore never changes a bit, and neither does the number of other rows and columns.
+
+mod drive;
+mod pack;
+mod plan;
+mod task;
+mod tile;
 
 use crate::element::{Float, Real};
 use rayon::prelude::*;
+
+/// An instruction set that tiles are written for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Isa {
+    /// The target's baseline.
+    Portable,
+    /// AVX2, FMA and F16C.
+    Avx2,
+    /// AVX-512 F and BW.
+    Avx512,
+}
+
+impl Isa {
+    /// Those that this processor has, the fastest last.
+    pub fn available() -> Vec<Isa> {
+        #[cfg(target_arch = "x86_64")]
+        return [Isa::Portable]
+            .into_iter()
+            .chain(tile::Avx2::new().map(|_| Isa::Avx2))
+            .chain(tile::Avx512::new().map(|_| Isa::Avx512))
+            .collect();
+        #[cfg(not(target_arch = "x86_64"))]
+        return vec![Isa::Portable];
+    }
+
+    /// The fastest that this processor has.
+    pub fn detect() -> Isa {
+        #[cfg(target_arch = "x86_64")]
+        {
+            if tile::Avx512::new().is_some() {
+                return Isa::Avx512;
+            }
+            if tile::Avx2::new().is_some() {
+                return Isa::Avx2;
+            }
+        }
+        Isa::Portable
+    }
+}
+
+/// Evaluates an expression with `$kernel` bound to the tiles of an instruction set, or to the
+/// portable ones if the processor does not have it.
+macro_rules! with_kernel {
+    ($isa:expr, $kernel:ident => $do:expr) => {{
+        #[cfg(target_arch = "x86_64")]
+        match ($isa, tile::Avx512::new(), tile::Avx2::new()) {
+            (Isa::Avx512, Some($kernel), _) => $do,
+            (Isa::Avx2, _, Some($kernel)) => $do,
+            _ => {
+                let $kernel = tile::Portable;
+                $do
+            }
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        {
+            let _ = $isa;
+            let $kernel = tile::Portable;
+            $do
+        }
+    }};
+}
 
 /// What is applied to each element of a product, after the bias.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -112,10 +179,27 @@ pub struct Batch {
 
 /// A batch is split over at most this many lanes, each with its own workspace.
 const LANES: usize = 16;
+/// Products of so many multiply-adds are split themselves rather than done side by side.
+const LARGE: usize = 1 << 26;
+/// Batches of fewer multiply-adds run on the calling thread.
+const SMALL: usize = 1 << 17;
 
-/// Workspace that [`gemm`] needs for `[m, k] · [k, n]`, in elements of `T::Acc`.
+/// Workspace that [`gemm`] needs for `[m, k] · [k, n]`, in elements of `T::Acc`: packed blocks of
+/// A and B, a few MiB at most, and for a short T one block of wide sums.
 pub fn gemm_workspace<T: Float>(m: usize, n: usize, k: usize) -> usize {
-    (m.min(1) + n.min(1) + k.min(1)).min(1) * size_of::<T::Acc>()
+    gemm_workspace_with::<T>(Isa::detect(), m, n, k)
+}
+
+/// [`gemm_workspace`] of a given instruction set.
+pub fn gemm_workspace_with<T: Float>(isa: Isa, m: usize, n: usize, k: usize) -> usize {
+    if m == 0 || n == 0 {
+        return 0;
+    }
+    with_kernel!(isa, kernel => workspace_of::<T, _>(kernel, m, n, k))
+}
+
+fn workspace_of<T: Float, K: tile::Kernel>(_: K, m: usize, n: usize, k: usize) -> usize {
+    drive::workspace::<T, K>(m, n, k)
 }
 
 /// `C = A·B`, or `C += A·B` if `accumulate`, then the epilogue.
@@ -126,6 +210,22 @@ pub fn gemm_workspace<T: Float>(m: usize, n: usize, k: usize) -> usize {
 /// # Panics
 /// If the sizes do not fit each other.
 pub fn gemm<T: Float>(
+    a: MatRef<T>,
+    b: MatRef<T>,
+    c: &mut [T],
+    accumulate: bool,
+    epilogue: Epilogue<T>,
+    workspace: &mut [T::Acc],
+) {
+    gemm_with(Isa::detect(), a, b, c, accumulate, epilogue, workspace);
+}
+
+/// [`gemm`] on a given instruction set.
+///
+/// # Panics
+/// If the sizes do not fit each other.
+pub fn gemm_with<T: Float>(
+    isa: Isa,
     a: MatRef<T>,
     b: MatRef<T>,
     c: &mut [T],
@@ -153,49 +253,15 @@ pub fn gemm<T: Float>(
             "gemm: pre_activation has the wrong number of elements for [{m}, {n}]"
         );
     }
-    let need = gemm_workspace::<T>(m, n, k);
+    let need = gemm_workspace_with::<T>(isa, m, n, k);
     assert!(
         workspace.len() >= need,
         "gemm: workspace of {} elements, {need} needed for m = {m}, n = {n}, k = {k}",
         workspace.len()
     );
-    if m == 0 || n == 0 {
-        return;
-    }
-    let bias = epilogue.bias;
-    let activation = epilogue.activation;
-    let row = |i: usize, c: &mut [T], mut pre: Option<&mut [T]>| {
-        for j in 0..n {
-            let mut sum = T::Acc::ZERO;
-            for l in 0..k {
-                let x = a.data[i * a.row_stride + l * a.col_stride].widen();
-                sum += x * b.data[l * b.row_stride + j * b.col_stride].widen();
-            }
-            if accumulate {
-                sum += c[j].widen();
-            }
-            if let Some(bias) = bias {
-                sum += bias[j].widen();
-            }
-            if let Some(pre) = &mut pre {
-                pre[j] = T::narrow(sum);
-            }
-            c[j] = T::narrow(match activation {
-                Some(kind) => activate(kind, sum),
-                None => sum,
-            });
-        }
-    };
-    match epilogue.pre_activation {
-        Some(pre) => c
-            .par_chunks_mut(n)
-            .zip(pre.par_chunks_mut(n))
-            .enumerate()
-            .for_each(|(i, (c, pre))| row(i, c, Some(pre))),
-        None => c
-            .par_chunks_mut(n)
-            .enumerate()
-            .for_each(|(i, c)| row(i, c, None)),
+    if m > 0 && n > 0 {
+        with_kernel!(isa, kernel =>
+            drive::product(kernel, a, b, c, accumulate, epilogue, workspace, true));
     }
 }
 
@@ -253,22 +319,46 @@ pub fn gemm_batched<T: Float>(
     if m == 0 || n == 0 {
         return;
     }
-    for i in 0..count {
-        gemm(
-            MatRef {
-                data: &a.data[i * a_stride..],
-                ..a
-            },
-            MatRef {
-                data: &b.data[i * b_stride..],
-                ..b
-            },
-            &mut c[i * c_stride..][..m * n],
-            accumulate,
-            Epilogue::default(),
-            workspace,
-        );
+    let isa = Isa::detect();
+    let one = |i: usize, c: &mut [T], workspace: &mut [T::Acc], parallel: bool| {
+        let a = MatRef {
+            data: &a.data[i * a_stride..],
+            ..a
+        };
+        let b = MatRef {
+            data: &b.data[i * b_stride..],
+            ..b
+        };
+        let (c, none) = (&mut c[..m * n], Epilogue::default());
+        with_kernel!(isa, kernel =>
+            drive::product(kernel, a, b, c, accumulate, none, workspace, parallel));
+    };
+    let lanes = count.min(LANES);
+    let per_product = m * n * k.max(1);
+    if lanes == 1 || per_product > LARGE || per_product * count < SMALL {
+        for i in 0..count {
+            one(
+                i,
+                &mut c[i * c_stride..],
+                workspace,
+                per_product > LARGE || lanes == 1,
+            );
+        }
+        return;
     }
+    let per_lane = count.div_ceil(lanes);
+    c.par_chunks_mut(per_lane * c_stride)
+        .zip(workspace.par_chunks_mut(need / lanes))
+        .with_max_len(1)
+        .enumerate()
+        .for_each(|(lane, (c, workspace))| {
+            for (i, c) in c.chunks_mut(c_stride).enumerate() {
+                // A last chunk shorter than a matrix is what the caller has after the batch.
+                if lane * per_lane + i < count {
+                    one(lane * per_lane + i, c, workspace, false);
+                }
+            }
+        });
 }
 
 /// (m, n, k), after checking that A and B fit each other and lie inside their slices.

@@ -1,0 +1,191 @@
+//! The loops over blocks around the tasks, and who runs them.
+
+use super::pack::Pack;
+use super::plan::{ALIGN, Plan};
+use super::task::{Pass, Task};
+use super::tile::{Kernel, same};
+use super::{Epilogue, MatRef};
+use crate::element::Float;
+use rayon::prelude::*;
+
+/// Workspace of one product on one instruction set, in elements.
+pub(super) fn workspace<T: Float, K: Kernel>(m: usize, n: usize, k: usize) -> usize {
+    let size = size_of::<T::Acc>();
+    let plan = Plan::new(m, n, k, size, K::shape(size));
+    let areas = plan.areas(k, !same::<T, T::Acc>());
+    areas.iter().sum::<usize>() + ALIGN / size
+}
+
+/// Lets rayon's threads see a value with raw pointers in it.
+#[derive(Clone, Copy)]
+struct Shared<V>(V);
+// SAFETY: every use hands the threads disjoint parts to write, and nothing is read in a stage in
+// which it is written.
+unsafe impl<V> Sync for Shared<V> {}
+// SAFETY: as above.
+unsafe impl<V> Send for Shared<V> {}
+
+impl<V: Copy> Shared<V> {
+    fn get(&self) -> V {
+        self.0
+    }
+}
+
+/// Runs `f` for 0..count; every call may be on another thread.
+fn each(count: usize, parallel: bool, f: impl Fn(usize) + Sync + Send) {
+    if parallel && count > 1 {
+        (0..count).into_par_iter().with_max_len(1).for_each(f);
+    } else {
+        (0..count).for_each(f);
+    }
+}
+
+/// One product, m, n >= 1; sizes have been checked.
+pub(super) fn product<T: Float, K: Kernel>(
+    kernel: K,
+    a: MatRef<T>,
+    b: MatRef<T>,
+    c: &mut [T],
+    accumulate: bool,
+    epilogue: Epilogue<T>,
+    workspace: &mut [T::Acc],
+    parallel: bool,
+) {
+    let (m, n, k) = (a.rows, b.cols, a.cols);
+    let size = size_of::<T::Acc>();
+    let shape = K::shape(size);
+    let plan = Plan::new(m, n, k, size, shape);
+    let parallel = parallel && plan.parallel;
+    let wide = same::<T, T::Acc>();
+    let [a_len, b_len, partial_len] = plan.areas(k, !wide);
+    let skip = workspace.as_ptr().align_offset(ALIGN).min(ALIGN / size);
+    let (a_pack, rest) = workspace[skip..].split_at_mut(a_len);
+    let (b_pack, rest) = rest.split_at_mut(b_len);
+    let partial = rest[..partial_len].as_mut_ptr();
+    let (a_pack, b_pack) = (a_pack.as_mut_ptr(), b_pack.as_mut_ptr());
+    let c = c.as_mut_ptr();
+    let pre = epilogue
+        .pre_activation
+        .map_or(std::ptr::null_mut(), |pre| pre.as_mut_ptr());
+
+    for j0 in (0..n).step_by(plan.nb) {
+        let nb = plan.nb.min(n - j0);
+        for i0 in (0..m).step_by(plan.mb) {
+            let mb = plan.mb.min(m - i0);
+            // One block even if k is 0: it writes the zeros and the bias.
+            for l0 in (0..k.max(1)).step_by(plan.kb.max(1)) {
+                let depth = plan.kb.min(k - l0);
+                let at = i0 * n + j0;
+                // wrapping_add: with k = 0 there may be no element to point to, and none is read.
+                let pack_a = Shared(Pack {
+                    kernel,
+                    src: a
+                        .data
+                        .as_ptr()
+                        .wrapping_add(i0 * a.row_stride + l0 * a.col_stride),
+                    stride: a.row_stride,
+                    k_stride: a.col_stride,
+                    len: mb,
+                    depth,
+                    width: shape.mr,
+                    dst: a_pack,
+                });
+                let pack_b = Shared(Pack {
+                    kernel,
+                    src: b
+                        .data
+                        .as_ptr()
+                        .wrapping_add(l0 * b.row_stride + j0 * b.col_stride),
+                    stride: b.col_stride,
+                    k_stride: b.row_stride,
+                    len: nb,
+                    depth,
+                    width: shape.nr,
+                    dst: b_pack,
+                });
+                let pass = Shared(Pass {
+                    kernel,
+                    a: a_pack,
+                    b: b_pack,
+                    depth,
+                    c: c.wrapping_add(at),
+                    pre: if pre.is_null() {
+                        pre
+                    } else {
+                        pre.wrapping_add(at)
+                    },
+                    ldc: n,
+                    partial: if wide {
+                        c.wrapping_add(at).cast()
+                    } else {
+                        partial
+                    },
+                    ldp: if wide { n } else { plan.nb },
+                    first: l0 == 0,
+                    last: l0 + depth == k,
+                    accumulate,
+                    bias: epilogue.bias.map(|bias| &bias[j0..j0 + nb]),
+                    activation: epilogue.activation,
+                });
+                stages(&plan, mb, nb, pack_a, pack_b, pass, parallel);
+            }
+        }
+    }
+}
+
+/// Packs both blocks and runs the grid of tasks over them.
+///
+/// Packing is a stage of its own, unless the grid has one row or one column: then the task that
+/// alone needs a part packs it, and finds it in its own cache.
+fn stages<T: Float, K: Kernel>(
+    plan: &Plan,
+    mb: usize,
+    nb: usize,
+    pack_a: Shared<Pack<T, K>>,
+    pack_b: Shared<Pack<T, K>>,
+    pass: Shared<Pass<T, K>>,
+    parallel: bool,
+) {
+    let (grid_m, grid_n) = (mb.div_ceil(plan.mt), nb.div_ceil(plan.nt));
+    let part = |pack: Pack<T, K>, step: usize, index: usize| {
+        let first = index * step;
+        let job = Pack {
+            src: pack.src.wrapping_add(first * pack.stride),
+            len: step.min(pack.len - first),
+            dst: pack.dst.wrapping_add(first * pack.depth),
+            ..pack
+        };
+        pack.kernel.call(job);
+    };
+    let (a_early, b_early) = (grid_n > 1, grid_n == 1 || grid_m > 1);
+    let early_a = if a_early { grid_m } else { 0 };
+    let early_b = if b_early { grid_n } else { 0 };
+    // A B of one task would be packed by one thread while the others wait: in panels instead.
+    let (b_step, early_b) = if early_b == 1 && grid_m > 1 {
+        (pack_b.0.width, nb.div_ceil(pack_b.0.width))
+    } else {
+        (plan.nt, early_b)
+    };
+    each(early_a + early_b, parallel, |i| {
+        if i < early_a {
+            part(pack_a.get(), plan.mt, i);
+        } else {
+            part(pack_b.get(), b_step, i - early_a);
+        }
+    });
+    each(grid_m * grid_n, parallel, |i| {
+        let (row, col) = (i / grid_n, i % grid_n);
+        if !a_early {
+            part(pack_a.get(), plan.mt, row);
+        }
+        if !b_early {
+            part(pack_b.get(), plan.nt, col);
+        }
+        let pass = &pass.get();
+        pass.kernel.call(Task {
+            pass,
+            rows: (row * plan.mt, mb.min((row + 1) * plan.mt)),
+            cols: (col * plan.nt, nb.min((col + 1) * plan.nt)),
+        });
+    });
+}

@@ -1,0 +1,156 @@
+//! Packing: a block of a matrix, with any strides and any storage, into panels of fixed width in
+//! the order in which the tile reads them.
+//!
+//! A panel is `[depth, width]`. Both operands are seen from their outer side: for A an element is
+//! (row, k) and the width is MR, for B it is (column, k) and the width is NR. What lies past the
+//! matrix's edge is 0.
+
+use super::tile::{Job, Kernel, same};
+use crate::element::{Float, Real};
+use half::{bf16, f16};
+
+/// A block to be packed: `len` x `depth` elements, the first at `src`.
+#[derive(Clone, Copy)]
+pub(super) struct Pack<T: Float, K> {
+    pub kernel: K,
+    pub src: *const T,
+    /// Distance of neighbours across the panel.
+    pub stride: usize,
+    /// Distance of neighbours in k.
+    pub k_stride: usize,
+    pub len: usize,
+    pub depth: usize,
+    /// MR or NR.
+    pub width: usize,
+    /// `len / width`, rounded up, panels.
+    pub dst: *mut T::Acc,
+}
+
+/// Panels that are filled side by side, so that reads of a row stay long.
+const TOGETHER: usize = 16;
+
+impl<T: Float, K: Kernel> Job for Pack<T, K> {
+    #[inline(always)]
+    fn run(self) {
+        let Self {
+            kernel,
+            src,
+            stride,
+            k_stride,
+            len,
+            depth,
+            width,
+            dst,
+        } = self;
+        let whole = len / width;
+        let rest = len % width;
+        let panel = width * depth;
+        // SAFETY: the one who made the job vouches that len x depth elements at these strides are
+        // inside the source, and ceil(len / width) panels inside the destination.
+        unsafe {
+            if stride == 1 {
+                let mut first = 0;
+                while first < whole {
+                    let count = TOGETHER.min(whole - first);
+                    for l in 0..depth {
+                        let from = src.add(l * k_stride + first * width);
+                        let to = dst.add(first * panel + l * width);
+                        for p in 0..count {
+                            widen_row(kernel, from.add(p * width), to.add(p * panel), width);
+                        }
+                    }
+                    first += count;
+                }
+            } else {
+                for p in 0..whole {
+                    let (from, to) = (src.add(p * width * stride), dst.add(p * panel));
+                    if k_stride != 1 || !kernel.transpose(from, stride, width, depth, to, width) {
+                        strided(from, stride, k_stride, width, depth, to, width);
+                    }
+                }
+            }
+            if rest > 0 {
+                let (from, to) = (src.add(whole * width * stride), dst.add(whole * panel));
+                if k_stride != 1 || !kernel.transpose(from, stride, rest, depth, to, width) {
+                    strided(from, stride, k_stride, rest, depth, to, width);
+                }
+            }
+        }
+    }
+}
+
+/// Widens `width` neighbours.
+///
+/// # Safety
+/// That many elements are read and written.
+#[inline(always)]
+unsafe fn widen_row<T: Float, K: Kernel>(kernel: K, src: *const T, dst: *mut T::Acc, width: usize) {
+    // SAFETY: by the caller.
+    unsafe {
+        if same::<T, T::Acc>() {
+            std::ptr::copy_nonoverlapping(src.cast::<T::Acc>(), dst, width);
+            return;
+        }
+        let fours = width / 4 * 4;
+        for i in fours..width {
+            dst.add(i).write(widen(*src.add(i)));
+        }
+        for i in (0..fours).step_by(4) {
+            if same::<T, f16>() {
+                kernel.widen_f16x4(src.add(i).cast(), dst.add(i).cast());
+            } else {
+                let x = src.add(i).cast::<[T; 4]>().read();
+                dst.add(i).cast::<[T::Acc; 4]>().write(x.map(widen));
+            }
+        }
+    }
+}
+
+/// [`Float::widen`], without the branch for NaN that keeps `bf16` from being vectorised.
+#[inline(always)]
+pub(super) fn widen<T: Float>(x: T) -> T::Acc {
+    if same::<T, bf16>() {
+        // SAFETY: T is bf16 and therefore T::Acc is f32.
+        unsafe {
+            let bits = std::mem::transmute_copy::<T, u16>(&x);
+            let wide = f32::from_bits(u32::from(bits) << 16);
+            std::mem::transmute_copy::<f32, T::Acc>(&wide)
+        }
+    } else {
+        x.widen()
+    }
+}
+
+/// One panel, element by element, in blocks that keep both sides in the first cache level.
+///
+/// # Safety
+/// `len` x `depth` elements are read, `[depth, width]` written; len <= width.
+#[inline(always)]
+unsafe fn strided<T: Float>(
+    src: *const T,
+    stride: usize,
+    k_stride: usize,
+    len: usize,
+    depth: usize,
+    dst: *mut T::Acc,
+    width: usize,
+) {
+    let mut first = 0;
+    while first < depth {
+        let last = depth.min(first + 16);
+        for i in 0..width {
+            for l in first..last {
+                // SAFETY: i < len is read, i < width written, l < depth.
+                unsafe {
+                    let x = if i < len {
+                        (*src.add(i * stride + l * k_stride)).widen()
+                    } else {
+                        T::Acc::ZERO
+                    };
+                    dst.add(l * width + i).write(x);
+                }
+            }
+        }
+        first = last;
+    }
+}

@@ -1,0 +1,102 @@
+//! How a product is cut into blocks: by its sizes and the register tile alone.
+//!
+//! ```text
+//! for columns in blocks of nb              B block: kb x nb, packed, in the last cache level
+//!   for rows in blocks of mb               A block: mb x kb, packed, in the last cache level
+//!     for k in blocks of kb
+//!       pack A and B, in parallel
+//!       for tasks of mt x nt, in parallel  A: mt x kb, in a core's second level
+//!         for panels of NR columns         B: kb x NR, first level, re-read from the second
+//!           for panels of MR rows          MR x NR sums in registers
+//! ```
+//!
+//! The order in which an element of C is summed depends on kb, hence on k, and on nothing else.
+
+use super::tile::Shape;
+
+/// Bound on kb, in bytes of one row of packed A. A panel of B (kb · NR · 4 = 48 KiB at 384) then
+/// streams through the first cache level while 12 rows of A (18 KiB) stay in it, and a task's
+/// rows of A (192 · 384 · 4 = 288 KiB) leave room in the second level of any current processor.
+/// Sums pass through memory once per block: 1 load and 1 store for 384 multiplications.
+const K_BYTES: usize = 4 * 384;
+/// Bounds on mb and nb: as large as the packed blocks (3 MiB each) fit a shared last level.
+/// Packing an element costs about as much as 20 multiply-adds of the tile and is repaid 2048 times.
+const OUTER: usize = 2048;
+/// Rows of a task at most, in panels of A.
+const TASK_PANELS_M: usize = 16;
+/// Columns of a task at most, in panels of B.
+const TASK_PANELS_N: usize = 16;
+/// Split further until there are so many tasks, so that many cores stay busy to the end...
+const TASKS: usize = 64;
+/// ...unless tasks would get smaller than this (multiply-adds, about 10 µs).
+const TASK_COST: usize = 1 << 20;
+/// Whole products below this cost run on the calling thread.
+const PARALLEL_COST: usize = 1 << 18;
+/// Packed panels begin at a multiple of this many bytes.
+pub(super) const ALIGN: usize = 64;
+
+/// Block sizes of one product.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Plan {
+    /// Rows, columns and depth of the outer blocks.
+    pub mb: usize,
+    pub nb: usize,
+    pub kb: usize,
+    /// Rows and columns of a task; multiples of the register tile.
+    pub mt: usize,
+    pub nt: usize,
+    /// Whether it is worth waking other threads.
+    pub parallel: bool,
+}
+
+/// Equal parts of `len`, as few as `most` allows, each a multiple of `unit`; at least `unit`.
+fn part(len: usize, most: usize, unit: usize) -> usize {
+    len.div_ceil(len.div_ceil(most).max(1))
+        .next_multiple_of(unit)
+        .max(unit)
+}
+
+impl Plan {
+    /// For `[m, k] · [k, n]` in numbers of `size` bytes.
+    pub fn new(m: usize, n: usize, k: usize, size: usize, shape: Shape) -> Self {
+        // Multiples of 16 keep the transposing loads of every block whole.
+        let kb = part(k, K_BYTES / size, 16).min(k);
+        let mb = part(m, OUTER, shape.mr);
+        let nb = part(n, OUTER, shape.nr);
+        let mut mt = part(mb, TASK_PANELS_M * shape.mr, shape.mr);
+        let mut nt = part(nb, TASK_PANELS_N * shape.nr, shape.nr);
+        // Packing counts as much as 16 more rows or columns.
+        let cost = |mt: usize, nt: usize| (mt * nt + 16 * (mt + nt)) * kb;
+        while mb.div_ceil(mt) * nb.div_ceil(nt) < TASKS && cost(mt, nt) > 2 * TASK_COST {
+            let tall = mt > 4 * shape.mr || nt == shape.nr;
+            let (x, unit) = if tall {
+                (&mut mt, shape.mr)
+            } else {
+                (&mut nt, shape.nr)
+            };
+            if *x == unit {
+                break;
+            }
+            *x = x.div_ceil(2).next_multiple_of(unit);
+        }
+        let parallel = cost(mb, nb) > PARALLEL_COST;
+        Self {
+            mb,
+            nb,
+            kb,
+            mt,
+            nt,
+            parallel,
+        }
+    }
+
+    /// Elements of packed A, of packed B, and of sums between blocks of k (for short types).
+    pub fn areas(&self, k: usize, short: bool) -> [usize; 3] {
+        let partial = if short && k > self.kb {
+            self.mb * self.nb
+        } else {
+            0
+        };
+        [self.mb * self.kb, self.nb * self.kb, partial]
+    }
+}

@@ -1,0 +1,156 @@
+//! One task of the grid: the tiles of a rectangle of C over one block of k, and what happens to
+//! their sums on the way to memory.
+
+use super::Activation;
+use super::pack::widen;
+use super::tile::{Job, Kernel, TILE, same};
+use crate::element::Float;
+use half::{bf16, f16};
+use std::mem::MaybeUninit;
+
+/// What the tasks of one block of k share.
+#[derive(Clone, Copy)]
+pub(super) struct Pass<'a, T: Float, K> {
+    pub kernel: K,
+    /// Packed panels of the block's rows and columns, `depth` deep.
+    pub a: *const T::Acc,
+    pub b: *const T::Acc,
+    pub depth: usize,
+    /// The block in C and, if not null, in the activations' inputs; rows `ldc` apart.
+    pub c: *mut T,
+    pub pre: *mut T,
+    pub ldc: usize,
+    /// The block's sums between blocks of k, rows `ldp` apart. C itself if that is wide enough.
+    pub partial: *mut T::Acc,
+    pub ldp: usize,
+    /// This is the first, the last block of k.
+    pub first: bool,
+    pub last: bool,
+    pub accumulate: bool,
+    /// For the block's columns.
+    pub bias: Option<&'a [T]>,
+    pub activation: Option<Activation>,
+}
+
+/// Rows `rows.0..rows.1` and columns `cols.0..cols.1` of the block. The beginnings are multiples
+/// of the tile's sizes.
+#[derive(Clone, Copy)]
+pub(super) struct Task<'a, T: Float, K> {
+    pub pass: &'a Pass<'a, T, K>,
+    pub rows: (usize, usize),
+    pub cols: (usize, usize),
+}
+
+impl<T: Float, K: Kernel> Job for Task<'_, T, K> {
+    #[inline(always)]
+    fn run(self) {
+        let Self { pass, rows, cols } = self;
+        let shape = K::shape(size_of::<T::Acc>());
+        let mut sums = MaybeUninit::<Aligned<T::Acc>>::uninit();
+        let sums = sums.as_mut_ptr().cast::<T::Acc>();
+        for j in (cols.0..cols.1).step_by(shape.nr) {
+            let width = shape.nr.min(cols.1 - j);
+            for i in (rows.0..rows.1).step_by(shape.mr) {
+                let height = shape.mr.min(rows.1 - i);
+                // SAFETY: the maker of the pass vouches for its pointers; panel i / MR begins at
+                // i · depth and panel j / NR at j · depth; a tile fits into TILE elements; this
+                // task alone touches its rectangle of C.
+                unsafe {
+                    let (a, b) = (pass.a.add(i * pass.depth), pass.b.add(j * pass.depth));
+                    pass.kernel.tile(pass.depth, a, b, height, width, sums);
+                    for r in 0..height {
+                        let row = std::slice::from_raw_parts_mut(sums.add(r * shape.nr), width);
+                        finish(pass, row, i + r, j);
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[repr(align(64))]
+struct Aligned<R>(#[allow(dead_code)] [R; TILE]);
+
+/// Takes the sums of columns j.. of row i to where they belong.
+///
+/// # Safety
+/// The pass's pointers hold for that row and those columns, and nobody else uses them.
+#[inline(always)]
+unsafe fn finish<T: Float, K: Kernel>(pass: &Pass<T, K>, sums: &mut [T::Acc], i: usize, j: usize) {
+    let width = sums.len();
+    let wide = same::<T, T::Acc>();
+    // SAFETY: by the caller.
+    unsafe {
+        // Where T is wide enough, C holds the partial sums, so what it held before comes first;
+        // otherwise it is still there at the end.
+        let old_first = pass.first && pass.accumulate && wide;
+        if !pass.first || old_first {
+            let old = std::slice::from_raw_parts(pass.partial.add(i * pass.ldp + j), width);
+            for (x, &y) in sums.iter_mut().zip(old) {
+                *x += y;
+            }
+        }
+        if !pass.last {
+            let partial = std::slice::from_raw_parts_mut(pass.partial.add(i * pass.ldp + j), width);
+            partial.copy_from_slice(sums);
+            return;
+        }
+        let c = std::slice::from_raw_parts_mut(pass.c.add(i * pass.ldc + j), width);
+        if pass.accumulate && !wide {
+            for (x, &y) in sums.iter_mut().zip(&*c) {
+                *x += widen(y);
+            }
+        }
+        if let Some(bias) = pass.bias {
+            for (x, &y) in sums.iter_mut().zip(&bias[j..j + width]) {
+                *x += widen(y);
+            }
+        }
+        if !pass.pre.is_null() {
+            let pre = std::slice::from_raw_parts_mut(pass.pre.add(i * pass.ldc + j), width);
+            narrow(pass.kernel, sums, pre);
+        }
+        if let Some(kind) = pass.activation {
+            for x in sums.iter_mut() {
+                *x = super::activate(kind, *x);
+            }
+        }
+        narrow(pass.kernel, sums, c);
+    }
+}
+
+/// Rounds a row to storage.
+#[inline(always)]
+fn narrow<T: Float, K: Kernel>(kernel: K, sums: &[T::Acc], out: &mut [T]) {
+    assert_eq!(sums.len(), out.len());
+    let mut done = 0;
+    if same::<T, f16>() {
+        while done + 4 <= sums.len() {
+            // SAFETY: T is f16, T::Acc therefore f32; 4 elements from `done` are in both.
+            unsafe {
+                let (from, to) = (sums.as_ptr().add(done), out.as_mut_ptr().add(done));
+                kernel.narrow_f16x4(from.cast(), to.cast());
+            }
+            done += 4;
+        }
+    }
+    for (y, &x) in out[done..].iter_mut().zip(&sums[done..]) {
+        *y = if same::<T, bf16>() {
+            // SAFETY: T is bf16 and T::Acc is f32.
+            unsafe {
+                let bits = std::mem::transmute_copy::<T::Acc, u32>(&x);
+                // To nearest, ties to even; a NaN keeps its sign and becomes quiet.
+                let rounded = ((bits + (0x7fff + (bits >> 16 & 1))) >> 16) as u16;
+                let nan = (bits >> 16) as u16 | 0x40;
+                let short = if bits & 0x7fff_ffff > 0x7f80_0000 {
+                    nan
+                } else {
+                    rounded
+                };
+                std::mem::transmute_copy::<u16, T>(&short)
+            }
+        } else {
+            T::narrow(x)
+        };
+    }
+}

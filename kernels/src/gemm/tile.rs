@@ -1,0 +1,179 @@
+//! The innermost product: a few rows of packed A times a few columns of packed B, summed in
+//! registers.
+
+use crate::element::{Float, Real};
+use half::f16;
+use std::any::TypeId;
+
+#[cfg(target_arch = "x86_64")]
+mod x86;
+#[cfg(target_arch = "x86_64")]
+pub(super) use x86::{Avx2, Avx512};
+
+/// Whether two types are the same; decided while compiling.
+#[inline(always)]
+pub(super) fn same<A: 'static, B: 'static>() -> bool {
+    TypeId::of::<A>() == TypeId::of::<B>()
+}
+
+/// Rows and columns of a register tile.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Shape {
+    pub mr: usize,
+    pub nr: usize,
+}
+
+/// Room for the largest register tile, in elements.
+pub(super) const TILE: usize = 12 * 32;
+
+/// Something to run with an instruction set enabled. `run` must be `#[inline(always)]`.
+pub(super) trait Job {
+    fn run(self);
+}
+
+/// One instruction set. R is `f32` or `f64` throughout.
+///
+/// # Safety
+/// A value of the type may exist only on a processor that has the instructions.
+pub(super) unsafe trait Kernel: Copy + Send + Sync {
+    /// Rows of a tile; a panel of packed A is `[kb, MR]`.
+    const MR: usize;
+    /// Bytes in a row of a tile; a panel of packed B is `[kb, NR_BYTES / size_of::<R>()]`.
+    const NR_BYTES: usize;
+
+    /// Rows and columns of a tile of numbers of `size` bytes.
+    fn shape(size: usize) -> Shape {
+        Shape {
+            mr: Self::MR,
+            nr: Self::NR_BYTES / size,
+        }
+    }
+
+    /// Runs the job compiled with these instructions.
+    fn call<J: Job>(self, job: J);
+
+    /// `out[i, j] = Σ a[l, i]·b[l, j]` over l in order, for i < rows and at least j < cols.
+    ///
+    /// # Safety
+    /// a: `depth` rows of MR elements, b: `depth` rows of NR, out: `[MR, NR]` to be written,
+    /// 1 <= rows <= MR, 1 <= cols <= NR.
+    unsafe fn tile<R: Real>(
+        self,
+        depth: usize,
+        a: *const R,
+        b: *const R,
+        rows: usize,
+        cols: usize,
+        out: *mut R,
+    );
+
+    /// Widens `depth` elements from each of `rows` rows (`stride` apart) and writes them
+    /// transposed: `dst[l · width + i] = src[i · stride + l]`. Returns false if it has no fast
+    /// way for these types.
+    ///
+    /// # Safety
+    /// All that is addressed so must be inside the buffers; rows <= width.
+    #[inline(always)]
+    unsafe fn transpose<T: Float>(
+        self,
+        _src: *const T,
+        _stride: usize,
+        _rows: usize,
+        _depth: usize,
+        _dst: *mut T::Acc,
+        _width: usize,
+    ) -> bool {
+        false
+    }
+
+    /// Widens 4 half-precision numbers.
+    ///
+    /// # Safety
+    /// 4 elements are read and written.
+    #[inline(always)]
+    unsafe fn widen_f16x4(self, src: *const f16, dst: *mut f32) {
+        for i in 0..4 {
+            // SAFETY: by the caller.
+            unsafe { dst.add(i).write((*src.add(i)).to_f32()) };
+        }
+    }
+
+    /// Rounds 4 numbers to half precision.
+    ///
+    /// # Safety
+    /// 4 elements are read and written.
+    #[inline(always)]
+    unsafe fn narrow_f16x4(self, src: *const f32, dst: *mut f16) {
+        for i in 0..4 {
+            // SAFETY: by the caller.
+            unsafe { dst.add(i).write(f16::from_f32(*src.add(i))) };
+        }
+    }
+}
+
+/// Plain Rust, for any processor. On 64-bit ARM this compiles to NEON with fused multiply-adds.
+#[derive(Clone, Copy)]
+pub(super) struct Portable;
+
+// SAFETY: needs no instructions beyond the target's baseline.
+unsafe impl Kernel for Portable {
+    const MR: usize = if cfg!(target_arch = "aarch64") { 8 } else { 4 };
+    const NR_BYTES: usize = 32;
+
+    #[inline(always)]
+    fn call<J: Job>(self, job: J) {
+        job.run();
+    }
+
+    #[inline(always)]
+    unsafe fn tile<R: Real>(
+        self,
+        depth: usize,
+        a: *const R,
+        b: *const R,
+        _rows: usize,
+        _cols: usize,
+        out: *mut R,
+    ) {
+        // SAFETY: by the caller; NR is 32 bytes.
+        unsafe {
+            if same::<R, f32>() {
+                portable::<R, { Portable::MR }, 8>(depth, a, b, out);
+            } else {
+                portable::<R, { Portable::MR }, 4>(depth, a, b, out);
+            }
+        }
+    }
+}
+
+/// # Safety
+/// a: `[depth, M]`, b: `[depth, N]`, out: `[M, N]`.
+#[inline(never)]
+unsafe fn portable<R: Real, const M: usize, const N: usize>(
+    depth: usize,
+    a: *const R,
+    b: *const R,
+    out: *mut R,
+) {
+    let mut sums = [[R::ZERO; N]; M];
+    for l in 0..depth {
+        // SAFETY: row l of both panels.
+        let (x, y) = unsafe {
+            (
+                &*a.add(l * M).cast::<[R; M]>(),
+                &*b.add(l * N).cast::<[R; N]>(),
+            )
+        };
+        for i in 0..M {
+            for j in 0..N {
+                sums[i][j] = if cfg!(target_arch = "aarch64") {
+                    x[i].mul_add(y[j], sums[i][j])
+                } else {
+                    sums[i][j] + x[i] * y[j]
+                };
+            }
+        }
+    }
+    // SAFETY: out holds M·N elements.
+    unsafe { out.cast::<[[R; N]; M]>().write(sums) };
+}

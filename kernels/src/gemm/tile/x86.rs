@@ -1,0 +1,343 @@
+//! Register tiles of AVX-512 and of AVX2 with FMA.
+
+use super::{Job, Kernel, same};
+use crate::element::{Float, Real};
+use half::{bf16, f16};
+use std::arch::x86_64::*;
+
+/// AVX-512 F: 12 x 32 `f32` or 12 x 16 `f64`, 24 of 32 registers for sums.
+#[derive(Clone, Copy)]
+pub(in super::super) struct Avx512(());
+
+/// AVX2, FMA and F16C: 6 x 16 `f32` or 6 x 8 `f64`, 12 of 16 registers for sums.
+#[derive(Clone, Copy)]
+pub(in super::super) struct Avx2(());
+
+impl Avx512 {
+    pub fn new() -> Option<Self> {
+        (is_x86_feature_detected!("avx512f")
+            && is_x86_feature_detected!("avx512bw")
+            && Avx2::new().is_some())
+        .then_some(Self(()))
+    }
+}
+
+impl Avx2 {
+    pub fn new() -> Option<Self> {
+        (is_x86_feature_detected!("avx2")
+            && is_x86_feature_detected!("fma")
+            && is_x86_feature_detected!("f16c"))
+        .then_some(Self(()))
+    }
+}
+
+/// Writes a tile function and the choice of the variant for a tile's real rows and columns.
+///
+/// Fewer rows are separate variants, so that short tiles cost what they hold; fewer columns are
+/// one variant of a single register per row.
+macro_rules! tile {
+    ($name:ident, $choose:ident, $features:literal, $t:ident, $lanes:literal, $mr:literal,
+     $zero:ident, $load:ident, $store:ident, $splat:ident, $fma:ident, $($rows:literal)*) => {
+        /// # Safety
+        /// As [`Kernel::tile`] with rows = M; the processor has the instructions.
+        #[target_feature(enable = $features)]
+        unsafe fn $name<const M: usize, const V: usize>(
+            depth: usize,
+            mut a: *const $t,
+            mut b: *const $t,
+            out: *mut $t,
+        ) {
+            let mut sums = [[$zero(); V]; M];
+            for _ in 0..depth {
+                // SAFETY: a and b point to a row of $mr and of 2·$lanes elements.
+                unsafe {
+                    let mut y = [$zero(); V];
+                    for v in 0..V {
+                        y[v] = $load(b.add(v * $lanes));
+                    }
+                    for i in 0..M {
+                        let x = $splat(*a.add(i));
+                        for v in 0..V {
+                            sums[i][v] = $fma(x, y[v], sums[i][v]);
+                        }
+                    }
+                    a = a.add($mr);
+                    b = b.add(2 * $lanes);
+                }
+            }
+            for i in 0..M {
+                for v in 0..V {
+                    // SAFETY: out has $mr rows of 2·$lanes elements.
+                    unsafe { $store(out.add(i * 2 * $lanes + v * $lanes), sums[i][v]) };
+                }
+            }
+        }
+
+        /// # Safety
+        /// As [`Kernel::tile`]; the processor has the instructions.
+        #[inline(always)]
+        unsafe fn $choose(
+            depth: usize,
+            a: *const $t,
+            b: *const $t,
+            rows: usize,
+            cols: usize,
+            out: *mut $t,
+        ) {
+            // SAFETY: passed on.
+            unsafe {
+                match (rows, cols <= $lanes) {
+                    $(
+                        ($rows, false) => $name::<$rows, 2>(depth, a, b, out),
+                        ($rows, true) => $name::<$rows, 1>(depth, a, b, out),
+                    )*
+                    _ => unreachable!("gemm: a tile of {rows} rows"),
+                }
+            }
+        }
+    };
+}
+
+tile!(avx512_f32, choose_avx512_f32, "avx512f", f32, 16, 12,
+    _mm512_setzero_ps, _mm512_loadu_ps, _mm512_storeu_ps, _mm512_set1_ps, _mm512_fmadd_ps,
+    12 1 2 3 4 5 6 7 8 9 10 11);
+tile!(avx512_f64, choose_avx512_f64, "avx512f", f64, 8, 12,
+    _mm512_setzero_pd, _mm512_loadu_pd, _mm512_storeu_pd, _mm512_set1_pd, _mm512_fmadd_pd,
+    12 1 2 3 4 5 6 7 8 9 10 11);
+tile!(avx2_f32, choose_avx2_f32, "avx2,fma", f32, 8, 6,
+    _mm256_setzero_ps, _mm256_loadu_ps, _mm256_storeu_ps, _mm256_set1_ps, _mm256_fmadd_ps,
+    6 1 2 3 4 5);
+tile!(avx2_f64, choose_avx2_f64, "avx2,fma", f64, 4, 6,
+    _mm256_setzero_pd, _mm256_loadu_pd, _mm256_storeu_pd, _mm256_set1_pd, _mm256_fmadd_pd,
+    6 1 2 3 4 5);
+
+// SAFETY: `new` is the only constructor and asks the processor.
+unsafe impl Kernel for Avx512 {
+    const MR: usize = 12;
+    const NR_BYTES: usize = 128;
+
+    #[inline(always)]
+    fn call<J: Job>(self, job: J) {
+        #[target_feature(enable = "avx512f,avx512bw,avx2,fma,f16c")]
+        fn with<J: Job>(job: J) {
+            job.run();
+        }
+        // SAFETY: self exists, so the processor has the instructions.
+        unsafe { with(job) }
+    }
+
+    #[inline(always)]
+    unsafe fn tile<R: Real>(
+        self,
+        depth: usize,
+        a: *const R,
+        b: *const R,
+        rows: usize,
+        cols: usize,
+        out: *mut R,
+    ) {
+        // SAFETY: by the caller; R is the type that is cast to.
+        unsafe {
+            if same::<R, f32>() {
+                choose_avx512_f32(depth, a.cast(), b.cast(), rows, cols, out.cast());
+            } else {
+                choose_avx512_f64(depth, a.cast(), b.cast(), rows, cols, out.cast());
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn transpose<T: Float>(
+        self,
+        src: *const T,
+        stride: usize,
+        rows: usize,
+        depth: usize,
+        dst: *mut T::Acc,
+        width: usize,
+    ) -> bool {
+        if !same::<T::Acc, f32>() {
+            return false;
+        }
+        let mut l = 0;
+        while l < depth {
+            let mut i = 0;
+            while i < width {
+                // SAFETY: elements of rows i.. and of depth l.. inside both buffers.
+                unsafe {
+                    transpose16(
+                        src.add(i.min(rows) * stride + l),
+                        stride,
+                        rows.saturating_sub(i).min(16),
+                        (depth - l).min(16),
+                        dst.add(l * width + i).cast(),
+                        width,
+                        (width - i).min(16),
+                    );
+                }
+                i += 16;
+            }
+            l += 16;
+        }
+        true
+    }
+
+    #[inline(always)]
+    unsafe fn widen_f16x4(self, src: *const f16, dst: *mut f32) {
+        // SAFETY: by the caller; self proves the instructions.
+        unsafe { widen_f16x4(src, dst) }
+    }
+
+    #[inline(always)]
+    unsafe fn narrow_f16x4(self, src: *const f32, dst: *mut f16) {
+        // SAFETY: by the caller; self proves the instructions.
+        unsafe { narrow_f16x4(src, dst) }
+    }
+}
+
+// SAFETY: `new` is the only constructor and asks the processor.
+unsafe impl Kernel for Avx2 {
+    const MR: usize = 6;
+    const NR_BYTES: usize = 64;
+
+    #[inline(always)]
+    fn call<J: Job>(self, job: J) {
+        #[target_feature(enable = "avx2,fma,f16c")]
+        fn with<J: Job>(job: J) {
+            job.run();
+        }
+        // SAFETY: self exists, so the processor has the instructions.
+        unsafe { with(job) }
+    }
+
+    #[inline(always)]
+    unsafe fn tile<R: Real>(
+        self,
+        depth: usize,
+        a: *const R,
+        b: *const R,
+        rows: usize,
+        cols: usize,
+        out: *mut R,
+    ) {
+        // SAFETY: by the caller; R is the type that is cast to.
+        unsafe {
+            if same::<R, f32>() {
+                choose_avx2_f32(depth, a.cast(), b.cast(), rows, cols, out.cast());
+            } else {
+                choose_avx2_f64(depth, a.cast(), b.cast(), rows, cols, out.cast());
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn widen_f16x4(self, src: *const f16, dst: *mut f32) {
+        // SAFETY: by the caller; self proves the instructions.
+        unsafe { widen_f16x4(src, dst) }
+    }
+
+    #[inline(always)]
+    unsafe fn narrow_f16x4(self, src: *const f32, dst: *mut f16) {
+        // SAFETY: by the caller; self proves the instructions.
+        unsafe { narrow_f16x4(src, dst) }
+    }
+}
+
+/// # Safety
+/// 4 elements are read and written; the processor has the instructions.
+#[target_feature(enable = "f16c")]
+unsafe fn widen_f16x4(src: *const f16, dst: *mut f32) {
+    // SAFETY: 8 bytes in, 16 out.
+    unsafe { _mm_storeu_ps(dst, _mm_cvtph_ps(_mm_loadl_epi64(src.cast()))) }
+}
+
+/// # Safety
+/// 4 elements are read and written; the processor has the instructions.
+#[target_feature(enable = "f16c")]
+unsafe fn narrow_f16x4(src: *const f32, dst: *mut f16) {
+    // SAFETY: 16 bytes in, 8 out.
+    unsafe {
+        let short = _mm_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(_mm_loadu_ps(src));
+        _mm_storel_epi64(dst.cast(), short);
+    }
+}
+
+/// Up to 16 elements, widened; the rest is 0.
+///
+/// # Safety
+/// T is `f32`, `bf16` or `f16`; `count` elements are read.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw")]
+unsafe fn load16<T: Float>(src: *const T, count: usize) -> __m512 {
+    let mask = ((1u32 << count) - 1) as u16;
+    // SAFETY: masked elements are not touched.
+    unsafe {
+        if same::<T, f32>() {
+            return _mm512_maskz_loadu_ps(mask, src.cast());
+        }
+        let short = _mm512_castsi512_si256(_mm512_maskz_loadu_epi16(u32::from(mask), src.cast()));
+        if same::<T, bf16>() {
+            _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(short)))
+        } else {
+            _mm512_cvtph_ps(short)
+        }
+    }
+}
+
+/// A block of at most 16 rows x 16 deep: `dst[l · width + i] = src[i · stride + l]` for i < keep,
+/// with 0 where i >= rows.
+///
+/// # Safety
+/// What is addressed so is inside the buffers; T is `f32`, `bf16` or `f16`.
+#[target_feature(enable = "avx512f,avx512bw")]
+unsafe fn transpose16<T: Float>(
+    src: *const T,
+    stride: usize,
+    rows: usize,
+    depth: usize,
+    dst: *mut f32,
+    width: usize,
+    keep: usize,
+) {
+    let mut r = [_mm512_setzero_ps(); 16];
+    for i in 0..16 {
+        if i < rows {
+            // SAFETY: row i has `depth` elements.
+            r[i] = unsafe { load16(src.add(i * stride), depth) };
+        }
+    }
+    // Pairs of rows, then fours; afterwards u[4g + j] has, in its 128-bit lane q, the elements
+    // 4q + j of rows 4g..4g + 4.
+    let mut t = r;
+    for i in 0..8 {
+        t[2 * i] = _mm512_unpacklo_ps(r[2 * i], r[2 * i + 1]);
+        t[2 * i + 1] = _mm512_unpackhi_ps(r[2 * i], r[2 * i + 1]);
+    }
+    let t = t.map(|x| _mm512_castps_pd(x));
+    let mut u = r;
+    for g in 0..4 {
+        u[4 * g] = _mm512_castpd_ps(_mm512_unpacklo_pd(t[4 * g], t[4 * g + 2]));
+        u[4 * g + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(t[4 * g], t[4 * g + 2]));
+        u[4 * g + 2] = _mm512_castpd_ps(_mm512_unpacklo_pd(t[4 * g + 1], t[4 * g + 3]));
+        u[4 * g + 3] = _mm512_castpd_ps(_mm512_unpackhi_pd(t[4 * g + 1], t[4 * g + 3]));
+    }
+    // Lanes 0 and 2, or 1 and 3, of two at a time, twice.
+    let mut out = r;
+    for j in 0..4 {
+        let even = _mm512_shuffle_f32x4::<0x88>(u[j], u[4 + j]);
+        let odd = _mm512_shuffle_f32x4::<0xdd>(u[j], u[4 + j]);
+        let even_low = _mm512_shuffle_f32x4::<0x88>(u[8 + j], u[12 + j]);
+        let odd_low = _mm512_shuffle_f32x4::<0xdd>(u[8 + j], u[12 + j]);
+        out[j] = _mm512_shuffle_f32x4::<0x88>(even, even_low);
+        out[8 + j] = _mm512_shuffle_f32x4::<0xdd>(even, even_low);
+        out[4 + j] = _mm512_shuffle_f32x4::<0x88>(odd, odd_low);
+        out[12 + j] = _mm512_shuffle_f32x4::<0xdd>(odd, odd_low);
+    }
+    let mask = ((1u32 << keep) - 1) as u16;
+    for l in 0..16 {
+        if l < depth {
+            // SAFETY: `keep` elements of row l.
+            unsafe { _mm512_mask_storeu_ps(dst.add(l * width), mask, out[l]) };
+        }
+    }
+}
