@@ -32,6 +32,20 @@ const TOGETHER: usize = 16;
 impl<T: Float, K: Kernel> Job for Pack<T, K> {
     #[inline(always)]
     fn run(self) {
+        // Both widths are constants of the kernel: the body is compiled for each.
+        let wide = K::shape(size_of::<T::Acc>()).nr;
+        if self.width == K::MR {
+            self.panels(K::MR);
+        } else {
+            assert_eq!(self.width, wide);
+            self.panels(wide);
+        }
+    }
+}
+
+impl<T: Float, K: Kernel> Pack<T, K> {
+    #[inline(always)]
+    fn panels(self, width: usize) {
         let Self {
             kernel,
             src,
@@ -39,8 +53,8 @@ impl<T: Float, K: Kernel> Job for Pack<T, K> {
             k_stride,
             len,
             depth,
-            width,
             dst,
+            ..
         } = self;
         let whole = len / width;
         let rest = len % width;

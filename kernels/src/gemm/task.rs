@@ -56,6 +56,14 @@ impl<T: Float, K: Kernel> Job for Task<'_, T, K> {
                 // i · depth and panel j / NR at j · depth; a tile fits into TILE elements; this
                 // task alone touches its rectangle of C.
                 unsafe {
+                    // The sums take long enough for what they are added to to arrive.
+                    for r in i..i + height {
+                        if pass.first && pass.last {
+                            prefetch(pass.c.add(r * pass.ldc + j), width);
+                        } else {
+                            prefetch(pass.partial.add(r * pass.ldp + j), width);
+                        }
+                    }
                     let (a, b) = (pass.a.add(i * pass.depth), pass.b.add(j * pass.depth));
                     pass.kernel.tile(pass.depth, a, b, height, width, sums);
                     for r in 0..height {
@@ -66,6 +74,26 @@ impl<T: Float, K: Kernel> Job for Task<'_, T, K> {
             }
         }
     }
+}
+
+/// Asks for a row to be brought close.
+///
+/// # Safety
+/// `count` elements from `row` are in one buffer.
+#[inline(always)]
+unsafe fn prefetch<V>(row: *const V, count: usize) {
+    #[cfg(target_arch = "x86_64")]
+    {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        let bytes = count * size_of::<V>();
+        // The row may begin inside a line, so its last element is asked for too.
+        for at in (0..bytes).step_by(64).chain([bytes - 1]) {
+            // SAFETY: a hint: it never faults, and the address is inside the buffer anyway.
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(row.cast::<i8>().add(at)) };
+        }
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = (row, count);
 }
 
 #[repr(align(64))]

@@ -165,15 +165,17 @@ unsafe impl Kernel for Avx512 {
             while i < width {
                 // SAFETY: elements of rows i.. and of depth l.. inside both buffers.
                 unsafe {
-                    transpose16(
-                        src.add(i.min(rows) * stride + l),
-                        stride,
-                        rows.saturating_sub(i).min(16),
-                        (depth - l).min(16),
-                        dst.add(l * width + i).cast(),
-                        width,
-                        (width - i).min(16),
-                    );
+                    let (from, to) = (src.add(i.min(rows) * stride + l), dst.add(l * width + i));
+                    let (have, deep) = (rows.saturating_sub(i).min(16), (depth - l).min(16));
+                    let to = to.cast();
+                    if deep == 16 && have == 16 {
+                        transpose16::<T, 16>(from, stride, 16, 16, to, width, 16);
+                    } else if deep == 16 && have == 12 && width == 12 {
+                        transpose16::<T, 12>(from, stride, 12, 16, to, width, 12);
+                    } else {
+                        let keep = (width - i).min(16);
+                        transpose16::<T, 0>(from, stride, have, deep, to, width, keep);
+                    }
                 }
                 i += 16;
             }
@@ -262,6 +264,9 @@ unsafe fn narrow_f16x4(src: *const f32, dst: *mut f16) {
     }
 }
 
+/// How far ahead of a transposition its rows are asked for, in bytes.
+const AHEAD: usize = 256;
+
 /// Up to 16 elements, widened; the rest is 0.
 ///
 /// # Safety
@@ -273,9 +278,15 @@ unsafe fn load16<T: Float>(src: *const T, count: usize) -> __m512 {
     // SAFETY: masked elements are not touched.
     unsafe {
         if same::<T, f32>() {
-            return _mm512_maskz_loadu_ps(mask, src.cast());
+            return match count {
+                16 => _mm512_loadu_ps(src.cast()),
+                _ => _mm512_maskz_loadu_ps(mask, src.cast()),
+            };
         }
-        let short = _mm512_castsi512_si256(_mm512_maskz_loadu_epi16(u32::from(mask), src.cast()));
+        let short = match count {
+            16 => _mm256_loadu_si256(src.cast()),
+            _ => _mm512_castsi512_si256(_mm512_maskz_loadu_epi16(u32::from(mask), src.cast())),
+        };
         if same::<T, bf16>() {
             _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(short)))
         } else {
@@ -285,12 +296,13 @@ unsafe fn load16<T: Float>(src: *const T, count: usize) -> __m512 {
 }
 
 /// A block of at most 16 rows x 16 deep: `dst[l · width + i] = src[i · stride + l]` for i < keep,
-/// with 0 where i >= rows.
+/// with 0 where i >= rows. ROWS is 0, or 12 or 16 if that is both `rows` and `keep` and the block
+/// is 16 deep.
 ///
 /// # Safety
 /// What is addressed so is inside the buffers; T is `f32`, `bf16` or `f16`.
 #[target_feature(enable = "avx512f,avx512bw")]
-unsafe fn transpose16<T: Float>(
+unsafe fn transpose16<T: Float, const ROWS: usize>(
     src: *const T,
     stride: usize,
     rows: usize,
@@ -299,22 +311,30 @@ unsafe fn transpose16<T: Float>(
     width: usize,
     keep: usize,
 ) {
+    let (rows, depth, keep) = if ROWS > 0 {
+        (ROWS, 16, ROWS)
+    } else {
+        (rows, depth, keep)
+    };
     let mut r = [_mm512_setzero_ps(); 16];
     for i in 0..16 {
         if i < rows {
-            // SAFETY: row i has `depth` elements.
-            r[i] = unsafe { load16(src.add(i * stride), depth) };
+            // SAFETY: row i has `depth` elements. The hint may point past the end.
+            unsafe {
+                let row = src.add(i * stride);
+                _mm_prefetch::<_MM_HINT_T0>(row.wrapping_add(AHEAD / size_of::<T>()).cast());
+                r[i] = load16(row, depth);
+            }
         }
     }
     // Pairs of rows, then fours; afterwards u[4g + j] has, in its 128-bit lane q, the elements
-    // 4q + j of rows 4g..4g + 4.
-    let mut t = r;
+    // 4q + j of rows 4g..4g + 4. No closures here: they would lose the instruction set.
+    let mut t = [_mm512_setzero_pd(); 16];
     for i in 0..8 {
-        t[2 * i] = _mm512_unpacklo_ps(r[2 * i], r[2 * i + 1]);
-        t[2 * i + 1] = _mm512_unpackhi_ps(r[2 * i], r[2 * i + 1]);
+        t[2 * i] = _mm512_castps_pd(_mm512_unpacklo_ps(r[2 * i], r[2 * i + 1]));
+        t[2 * i + 1] = _mm512_castps_pd(_mm512_unpackhi_ps(r[2 * i], r[2 * i + 1]));
     }
-    let t = t.map(|x| _mm512_castps_pd(x));
-    let mut u = r;
+    let mut u = [_mm512_setzero_ps(); 16];
     for g in 0..4 {
         u[4 * g] = _mm512_castpd_ps(_mm512_unpacklo_pd(t[4 * g], t[4 * g + 2]));
         u[4 * g + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(t[4 * g], t[4 * g + 2]));
@@ -322,7 +342,7 @@ unsafe fn transpose16<T: Float>(
         u[4 * g + 3] = _mm512_castpd_ps(_mm512_unpackhi_pd(t[4 * g + 1], t[4 * g + 3]));
     }
     // Lanes 0 and 2, or 1 and 3, of two at a time, twice.
-    let mut out = r;
+    let mut out = [_mm512_setzero_ps(); 16];
     for j in 0..4 {
         let even = _mm512_shuffle_f32x4::<0x88>(u[j], u[4 + j]);
         let odd = _mm512_shuffle_f32x4::<0xdd>(u[j], u[4 + j]);
@@ -337,7 +357,12 @@ unsafe fn transpose16<T: Float>(
     for l in 0..16 {
         if l < depth {
             // SAFETY: `keep` elements of row l.
-            unsafe { _mm512_mask_storeu_ps(dst.add(l * width), mask, out[l]) };
+            unsafe {
+                match keep {
+                    16 => _mm512_storeu_ps(dst.add(l * width), out[l]),
+                    _ => _mm512_mask_storeu_ps(dst.add(l * width), mask, out[l]),
+                }
+            }
         }
     }
 }
