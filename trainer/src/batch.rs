@@ -1,0 +1,269 @@
+//! From encoded examples to packed batches.
+//!
+//! An epoch is a list of batches, each a list of example numbers, in which every example stands exactly once.
+//! A batch is packed: the tokens of its examples one after the other, with offsets and no padding.
+
+use serde::Serialize;
+
+/// How large a batch may be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub enum BatchSize {
+    /// This many examples, the last batch of an epoch perhaps fewer.
+    #[serde(rename = "batch_size")]
+    Examples(usize),
+    /// At most this many tokens, special tokens included; an example longer than that stands alone.
+    #[serde(rename = "max_tokens")]
+    Tokens(usize),
+}
+
+/// One example as the model takes it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Encoded {
+    /// Token ids, special tokens included.
+    pub ids: Vec<u32>,
+    /// Segment of each token: 0 for the first text, 1 for the second. As long as `ids`.
+    pub type_ids: Vec<u32>,
+    /// Number of the label; 0 where there is none to learn from.
+    pub label: u32,
+}
+
+/// The batches of one epoch.
+///
+/// `lengths[i]` is the number of tokens of example `i`. `shuffle` reorders what it is given; called first with the
+/// examples. With `group_window`, examples are then sorted by length within windows of that many (so that a batch
+/// holds examples of like length) and `shuffle` is called once more to reorder the batches. A size of 0 is treated
+/// as 1.
+///
+/// Every example is in exactly one batch and no batch is empty.
+pub fn epoch_batches(
+    lengths: &[usize],
+    size: BatchSize,
+    group_window: Option<usize>,
+    mut shuffle: impl FnMut(&mut [usize]),
+) -> Vec<Vec<usize>> {
+    let mut order: Vec<usize> = (0..lengths.len()).collect();
+    shuffle(&mut order);
+    let Some(window) = group_window else {
+        return cut(&order, lengths, size);
+    };
+    for part in order.chunks_mut(window.max(1)) {
+        // Stable: equal lengths keep their shuffled order.
+        part.sort_by_key(|&example| lengths[example]);
+    }
+    let mut batches = cut(&order, lengths, size);
+    let mut places: Vec<usize> = (0..batches.len()).collect();
+    shuffle(&mut places);
+    places
+        .into_iter()
+        .map(|place| std::mem::take(&mut batches[place]))
+        .collect()
+}
+
+/// The batches of an evaluation: all examples in their order.
+pub fn in_order(lengths: &[usize], size: BatchSize) -> Vec<Vec<usize>> {
+    epoch_batches(lengths, size, None, |_| {})
+}
+
+/// Cuts an order into batches, each as large as `size` allows.
+fn cut(order: &[usize], lengths: &[usize], size: BatchSize) -> Vec<Vec<usize>> {
+    match size {
+        BatchSize::Examples(count) => order.chunks(count.max(1)).map(<[usize]>::to_vec).collect(),
+        BatchSize::Tokens(budget) => {
+            let mut batches: Vec<Vec<usize>> = Vec::new();
+            let mut tokens = 0usize;
+            for &example in order {
+                let more = lengths[example];
+                match batches.last_mut() {
+                    Some(batch) if tokens.saturating_add(more) <= budget => {
+                        batch.push(example);
+                        tokens += more;
+                    }
+                    _ => {
+                        batches.push(vec![example]);
+                        tokens = more;
+                    }
+                }
+            }
+            batches
+        }
+    }
+}
+
+/// Packed examples. `total` is the number of tokens, `n` of examples.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct PackedBatch {
+    /// Token ids, `[total]`.
+    pub ids: Vec<u32>,
+    /// Segment of each token, `[total]`.
+    pub type_ids: Vec<u32>,
+    /// Place of each token in its example, from 0, `[total]`.
+    pub positions: Vec<u32>,
+    /// Where each example begins, and the end of the last: `[n + 1]`, from 0 to `total`.
+    pub offsets: Vec<usize>,
+    /// Number of each example's label, `[n]`.
+    pub labels: Vec<u32>,
+}
+
+impl PackedBatch {
+    /// Packs the examples of those numbers, in that order.
+    ///
+    /// # Panics
+    /// When a number is out of range or an example's `type_ids` are not as many as its `ids`.
+    pub fn pack(examples: &[Encoded], batch: &[usize]) -> PackedBatch {
+        let total = batch.iter().map(|&i| examples[i].ids.len()).sum();
+        let mut packed = PackedBatch {
+            ids: Vec::with_capacity(total),
+            type_ids: Vec::with_capacity(total),
+            positions: Vec::with_capacity(total),
+            offsets: Vec::with_capacity(batch.len() + 1),
+            labels: Vec::with_capacity(batch.len()),
+        };
+        packed.offsets.push(0);
+        for &i in batch {
+            let example = &examples[i];
+            assert_eq!(
+                example.ids.len(),
+                example.type_ids.len(),
+                "type ids of example {i}"
+            );
+            packed.ids.extend_from_slice(&example.ids);
+            packed.type_ids.extend_from_slice(&example.type_ids);
+            packed.positions.extend(0..example.ids.len() as u32);
+            packed.offsets.push(packed.ids.len());
+            packed.labels.push(example.label);
+        }
+        packed
+    }
+
+    /// Number of examples.
+    pub fn examples(&self) -> usize {
+        self.labels.len()
+    }
+
+    /// Number of tokens.
+    pub fn tokens(&self) -> usize {
+        self.ids.len()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A fixed scrambling: not random, but no order either.
+    fn scramble(items: &mut [usize]) {
+        let n = items.len();
+        for i in 0..n {
+            items.swap(i, (i * 7 + 3) % n);
+        }
+    }
+
+    fn lengths(n: usize) -> Vec<usize> {
+        (0..n).map(|i| 1 + (i * 37) % 23).collect()
+    }
+
+    fn assert_partition(batches: &[Vec<usize>], n: usize) {
+        let mut all: Vec<usize> = batches.concat();
+        all.sort_unstable();
+        assert_eq!(all, (0..n).collect::<Vec<_>>());
+        assert!(batches.iter().all(|batch| !batch.is_empty()));
+    }
+
+    #[test]
+    fn every_example_once_and_no_batch_empty() {
+        for n in [0, 1, 2, 17, 64] {
+            let lengths = lengths(n);
+            for size in [1, 3, 16, 1000] {
+                for size in [BatchSize::Examples(size), BatchSize::Tokens(size)] {
+                    for window in [None, Some(1), Some(10), Some(1000)] {
+                        assert_partition(&epoch_batches(&lengths, size, window, scramble), n);
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn counts_are_full_but_for_the_last() {
+        let sizes: Vec<usize> = epoch_batches(&lengths(10), BatchSize::Examples(4), None, scramble)
+            .iter()
+            .map(Vec::len)
+            .collect();
+        assert_eq!(sizes, [4, 4, 2]);
+    }
+
+    #[test]
+    fn budgets_hold_and_are_used() {
+        let lengths = lengths(50);
+        let batches = epoch_batches(&lengths, BatchSize::Tokens(40), None, scramble);
+        let tokens = |batch: &[usize]| batch.iter().map(|&i| lengths[i]).sum::<usize>();
+        for pair in batches.windows(2) {
+            assert!(tokens(&pair[0]) <= 40);
+            // The next example did not fit.
+            assert!(tokens(&pair[0]) + lengths[pair[1][0]] > 40);
+        }
+    }
+
+    #[test]
+    fn an_overlong_example_stands_alone() {
+        let batches = in_order(&[2, 2, 99, 2, 2], BatchSize::Tokens(8));
+        assert_eq!(batches, [vec![0, 1], vec![2], vec![3, 4]]);
+    }
+
+    #[test]
+    fn grouping_brings_like_lengths_together_and_shuffles_the_batches() {
+        let lengths = lengths(60);
+        let spread = |batches: &[Vec<usize>]| -> usize {
+            batches
+                .iter()
+                .map(|b| {
+                    let of = || b.iter().map(|&i| lengths[i]);
+                    of().max().unwrap() - of().min().unwrap()
+                })
+                .sum()
+        };
+        let plain = epoch_batches(&lengths, BatchSize::Examples(5), None, scramble);
+        let grouped = epoch_batches(&lengths, BatchSize::Examples(5), Some(30), scramble);
+        assert!(spread(&grouped) < spread(&plain) / 2);
+        // The second call reorders the batches, and nothing else.
+        let mut calls = 0;
+        let mut reversed = epoch_batches(&lengths, BatchSize::Examples(5), Some(30), |items| {
+            calls += 1;
+            if calls == 1 {
+                scramble(items)
+            } else {
+                items.reverse()
+            }
+        });
+        reversed.reverse();
+        calls = 0;
+        let kept = epoch_batches(&lengths, BatchSize::Examples(5), Some(30), |items| {
+            calls += 1;
+            if calls == 1 {
+                scramble(items);
+            }
+        });
+        assert_eq!(reversed, kept);
+    }
+
+    #[test]
+    fn packing_by_hand() {
+        let example = |ids: &[u32], types: &[u32], label| Encoded {
+            ids: ids.to_vec(),
+            type_ids: types.to_vec(),
+            label,
+        };
+        let examples = [
+            example(&[1, 5, 2], &[0, 0, 0], 1),
+            example(&[1, 2], &[0, 0], 0),
+            example(&[1, 6, 2, 7, 2], &[0, 0, 0, 1, 1], 2),
+        ];
+        let packed = PackedBatch::pack(&examples, &[2, 0]);
+        assert_eq!(packed.ids, [1, 6, 2, 7, 2, 1, 5, 2]);
+        assert_eq!(packed.type_ids, [0, 0, 0, 1, 1, 0, 0, 0]);
+        assert_eq!(packed.positions, [0, 1, 2, 3, 4, 0, 1, 2]);
+        assert_eq!(packed.offsets, [0, 5, 8]);
+        assert_eq!(packed.labels, [2, 1]);
+        assert_eq!((packed.examples(), packed.tokens()), (2, 8));
+    }
+}

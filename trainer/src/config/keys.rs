@@ -1,0 +1,233 @@
+//! The keys a configuration may hold, with a line on each. The one list behind unknown-key errors and
+//! `trainer config --keys`.
+
+use std::fmt::Display;
+
+use crate::error::Error;
+use crate::nearest::nearest;
+
+/// A key of the configuration.
+#[derive(Debug, Clone, Copy)]
+pub struct Key {
+    /// Dotted: `section.key`.
+    pub name: &'static str,
+    /// What it means, with its default.
+    pub meaning: &'static str,
+}
+
+impl Key {
+    /// The part before the dot.
+    pub fn section(&self) -> &'static str {
+        self.name.split_once('.').map_or("", |(section, _)| section)
+    }
+
+    /// The part after the dot.
+    pub fn last(&self) -> &'static str {
+        self.name
+            .split_once('.')
+            .map_or(self.name, |(_, last)| last)
+    }
+}
+
+const fn key(name: &'static str, meaning: &'static str) -> Key {
+    Key { name, meaning }
+}
+
+/// Every key, in the order in which a resolved configuration writes them.
+pub const KEYS: &[Key] = &[
+    key(
+        "model.path",
+        "directory of the pretrained model (config.json, model.safetensors, tokenizer.json); required",
+    ),
+    key(
+        "data.train",
+        "training examples, .jsonl, .csv or .tsv; required",
+    ),
+    key(
+        "data.eval",
+        "examples to evaluate on after each epoch; none by default",
+    ),
+    key("data.text", "column of the text; \"text\""),
+    key(
+        "data.text_pair",
+        "column of the second text; \"text_pair\" where the file has one",
+    ),
+    key("data.label", "column of the label; \"label\""),
+    key(
+        "data.max_length",
+        "most tokens of one example, special tokens included; the model's positions",
+    ),
+    key("task.kind", "\"classify\""),
+    key(
+        "strategy.name",
+        "what is trained: \"head\", \"last:K\" (the last K layers and the head) or \"full\"; \"full\"",
+    ),
+    key(
+        "strategy.rules",
+        "rules applied in order after the strategy, the last match wins: [\"freeze *\", \"train encoder.layer.5.*\"]; none",
+    ),
+    key(
+        "strategy.dropout",
+        "dropout probability in [0, 1), in place of the model's own",
+    ),
+    key("optimizer.kind", "\"adamw\" or \"sgd\"; \"adamw\""),
+    key(
+        "optimizer.lr",
+        "peak learning rate; adamw: head 1e-3, last:K 1e-4, full 5e-5; sgd: head 1e-1, last:K 1e-2, full 5e-3",
+    ),
+    key(
+        "optimizer.weight_decay",
+        "decoupled weight decay, 0 or more; 0.01",
+    ),
+    key(
+        "optimizer.betas",
+        "adamw's two averaging factors, each in [0, 1); [0.9, 0.999]",
+    ),
+    key(
+        "optimizer.eps",
+        "adamw's addend to the denominator, above 0; 1e-8",
+    ),
+    key("optimizer.momentum", "sgd's momentum in [0, 1); 0.9"),
+    key(
+        "optimizer.no_decay",
+        "whether biases and norm weights are excluded from weight decay; true",
+    ),
+    key(
+        "optimizer.clip_norm",
+        "largest norm of the whole gradient, 0 for no clipping; 1.0",
+    ),
+    key(
+        "optimizer.schedule",
+        "after the warmup: \"linear\" or \"cosine\" decay to 0, or \"constant\"; \"linear\"",
+    ),
+    key(
+        "optimizer.warmup",
+        "linear warmup: a fraction in [0, 1) of all steps (0.1), or a whole number of steps (100); 0.1",
+    ),
+    key(
+        "train.epochs",
+        "passes over the training examples, 1 or more; 3",
+    ),
+    key(
+        "train.batch_size",
+        "examples in a batch, 1 or more; 16 unless train.max_tokens is given",
+    ),
+    key(
+        "train.max_tokens",
+        "tokens in a batch at most (a longer example stands alone), in place of train.batch_size",
+    ),
+    key(
+        "train.accumulate",
+        "batches in one optimizer step, 1 or more; 1",
+    ),
+    key(
+        "train.group_by_length",
+        "whether batches hold examples of like length; false",
+    ),
+    key(
+        "train.seed",
+        "seed of the new head, the order and dropout, 0 to 2^63-1; 0",
+    ),
+    key(
+        "train.threads",
+        "worker threads, 1 or more (results do not depend on it); all cores",
+    ),
+    key(
+        "output.dir",
+        "directory of the run and of the trained model; required",
+    ),
+];
+
+/// What other programs call these keys.
+const ALIASES: &[(&str, &str)] = &[
+    ("learning_rate", "optimizer.lr"),
+    ("num_train_epochs", "train.epochs"),
+    ("num_epochs", "train.epochs"),
+    ("per_device_train_batch_size", "train.batch_size"),
+    ("gradient_accumulation_steps", "train.accumulate"),
+    ("max_grad_norm", "optimizer.clip_norm"),
+    ("lr_scheduler_type", "optimizer.schedule"),
+    ("warmup_ratio", "optimizer.warmup"),
+    ("warmup_steps", "optimizer.warmup"),
+    ("output_dir", "output.dir"),
+    ("out", "output.dir"),
+    ("model_name_or_path", "model.path"),
+    ("max_seq_length", "data.max_length"),
+];
+
+/// The key of that dotted name.
+pub fn describe(name: &str) -> Option<&'static Key> {
+    KEYS.iter().find(|key| key.name == name)
+}
+
+/// The error for a key or section that does not exist: names the nearest, else lists what there is.
+pub(super) fn unknown_key(place: impl Display, given: &str) -> Error {
+    let (section, last) = given.split_once('.').unwrap_or(("", given));
+    let sections = || {
+        let mut names: Vec<&str> = KEYS.iter().map(Key::section).collect();
+        names.dedup();
+        names
+    };
+    if section.is_empty() && sections().contains(&given) {
+        let keys: Vec<&str> = KEYS
+            .iter()
+            .filter(|k| k.section() == given)
+            .map(Key::last)
+            .collect();
+        return Error::config(
+            place,
+            format!("`{given}` is a section, expected [{given}] with keys below it"),
+            format!("its keys are {}", keys.join(", ")),
+        );
+    }
+    // First the right key in the wrong section, then a typo in the whole name, then a typo in the wrong section.
+    let same_last = KEYS.iter().find(|k| k.last() == last).map(|k| k.name);
+    let near_all = || nearest(given, KEYS.iter().map(|k| k.name));
+    let near_here = || {
+        let keys = KEYS.iter().filter(|k| k.section() == section);
+        let near = nearest(last, keys.clone().map(Key::last))?;
+        keys.clone().find(|k| k.last() == near).map(|k| k.name)
+    };
+    let near_last = || {
+        let near = nearest(last, KEYS.iter().map(Key::last))?;
+        KEYS.iter().find(|k| k.last() == near).map(|k| k.name)
+    };
+    let alias = || {
+        ALIASES
+            .iter()
+            .find(|(alias, _)| *alias == last)
+            .map(|(_, name)| *name)
+    };
+    let known_section = KEYS.iter().any(|k| k.section() == section);
+    let near_section = nearest(if section.is_empty() { given } else { section }, sections());
+    let suggestion = if known_section {
+        near_here().or(same_last).or_else(alias).or_else(near_last)
+    } else if section.is_empty() && near_section.is_some() {
+        same_last.or_else(alias)
+    } else {
+        same_last
+            .or_else(alias)
+            .or_else(near_all)
+            .or_else(near_last)
+    };
+    let help = match suggestion {
+        Some(name) => format!("did you mean `{name}`?"),
+        None if known_section => {
+            let keys: Vec<&str> = KEYS
+                .iter()
+                .filter(|k| k.section() == section)
+                .map(Key::last)
+                .collect();
+            format!("the keys of [{section}] are {}", keys.join(", "))
+        }
+        None => match near_section {
+            Some(near) => format!("did you mean the section [{near}]?"),
+            None => format!("the sections are {}", sections().join(", ")),
+        },
+    };
+    Error::config(
+        place,
+        format!("unknown key `{}`", given.escape_debug()),
+        help,
+    )
+}

@@ -1,0 +1,454 @@
+//! The typed configuration of a run.
+//!
+//! A TOML file, `--set key=value` and flags are layered by [`Settings`] (flags over `--set` over the file) and
+//! resolved once into a [`RunConfig`], in which every default is spelled out. Written back with
+//! [`RunConfig::to_toml`], it resolves to itself: that file trains the same run again.
+
+mod keys;
+mod settings;
+#[cfg(test)]
+mod tests;
+mod values;
+
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+
+pub use keys::{KEYS, Key, describe};
+pub use settings::{Origin, Settings};
+pub use values::{OptimizerKind, Rule, Schedule, Strategy, TaskKind, Warmup};
+
+use crate::batch::BatchSize;
+use crate::error::{Error, Result};
+
+/// Everything a training run depends on, with all defaults filled in and all paths absolute.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct RunConfig {
+    /// `[model]`
+    pub model: ModelConfig,
+    /// `[data]`
+    pub data: DataConfig,
+    /// `[task]`
+    pub task: TaskConfig,
+    /// `[strategy]`
+    pub strategy: StrategyConfig,
+    /// `[optimizer]`
+    pub optimizer: OptimizerConfig,
+    /// `[train]`
+    pub train: TrainConfig,
+    /// `[output]`
+    pub output: OutputConfig,
+}
+
+/// The pretrained model.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct ModelConfig {
+    /// Its directory.
+    pub path: PathBuf,
+}
+
+/// The examples.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct DataConfig {
+    /// File of training examples.
+    pub train: PathBuf,
+    /// File of evaluation examples; without one, no epoch is evaluated and the last model is kept.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub eval: Option<PathBuf>,
+    /// Column of the text; default `text`.
+    pub text: String,
+    /// Column of the second text; none: `text_pair` where the file has such a column.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub text_pair: Option<String>,
+    /// Column of the label; default `label`.
+    pub label: String,
+    /// Most tokens of one example, special tokens included; none: the model's positions.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_length: Option<usize>,
+}
+
+/// The task.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct TaskConfig {
+    /// Default, and so far all there is: classify.
+    pub kind: TaskKind,
+}
+
+/// What is trained.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct StrategyConfig {
+    /// Default: full.
+    pub name: Strategy,
+    /// Applied in order after the strategy; the last rule that matches a parameter decides.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub rules: Vec<Rule>,
+    /// Dropout probability in [0, 1) of every dropout layer; none: the model's own.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub dropout: Option<f64>,
+}
+
+/// How parameters move.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct OptimizerConfig {
+    /// Default: AdamW with betas 0.9 and 0.999 and eps 1e-8. SGD's momentum is 0.9 by default.
+    #[serde(flatten)]
+    pub kind: OptimizerKind,
+    /// Peak learning rate; its default depends on the strategy, see [`OptimizerConfig::default_lr`].
+    pub lr: f64,
+    /// Decoupled weight decay; default 0.01.
+    pub weight_decay: f64,
+    /// Whether biases and norm weights are excluded from weight decay; default true.
+    pub no_decay: bool,
+    /// Largest norm of the whole gradient, 0 for no clipping; default 1.
+    pub clip_norm: f64,
+    /// Default: linear.
+    pub schedule: Schedule,
+    /// Default: a tenth of all steps.
+    pub warmup: Warmup,
+}
+
+impl OptimizerConfig {
+    /// The learning rate when none is given. A fresh head on a frozen trunk bears a large one; the deeper the
+    /// pretrained layers that move, the smaller. SGD has no per-parameter scale and needs about a hundred times as
+    /// much.
+    pub fn default_lr(kind: &OptimizerKind, strategy: Strategy) -> f64 {
+        match (kind, strategy) {
+            (OptimizerKind::AdamW { .. }, Strategy::Head) => 1e-3,
+            (OptimizerKind::AdamW { .. }, Strategy::Last(_)) => 1e-4,
+            (OptimizerKind::AdamW { .. }, Strategy::Full) => 5e-5,
+            (OptimizerKind::Sgd { .. }, Strategy::Head) => 1e-1,
+            (OptimizerKind::Sgd { .. }, Strategy::Last(_)) => 1e-2,
+            (OptimizerKind::Sgd { .. }, Strategy::Full) => 5e-3,
+        }
+    }
+}
+
+/// The loop.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct TrainConfig {
+    /// Passes over the training examples; default 3.
+    pub epochs: usize,
+    /// Default: 16 examples.
+    #[serde(flatten)]
+    pub batch: BatchSize,
+    /// Batches in one optimizer step; default 1.
+    pub accumulate: usize,
+    /// Whether batches hold examples of like length; default false.
+    pub group_by_length: bool,
+    /// Of the new head, the order and dropout; default 0.
+    pub seed: u64,
+    /// Worker threads; none: all cores. Results do not depend on it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub threads: Option<usize>,
+}
+
+/// What is left behind.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct OutputConfig {
+    /// Directory of the run and of the trained model.
+    pub dir: PathBuf,
+}
+
+impl RunConfig {
+    /// Checks every setting and fills in the defaults.
+    ///
+    /// # Errors
+    /// A required key that is missing, a value of the wrong type or out of range, two settings that exclude each
+    /// other at the same level of precedence, or an output directory that would replace what the run reads.
+    pub fn resolve(mut settings: Settings) -> Result<RunConfig> {
+        exclusive(&mut settings, "train.batch_size", "train.max_tokens")?;
+        let s = &settings;
+        let model = ModelConfig {
+            path: required(path(s, "model.path")?, "model.path", "--model DIR")?,
+        };
+        let column = |key: &str| -> Result<Option<String>> {
+            let name = s.get(key, "the name of a column", |name: &String| {
+                !name.is_empty()
+            })?;
+            Ok(name.map(|(name, _)| name))
+        };
+        let data = DataConfig {
+            train: required(path(s, "data.train")?, "data.train", "--train FILE")?,
+            eval: path(s, "data.eval")?,
+            text: column("data.text")?.unwrap_or_else(|| "text".into()),
+            text_pair: column("data.text_pair")?,
+            label: column("data.label")?.unwrap_or_else(|| "label".into()),
+            max_length: count(s, "data.max_length")?,
+        };
+        distinct_columns(s, &data)?;
+        let task = TaskConfig {
+            kind: choice(s, "task.kind", "\"classify\"")?.unwrap_or(TaskKind::Classify),
+        };
+        let name = choice(
+            s,
+            "strategy.name",
+            "\"head\", \"last:K\" (K 1 or more) or \"full\"",
+        )?;
+        let rules = "a list of rules, each \"freeze PATTERN\" or \"train PATTERN\"";
+        let strategy = StrategyConfig {
+            name: name.unwrap_or(Strategy::Full),
+            rules: choice(s, "strategy.rules", rules)?.unwrap_or_default(),
+            dropout: number(s, "strategy.dropout", "a number in [0, 1)", |p| {
+                (0.0..1.0).contains(&p)
+            })?,
+        };
+        let optimizer = optimizer(s, strategy.name)?;
+        let train = TrainConfig {
+            epochs: count(s, "train.epochs")?.unwrap_or(3),
+            batch: match (count(s, "train.batch_size")?, count(s, "train.max_tokens")?) {
+                (_, Some(tokens)) => BatchSize::Tokens(tokens),
+                (Some(examples), None) => BatchSize::Examples(examples),
+                (None, None) => BatchSize::Examples(16),
+            },
+            accumulate: count(s, "train.accumulate")?.unwrap_or(1),
+            group_by_length: choice(s, "train.group_by_length", "true or false")?.unwrap_or(false),
+            seed: s
+                .get(
+                    "train.seed",
+                    "a whole number from 0 to 2^63-1",
+                    |_: &u64| true,
+                )?
+                .map_or(0, |(seed, _)| seed),
+            threads: count(s, "train.threads")?,
+        };
+        let output = OutputConfig {
+            dir: required(path(s, "output.dir")?, "output.dir", "--out DIR")?,
+        };
+        let config = RunConfig {
+            model,
+            data,
+            task,
+            strategy,
+            optimizer,
+            train,
+            output,
+        };
+        config.check_output(s)?;
+        Ok(config)
+    }
+
+    /// The whole configuration as TOML, which resolves to an equal configuration wherever it lies.
+    ///
+    /// # Errors
+    /// A path that is not UTF-8, which TOML cannot hold.
+    pub fn to_toml(&self) -> Result<String> {
+        toml::to_string(self).map_err(|e| {
+            Error::config(
+                "configuration",
+                format!("it cannot be written as TOML: {e}"),
+                "use paths that are valid UTF-8",
+            )
+        })
+    }
+
+    /// The output directory is replaced at the end of the run; nothing the run reads may lie in it.
+    fn check_output(&self, settings: &Settings) -> Result<()> {
+        let out = canonical(&self.output.dir);
+        let inputs = [
+            ("model.path", Some(&self.model.path)),
+            ("data.train", Some(&self.data.train)),
+            ("data.eval", self.data.eval.as_ref()),
+        ];
+        for (key, input) in inputs {
+            let Some(input) = input else { continue };
+            if canonical(input).starts_with(&out) {
+                return Err(Error::config(
+                    settings
+                        .origin("output.dir")
+                        .map_or_else(String::new, Origin::to_string),
+                    format!(
+                        "the output directory {} would replace `{key}`, {}",
+                        self.output.dir.display(),
+                        input.display()
+                    ),
+                    "name another output directory",
+                ));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn optimizer(s: &Settings, strategy: Strategy) -> Result<OptimizerConfig> {
+    #[derive(serde::Deserialize, Clone, Copy, PartialEq)]
+    #[serde(rename_all = "lowercase")]
+    enum Kind {
+        AdamW,
+        Sgd,
+    }
+    let kind = s.get("optimizer.kind", "\"adamw\" or \"sgd\"", |_: &Kind| true)?;
+    let (name, kind_level) = match &kind {
+        Some((name, origin)) => (*name, Some(origin.level())),
+        None => (Kind::AdamW, None),
+    };
+    // A setting the chosen optimizer lacks is a mistake, unless the optimizer was chosen over the setting's head.
+    let foreign = match name {
+        Kind::AdamW => &["optimizer.momentum"][..],
+        Kind::Sgd => &["optimizer.betas", "optimizer.eps"][..],
+    };
+    for key in foreign {
+        if let Some(origin) = s.origin(key)
+            && kind_level.is_none_or(|level| origin.level() >= level)
+        {
+            let (used, other) = match name {
+                Kind::AdamW => ("adamw", "sgd"),
+                Kind::Sgd => ("sgd", "adamw"),
+            };
+            return Err(Error::config(
+                origin,
+                format!("`{key}` has no effect: `optimizer.kind` is \"{used}\""),
+                format!("remove it, or set optimizer.kind = \"{other}\""),
+            ));
+        }
+    }
+    let unit = |p: f64| (0.0..1.0).contains(&p);
+    let not_negative = |x: f64| x >= 0.0 && x.is_finite();
+    let kind = match name {
+        Kind::AdamW => OptimizerKind::AdamW {
+            betas: s
+                .get(
+                    "optimizer.betas",
+                    "two numbers in [0, 1)",
+                    |b: &[f64; 2]| b.iter().all(|&p| unit(p)),
+                )?
+                .map_or([0.9, 0.999], |(betas, _)| betas),
+            eps: number(s, "optimizer.eps", "a number above 0", |x| {
+                x > 0.0 && x.is_finite()
+            })?
+            .unwrap_or(1e-8),
+        },
+        Kind::Sgd => OptimizerKind::Sgd {
+            momentum: number(s, "optimizer.momentum", "a number in [0, 1)", unit)?.unwrap_or(0.9),
+        },
+    };
+    let warmup = "a fraction in [0, 1) such as 0.1, or a whole number of steps";
+    Ok(OptimizerConfig {
+        kind,
+        lr: number(s, "optimizer.lr", "a number above 0", |x| {
+            x > 0.0 && x.is_finite()
+        })?
+        .unwrap_or_else(|| OptimizerConfig::default_lr(&kind, strategy)),
+        weight_decay: number(
+            s,
+            "optimizer.weight_decay",
+            "a number, 0 or more",
+            not_negative,
+        )?
+        .unwrap_or(0.01),
+        no_decay: choice(s, "optimizer.no_decay", "true or false")?.unwrap_or(true),
+        clip_norm: number(
+            s,
+            "optimizer.clip_norm",
+            "a number, 0 or more",
+            not_negative,
+        )?
+        .unwrap_or(1.0),
+        schedule: choice(
+            s,
+            "optimizer.schedule",
+            "\"linear\", \"cosine\" or \"constant\"",
+        )?
+        .unwrap_or(Schedule::Linear),
+        warmup: choice(s, "optimizer.warmup", warmup)?.unwrap_or(Warmup::Ratio(0.1)),
+    })
+}
+
+/// Of two keys that exclude each other, keeps the one of higher precedence.
+fn exclusive(settings: &mut Settings, a: &'static str, b: &'static str) -> Result<()> {
+    let (Some(from_a), Some(from_b)) = (settings.origin(a), settings.origin(b)) else {
+        return Ok(());
+    };
+    match from_a.level().cmp(&from_b.level()) {
+        std::cmp::Ordering::Greater => settings.remove(b),
+        std::cmp::Ordering::Less => settings.remove(a),
+        std::cmp::Ordering::Equal => {
+            return Err(Error::config(
+                from_b,
+                format!("`{b}` and `{a}` (from {from_a}) exclude each other"),
+                "give one of the two",
+            ));
+        }
+    }
+    Ok(())
+}
+
+fn distinct_columns(s: &Settings, data: &DataConfig) -> Result<()> {
+    let mut names = vec![("data.text", &data.text), ("data.label", &data.label)];
+    names.extend(data.text_pair.as_ref().map(|name| ("data.text_pair", name)));
+    for (i, (key, name)) in names.iter().enumerate() {
+        if let Some((other, _)) = names[..i].iter().find(|(_, earlier)| earlier == name) {
+            let origin = s.origin(key).or(s.origin(other));
+            return Err(Error::config(
+                origin.map_or_else(String::new, Origin::to_string),
+                format!("`{other}` and `{key}` both name the column `{name}`"),
+                "give each its own column",
+            ));
+        }
+    }
+    Ok(())
+}
+
+fn required<T>(value: Option<T>, key: &str, flag: &str) -> Result<T> {
+    value.ok_or_else(|| {
+        Error::config(
+            "configuration",
+            format!("`{key}` is missing"),
+            format!("give {flag}, or set {key} in the configuration file"),
+        )
+    })
+}
+
+/// A whole number, 1 or more.
+fn count(s: &Settings, key: &str) -> Result<Option<usize>> {
+    Ok(
+        s.get(key, "a whole number, 1 or more", |n: &usize| *n >= 1)?
+            .map(|(n, _)| n),
+    )
+}
+
+fn number(
+    s: &Settings,
+    key: &str,
+    expected: &str,
+    ok: impl Fn(f64) -> bool,
+) -> Result<Option<f64>> {
+    Ok(s.get(key, expected, |x: &f64| ok(*x))?.map(|(x, _)| x))
+}
+
+/// A value whose type says all about what is allowed.
+fn choice<T: serde::de::DeserializeOwned>(
+    s: &Settings,
+    key: &str,
+    expected: &str,
+) -> Result<Option<T>> {
+    Ok(s.get(key, expected, |_| true)?.map(|(value, _)| value))
+}
+
+/// An absolute path: one from a file is relative to the file's directory, others to the working directory.
+fn path(s: &Settings, key: &str) -> Result<Option<PathBuf>> {
+    let Some((given, origin)) = s.get(key, "a path", |p: &PathBuf| !p.as_os_str().is_empty())?
+    else {
+        return Ok(None);
+    };
+    let relative = match &origin {
+        Origin::File { path, .. } => path.parent().unwrap_or(Path::new("")).join(&given),
+        Origin::Set(_) | Origin::Flag(_) => given,
+    };
+    std::path::absolute(&relative)
+        .map(Some)
+        .map_err(|e| Error::io("find", &relative, e))
+}
+
+/// The path with links and `..` resolved as far as it exists.
+fn canonical(path: &Path) -> PathBuf {
+    for ancestor in path.ancestors() {
+        if let Ok(real) = ancestor.canonicalize() {
+            return match path.strip_prefix(ancestor) {
+                Ok(rest) if rest.as_os_str().is_empty() => real,
+                Ok(rest) => real.join(rest),
+                Err(_) => path.to_path_buf(),
+            };
+        }
+    }
+    path.to_path_buf()
+}

@@ -1,0 +1,227 @@
+//! The values a configuration's keys take, where they are more than numbers and strings.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+
+use crate::nearest::nearest;
+
+/// What a run learns to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum TaskKind {
+    /// One label per text or pair of texts.
+    Classify,
+}
+
+/// How the learning rate goes on after the warmup.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Schedule {
+    /// Stays at its peak.
+    Constant,
+    /// Falls in a straight line to 0 at the last step.
+    Linear,
+    /// Falls along half a cosine to 0 at the last step.
+    Cosine,
+}
+
+/// The update rule with the settings only it has.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[serde(tag = "kind", rename_all = "lowercase")]
+pub enum OptimizerKind {
+    /// Adam with decoupled weight decay (Loshchilov and Hutter 2019).
+    AdamW {
+        /// Averaging factors of the gradient and of its square, each in [0, 1).
+        betas: [f64; 2],
+        /// Added to the denominator; above 0.
+        eps: f64,
+    },
+    /// Stochastic gradient descent.
+    Sgd {
+        /// In [0, 1); 0 for none.
+        momentum: f64,
+    },
+}
+
+/// How long the learning rate rises, in a straight line from 0 to its peak.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[serde(untagged)]
+pub enum Warmup {
+    /// A fraction of all optimizer steps, in [0, 1).
+    Ratio(f64),
+    /// A number of optimizer steps.
+    Steps(u64),
+}
+
+impl Warmup {
+    /// The optimizer steps of the warmup, of `total`; a ratio is rounded up, as transformers does.
+    pub fn steps(self, total: u64) -> u64 {
+        match self {
+            Warmup::Ratio(ratio) => ((total as f64 * ratio).ceil() as u64).min(total),
+            Warmup::Steps(steps) => steps.min(total),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Warmup {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        match toml::Value::deserialize(from)? {
+            toml::Value::Float(ratio) if (0.0..1.0).contains(&ratio) => Ok(Warmup::Ratio(ratio)),
+            toml::Value::Integer(steps) => match u64::try_from(steps) {
+                Ok(steps) => Ok(Warmup::Steps(steps)),
+                Err(_) => Err(de::Error::custom("negative")),
+            },
+            _ => Err(de::Error::custom("neither a ratio nor a number of steps")),
+        }
+    }
+}
+
+/// Which parameters a run trains, before any rules.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Strategy {
+    /// The classification head alone; the pretrained trunk is frozen.
+    Head,
+    /// The last K layers of the trunk, what comes after them, and the head; K is 1 or more.
+    Last(usize),
+    /// Every parameter.
+    Full,
+}
+
+impl fmt::Display for Strategy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Strategy::Head => f.write_str("head"),
+            Strategy::Last(layers) => write!(f, "last:{layers}"),
+            Strategy::Full => f.write_str("full"),
+        }
+    }
+}
+
+impl FromStr for Strategy {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "head" => return Ok(Strategy::Head),
+            "full" => return Ok(Strategy::Full),
+            _ => {}
+        }
+        if let Some(layers) = text.strip_prefix("last:") {
+            return match layers.parse() {
+                Ok(layers) if layers >= 1 => Ok(Strategy::Last(layers)),
+                _ => Err(format!(
+                    "`{layers}` in `{text}` is no number of layers, 1 or more"
+                )),
+            };
+        }
+        Err(match nearest(text, ["head", "last:1", "full", "last"]) {
+            Some("last" | "last:1") => "how many layers? write last:2".to_owned(),
+            Some(near) => format!("did you mean `{near}`?"),
+            None => "expected head, last:K or full".to_owned(),
+        })
+    }
+}
+
+/// One rule over parameter names: `freeze PATTERN` or `train PATTERN`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Rule {
+    /// Whether matching parameters are trained (else frozen).
+    pub train: bool,
+    /// A parameter name in which each `*` stands for any run of characters, dots included.
+    pub pattern: String,
+}
+
+impl fmt::Display for Rule {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let verb = if self.train { "train" } else { "freeze" };
+        write!(f, "{verb} {}", self.pattern)
+    }
+}
+
+impl FromStr for Rule {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let mut words = text.split_whitespace();
+        let (verb, pattern, rest) = (words.next(), words.next(), words.next());
+        let train = match verb {
+            Some("train") => true,
+            Some("freeze") => false,
+            _ => return Err(format!("`{text}` begins with neither `freeze` nor `train`")),
+        };
+        match (pattern, rest) {
+            (Some(pattern), None) => Ok(Rule {
+                train,
+                pattern: pattern.to_owned(),
+            }),
+            (None, _) => Err(format!("`{text}` names no parameters")),
+            (_, Some(_)) => Err(format!("`{text}` has more than one pattern")),
+        }
+    }
+}
+
+/// Serde by way of `Display` and `FromStr`.
+macro_rules! as_string {
+    ($($name:ident),*) => {$(
+        impl Serialize for $name {
+            fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+                to.collect_str(self)
+            }
+        }
+
+        impl<'de> Deserialize<'de> for $name {
+            fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+                String::deserialize(from)?.parse().map_err(de::Error::custom)
+            }
+        }
+    )*};
+}
+as_string!(Strategy, Rule);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn strategies_print_as_they_parse() {
+        for text in ["head", "full", "last:1", "last:12"] {
+            assert_eq!(text.parse::<Strategy>().unwrap().to_string(), text);
+        }
+        assert!(
+            "last:0"
+                .parse::<Strategy>()
+                .unwrap_err()
+                .contains("1 or more")
+        );
+        assert!("last:x".parse::<Strategy>().unwrap_err().contains("`x`"));
+        assert!("heads".parse::<Strategy>().unwrap_err().contains("`head`"));
+        assert!("last".parse::<Strategy>().unwrap_err().contains("last:2"));
+        assert!("".parse::<Strategy>().is_err());
+    }
+
+    #[test]
+    fn rules_are_a_verb_and_one_pattern() {
+        let rule: Rule = " train  encoder.layer.5.* ".parse().unwrap();
+        assert_eq!(
+            rule,
+            Rule {
+                train: true,
+                pattern: "encoder.layer.5.*".into()
+            }
+        );
+        assert_eq!("freeze *".parse::<Rule>().unwrap().to_string(), "freeze *");
+        for bad in ["", "freeze", "thaw *", "train a b"] {
+            assert!(bad.parse::<Rule>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn warmup_rounds_up_and_never_passes_the_end() {
+        assert_eq!(Warmup::Ratio(0.1).steps(101), 11);
+        assert_eq!(Warmup::Ratio(0.0).steps(101), 0);
+        assert_eq!(Warmup::Steps(7).steps(101), 7);
+        assert_eq!(Warmup::Steps(700).steps(101), 101);
+    }
+}

@@ -1,0 +1,297 @@
+//! Examples from files: JSON Lines, CSV and TSV.
+//!
+//! The format follows from the extension: `.jsonl`, `.ndjson` and `.json` hold one JSON object per line, `.csv` is
+//! RFC 4180 with a header, `.tsv` is tab-separated with a header and knows no quotes. A byte order mark, CRLF line
+//! ends and blank lines are tolerated; everything else that is wrong is refused with the file and the line.
+
+mod csv;
+mod jsonl;
+mod labels;
+
+use std::path::{Path, PathBuf};
+
+pub use labels::LabelSet;
+
+use crate::error::{Error, Result, list_names};
+use crate::nearest::nearest;
+
+/// One row of a data file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Example {
+    /// The text, as it stands in the file.
+    pub text: String,
+    /// The second text, where the file has one.
+    pub text_pair: Option<String>,
+    /// The label; an integer as its decimal digits. None when labels were not asked for.
+    pub label: Option<String>,
+    /// The line on which the row begins, from 1.
+    pub line: usize,
+}
+
+/// The names of the columns to read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Columns {
+    /// Of the text.
+    pub text: String,
+    /// Of the second text. None: `text_pair` where the first row (or the header) has such a column.
+    pub text_pair: Option<String>,
+    /// Of the label. None: labels are not read, and need not be there.
+    pub label: Option<String>,
+}
+
+impl Default for Columns {
+    /// `text`, `text_pair` where there is one, and `label`.
+    fn default() -> Self {
+        Columns {
+            text: "text".into(),
+            text_pair: None,
+            label: Some("label".into()),
+        }
+    }
+}
+
+/// The column of the second text when none is named.
+const DEFAULT_PAIR: &str = "text_pair";
+
+/// All examples of one file; there is at least one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Dataset {
+    /// The file.
+    pub path: PathBuf,
+    /// Its rows in their order.
+    pub examples: Vec<Example>,
+}
+
+impl Dataset {
+    /// Reads a data file whole.
+    ///
+    /// # Errors
+    /// An unknown extension, a file that cannot be read, is not UTF-8 or holds no example, a malformed row, a missing
+    /// column, a text that is no string, a label that is neither a string nor an integer, or an empty label.
+    pub fn read(path: &Path, columns: &Columns) -> Result<Dataset> {
+        let extension = path
+            .extension()
+            .map(|e| e.to_string_lossy().to_ascii_lowercase());
+        let parse = match extension.as_deref() {
+            Some("jsonl" | "ndjson" | "json") => jsonl::parse,
+            Some("csv") => csv::parse_csv,
+            Some("tsv") => csv::parse_tsv,
+            _ => {
+                return Err(Error::data(
+                    path,
+                    None,
+                    "the format is unknown: expected a name ending in .jsonl, .csv or .tsv",
+                    "rename the file after what it holds",
+                ));
+            }
+        };
+        let bytes = std::fs::read(path).map_err(|e| Error::io("read", path, e))?;
+        let text = decode(path, &bytes)?;
+        let examples = parse(path, text, columns)?;
+        if examples.is_empty() {
+            return Err(Error::data(
+                path,
+                None,
+                if text.trim().is_empty() {
+                    "the file is empty"
+                } else {
+                    "the file holds no example"
+                },
+                format!("expected at least one row with {}", wanted(columns)),
+            ));
+        }
+        Ok(Dataset {
+            path: path.to_path_buf(),
+            examples,
+        })
+    }
+
+    /// How many examples have a text of nothing but white space (and such a second text, if any). They are kept:
+    /// the model sees their special tokens alone.
+    pub fn empty_texts(&self) -> usize {
+        let blank = |text: &str| text.trim().is_empty();
+        self.examples
+            .iter()
+            .filter(|e| blank(&e.text) && e.text_pair.as_deref().is_none_or(blank))
+            .count()
+    }
+}
+
+/// The text of a file without its byte order mark.
+fn decode<'a>(path: &Path, bytes: &'a [u8]) -> Result<&'a str> {
+    if bytes.starts_with(&[0xff, 0xfe]) || bytes.starts_with(&[0xfe, 0xff]) {
+        return Err(Error::data(
+            path,
+            Some(1),
+            "the file is UTF-16, expected UTF-8",
+            "convert it to UTF-8",
+        ));
+    }
+    let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
+    std::str::from_utf8(bytes).map_err(|e| {
+        let before = &bytes[..e.valid_up_to()];
+        let line = 1 + before.iter().filter(|&&b| b == b'\n').count();
+        let byte = bytes[e.valid_up_to()];
+        Error::data(
+            path,
+            Some(line),
+            format!("not UTF-8: byte 0x{byte:02x} does not fit there"),
+            "convert the file to UTF-8",
+        )
+    })
+}
+
+/// The columns in words.
+fn wanted(columns: &Columns) -> String {
+    let mut names = vec![columns.text.as_str()];
+    names.extend(columns.text_pair.as_deref());
+    names.extend(columns.label.as_deref());
+    list_names(&names, 8)
+}
+
+/// The error for a column that is not there, given those that are.
+fn missing_column<'a>(
+    path: &Path,
+    line: usize,
+    key: &str,
+    name: &str,
+    present: impl Iterator<Item = &'a str> + Clone,
+) -> Error {
+    let names: Vec<&str> = present.clone().collect();
+    let setting = format!("set data.{key} to the column's name");
+    let help = match nearest(name, present) {
+        Some(near) => format!("did you mean `{}`? If so, {setting}", near.escape_debug()),
+        None => setting,
+    };
+    Error::data(
+        path,
+        Some(line),
+        format!(
+            "the column `{}` is missing; there is {}",
+            name.escape_debug(),
+            list_names(&names, 12)
+        ),
+        help,
+    )
+}
+
+/// The error for a label that is there but says nothing.
+fn empty_label(path: &Path, line: usize, column: &str) -> Error {
+    Error::data(
+        path,
+        Some(line),
+        format!("the label in column `{}` is empty", column.escape_debug()),
+        "give the row a label or remove it",
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Reads `bytes` from a file of that name.
+    pub(super) fn read(name: &str, bytes: &[u8], columns: &Columns) -> Result<Dataset> {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join(name);
+        std::fs::write(&path, bytes).unwrap();
+        Dataset::read(&path, columns)
+    }
+
+    /// What follows the file's name in the message of the error.
+    pub(super) fn refusal(name: &str, bytes: &[u8], columns: &Columns) -> String {
+        let message = read(name, bytes, columns).unwrap_err().to_string();
+        let (_, rest) = message.split_once(name).expect("the file is named");
+        rest.to_owned()
+    }
+
+    #[test]
+    fn formats_agree() {
+        let columns = Columns::default();
+        let jsonl = b"{\"text\": \"a b\", \"label\": 1}\n{\"text\": \"c\", \"label\": \"x\"}\n";
+        let from_json = read("d.jsonl", jsonl, &columns).unwrap().examples;
+        // The header of the others takes a line.
+        let shifted: Vec<Example> = from_json
+            .iter()
+            .cloned()
+            .map(|e| Example {
+                line: e.line + 1,
+                ..e
+            })
+            .collect();
+        for (name, text) in [
+            ("d.csv", &b"text,label\na b,1\nc,x\n"[..]),
+            ("d.csv", b"label,other,text\r\n1,,a b\r\nx,,c"),
+            ("d.CSV", b"\xef\xbb\xbftext,label\n\"a b\",1\n\"c\",x\n"),
+            ("d.tsv", b"text\tlabel\na b\t1\nc\tx\n"),
+            ("d.tsv", b"text\tlabel\r\na b\t1\r\nc\tx\r\n"),
+        ] {
+            assert_eq!(
+                read(name, text, &columns).unwrap().examples,
+                shifted,
+                "{name}"
+            );
+        }
+        let bom = [b"\xef\xbb\xbf", &jsonl[..]].concat();
+        assert_eq!(read("d.json", &bom, &columns).unwrap().examples, from_json);
+        let crlf = String::from_utf8_lossy(jsonl).replace('\n', "\r\n");
+        assert_eq!(
+            read("d.jsonl", crlf.as_bytes(), &columns).unwrap().examples,
+            from_json
+        );
+    }
+
+    #[test]
+    fn files_without_examples_are_refused() {
+        let columns = Columns::default();
+        for name in ["d.jsonl", "d.csv", "d.tsv"] {
+            for empty in [&b""[..], b"\n\r\n\n", b"\xef\xbb\xbf", b"  \n"] {
+                assert_eq!(
+                    refusal(name, empty, &columns),
+                    ": the file is empty",
+                    "{name}"
+                );
+            }
+        }
+        for (name, text) in [
+            ("d.csv", &b"text,label\n"[..]),
+            ("d.tsv", b"text\tlabel\n\n"),
+        ] {
+            assert_eq!(refusal(name, text, &columns), ": the file holds no example");
+        }
+    }
+
+    #[test]
+    fn unreadable_files_are_refused() {
+        let columns = Columns::default();
+        assert!(refusal("d.txt", b"x", &columns).contains("expected a name ending in"));
+        assert!(refusal("d", b"x", &columns).contains("expected a name ending in"));
+        assert!(refusal("d.csv", b"\xff\xfet\0", &columns).starts_with(":1: the file is UTF-16"));
+        let bad = b"{\"text\": \"a\", \"label\": 1}\n{\"text\": \"\xe9\", \"label\": 1}\n";
+        assert_eq!(
+            refusal("d.jsonl", bad, &columns),
+            ":2: not UTF-8: byte 0xe9 does not fit there"
+        );
+        assert!(refusal("d.jsonl", b"{\"text\": \"\xe9", &columns).starts_with(":1: not UTF-8"));
+        let missing = Dataset::read(Path::new("/nowhere/d.csv"), &columns).unwrap_err();
+        assert!(
+            missing
+                .to_string()
+                .starts_with("/nowhere/d.csv: cannot read"),
+            "{missing}"
+        );
+    }
+
+    #[test]
+    fn empty_texts_are_counted_and_kept() {
+        let columns = Columns {
+            label: None,
+            ..Columns::default()
+        };
+        let text = b"{\"text\": \"\"}\n{\"text\": \" \\t\"}\n{\"text\": \"a\"}\n";
+        let data = read("d.jsonl", text, &columns).unwrap();
+        assert_eq!((data.examples.len(), data.empty_texts()), (3, 2));
+        let pairs = b"text,text_pair\n,b\n,\na,\n";
+        let data = read("d.csv", pairs, &columns).unwrap();
+        assert_eq!((data.examples.len(), data.empty_texts()), (3, 1));
+    }
+}
