@@ -5,7 +5,16 @@
 //! much. Work is split into partitions that depend on the sizes alone, never on the number of
 //! threads: the same input gives the same bits on one thread and on sixty-four.
 
+pub mod attention;
+pub mod cross_entropy;
+pub mod dropout;
 pub mod element;
+pub mod gather;
 pub mod gemm;
+mod lanes;
+pub mod philox;
+pub mod pool;
+pub mod rope;
+mod split;
 
 pub use element::{Element, Float, Real};

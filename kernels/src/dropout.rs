@@ -1,0 +1,80 @@
+//! Dropout with a mask that is recomputed, never stored.
+//!
+//! N. Srivastava et al., "Dropout: A Simple Way to Prevent Neural Networks from Overfitting",
+//! JMLR 15 (2014), in the inverted form: what is kept is scaled up while training.
+
+use crate::element::{Float, Real};
+use crate::philox::{self, Key, WIDE_ITEMS};
+use crate::split;
+
+/// Elements per task; a multiple of [`WIDE_ITEMS`].
+const CHUNK: usize = 16 * 1024;
+
+/// What a kept element is multiplied with: 1 / (1 - p), and 0 where nothing is kept.
+pub(crate) fn kept_scale(p: f64) -> f64 {
+    if p < 1.0 { 1.0 / (1.0 - p) } else { 0.0 }
+}
+
+/// `y[i] = x[i] / (1 - p)` where `philox::uniform(key, i) >= p`, else 0. The backward pass is the
+/// same function, with the same key, applied to the gradient.
+pub fn dropout<T: Float>(x: &[T], y: &mut [T], p: f64, key: Key) {
+    assert_eq!(x.len(), y.len(), "dropout: x and y differ in length");
+    let from = philox::keep_from(p);
+    let scale = T::Acc::from_f64(kept_scale(p));
+    split::chunks_mut(y, CHUNK, |first, chunk| {
+        let x = &x[first..first + chunk.len()];
+        for (n, (x, y)) in x
+            .chunks(WIDE_ITEMS)
+            .zip(chunk.chunks_mut(WIDE_ITEMS))
+            .enumerate()
+        {
+            let words = philox::wide_words(key, (first + n * WIDE_ITEMS) as u64);
+            for ((x, y), word) in x.iter().zip(y).zip(words) {
+                let kept = T::narrow(x.widen() * scale);
+                *y = if word >> 8 >= from {
+                    kept
+                } else {
+                    T::default()
+                };
+            }
+        }
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keeps_what_uniform_says_and_the_expected_share() {
+        let n = 100_003;
+        let key = Key::new(5, 6, 7);
+        let x: Vec<f32> = (0..n).map(|i| 1.0 + (i % 7) as f32).collect();
+        let mut y = vec![f32::NAN; n];
+        for p in [0.0, 0.1, 0.5, 0.9, 1.0] {
+            dropout(&x, &mut y, p, key);
+            let scale = kept_scale(p) as f32;
+            for i in 0..n {
+                let kept = f64::from(philox::uniform(key, i as u64)) >= p;
+                assert_eq!(
+                    y[i],
+                    if kept { x[i] * scale } else { 0.0 },
+                    "element {i} at {p}"
+                );
+            }
+            // The share that is dropped is binomial: five standard deviations.
+            let dropped = y.iter().filter(|&&y| y == 0.0).count() as f64 / n as f64;
+            let deviation = (p * (1.0 - p) / n as f64).sqrt();
+            assert!(
+                (dropped - p).abs() <= 5.0 * deviation,
+                "{dropped} dropped at {p}"
+            );
+        }
+    }
+
+    #[test]
+    #[should_panic(expected = "dropout: x and y differ in length")]
+    fn sizes_are_checked() {
+        dropout(&[1.0f32; 3], &mut [0.0; 4], 0.5, Key([0, 0]));
+    }
+}
