@@ -3,6 +3,7 @@
 //! [`Float`] is what is stored (`f32`, `f64`, `bf16`, `f16`), [`Real`] is what is computed in
 //! (`f32` for the three short types, `f64` for `f64`).
 
+use crate::math::Functions;
 use half::{bf16, f16};
 use std::fmt::Debug;
 use std::ops::{Add, AddAssign, Div, Mul, Neg, Sub};
@@ -31,6 +32,7 @@ pub trait Float: Element + PartialOrd {
 /// A type that arithmetic is done in: `f32` or `f64`.
 pub trait Real:
     Float<Acc = Self>
+    + Functions
     + Add<Output = Self>
     + Sub<Output = Self>
     + Mul<Output = Self>

@@ -12,9 +12,13 @@ pub mod element;
 pub mod gather;
 pub mod gemm;
 mod lanes;
+pub mod math;
+pub mod parallel;
 pub mod philox;
 pub mod pool;
 pub mod rope;
+pub mod simd;
 mod split;
 
 pub use element::{Element, Float, Real};
+pub use simd::Isa;
