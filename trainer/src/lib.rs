@@ -5,11 +5,15 @@
 
 pub mod batch;
 pub mod certificate;
+pub mod cli;
 pub mod config;
 pub mod data;
 pub mod error;
 pub mod metrics;
 mod nearest;
+pub mod progress;
+pub mod report;
+pub mod run_dir;
 
 pub use error::{Error, Result};
 pub use nearest::nearest;

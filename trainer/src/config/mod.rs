@@ -43,8 +43,8 @@ pub struct RunConfig {
 /// The pretrained model.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct ModelConfig {
-    /// Its directory.
-    pub path: PathBuf,
+    /// Its directory or archive, absolute; or a hub id (`org/name`, `org/name@revision`), as it was given.
+    pub path: String,
 }
 
 /// The examples.
@@ -159,7 +159,7 @@ impl RunConfig {
         exclusive(&mut settings, "train.batch_size", "train.max_tokens")?;
         let s = &settings;
         let model = ModelConfig {
-            path: required(path(s, "model.path")?, "model.path", "--model DIR")?,
+            path: required(model_path(s)?, "model.path", "--model DIR")?,
         };
         let column = |key: &str| -> Result<Option<String>> {
             let name = s.get(key, "the name of a column", |name: &String| {
@@ -245,9 +245,9 @@ impl RunConfig {
     fn check_output(&self, settings: &Settings) -> Result<()> {
         let out = canonical(&self.output.dir);
         let inputs = [
-            ("model.path", Some(&self.model.path)),
-            ("data.train", Some(&self.data.train)),
-            ("data.eval", self.data.eval.as_ref()),
+            ("model.path", Some(Path::new(&self.model.path))),
+            ("data.train", Some(self.data.train.as_path())),
+            ("data.eval", self.data.eval.as_deref()),
         ];
         for (key, input) in inputs {
             let Some(input) = input else { continue };
@@ -426,17 +426,52 @@ fn choice<T: serde::de::DeserializeOwned>(
 
 /// An absolute path: one from a file is relative to the file's directory, others to the working directory.
 fn path(s: &Settings, key: &str) -> Result<Option<PathBuf>> {
-    let Some((given, origin)) = s.get(key, "a path", |p: &PathBuf| !p.as_os_str().is_empty())?
+    let given = s.get(key, "a path", |p: &PathBuf| !p.as_os_str().is_empty())?;
+    given
+        .map(|(given, origin)| absolute(given, &origin))
+        .transpose()
+}
+
+fn absolute(given: PathBuf, origin: &Origin) -> Result<PathBuf> {
+    let relative = match origin {
+        Origin::File { path, .. } => path.parent().unwrap_or(Path::new("")).join(given),
+        Origin::Set(_) | Origin::Flag(_) => given,
+    };
+    std::path::absolute(&relative).map_err(|e| Error::io("find", &relative, e))
+}
+
+/// The model: what exists on disk is made absolute, and so is all that cannot be a hub id.
+fn model_path(s: &Settings) -> Result<Option<String>> {
+    let key = "model.path";
+    let Some((given, origin)) = s.get(key, "a path or a hub id", |p: &String| !p.is_empty())?
     else {
         return Ok(None);
     };
-    let relative = match &origin {
-        Origin::File { path, .. } => path.parent().unwrap_or(Path::new("")).join(&given),
-        Origin::Set(_) | Origin::Flag(_) => given,
+    let path = absolute(PathBuf::from(&given), &origin)?;
+    if !path.exists() && is_hub_id(&given) {
+        return Ok(Some(given));
+    }
+    match path.to_str() {
+        Some(text) => Ok(Some(text.to_owned())),
+        None => Err(Error::config(
+            origin,
+            format!("`{key}` is {}, which is not valid UTF-8", path.display()),
+            "use a path that is valid UTF-8; the configuration is kept as TOML",
+        )),
+    }
+}
+
+/// Whether a text has the form `org/name` or `org/name@revision`.
+fn is_hub_id(text: &str) -> bool {
+    let word = |part: &str| {
+        let inner = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+        part.starts_with(|c: char| c.is_ascii_alphanumeric()) && part.chars().all(inner)
     };
-    std::path::absolute(&relative)
-        .map(Some)
-        .map_err(|e| Error::io("find", &relative, e))
+    let (id, revision) = text.split_once('@').unwrap_or((text, "main"));
+    let words = id
+        .split_once('/')
+        .is_some_and(|(org, name)| word(org) && word(name));
+    words && revision.split('/').all(word)
 }
 
 /// The path with links and `..` resolved as far as it exists.

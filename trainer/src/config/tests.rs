@@ -6,7 +6,7 @@ use super::*;
 
 const MINIMAL: &str = r#"
 [model]
-path = "models/bert"
+path = "./models/bert"
 [data]
 train = "train.jsonl"
 [output]
@@ -30,7 +30,7 @@ fn said<T: std::fmt::Debug>(result: Result<T>) -> (String, String) {
 #[test]
 fn defaults_are_filled_in() {
     let config = minimal_with("").unwrap();
-    assert_eq!(config.model.path, Path::new("/exp/models/bert"));
+    assert_eq!(config.model.path, "/exp/models/bert");
     assert_eq!(config.data.train, Path::new("/exp/train.jsonl"));
     assert_eq!(config.data.eval, None);
     assert_eq!(
@@ -397,4 +397,22 @@ fn the_output_never_replaces_the_input() {
             .0
             .contains("would replace")
     );
+}
+
+#[test]
+fn hub_ids_are_kept_unless_they_are_on_disk() {
+    let dir = tempfile::tempdir().unwrap();
+    let resolve = |spec: &str| {
+        let text = MINIMAL.replace("./models/bert", spec);
+        let settings = Settings::parse(&text, &dir.path().join("run.toml")).unwrap();
+        RunConfig::resolve(settings).unwrap().model.path
+    };
+    let here = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+    assert_eq!(resolve("org/name"), "org/name");
+    assert_eq!(resolve("org/name@refs/pr/1"), "org/name@refs/pr/1");
+    for path in ["bert", "a/b/c", "org/.name", "a b/c"] {
+        assert_eq!(resolve(path), here(path));
+    }
+    std::fs::create_dir_all(dir.path().join("org/name")).unwrap();
+    assert_eq!(resolve("org/name"), here("org/name"));
 }

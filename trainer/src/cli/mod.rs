@@ -1,0 +1,150 @@
+//! The command line: arguments in, exit code out.
+//!
+//! 0 is success, 1 anything a user can correct (with a message and a help on standard error), 2 a usage error that
+//! clap reports.
+
+mod run_args;
+
+use std::ffi::OsString;
+use std::fmt::Write as _;
+use std::io::{self, IsTerminal, Write};
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+use miette::{Diagnostic, GraphicalReportHandler, GraphicalTheme};
+
+pub use run_args::RunArgs;
+
+use crate::config::KEYS;
+use crate::error::{Error, Result};
+
+/// Fine-tunes pretrained language models.
+#[derive(Debug, Parser)]
+#[command(name = "trainer", version, arg_required_else_help = true)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The subcommands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Check a configuration and print it with every default filled in.
+    Config(ConfigArgs),
+}
+
+/// Arguments of `trainer config`.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  trainer config run.toml --set optimizer.lr=1e-4
+  trainer config --model bert --train train.jsonl --strategy last:2 --out runs/a > run.toml
+  trainer config --keys")]
+pub struct ConfigArgs {
+    /// List every key of a configuration with its meaning and its default, and do nothing else.
+    #[arg(long)]
+    pub keys: bool,
+    /// The run's settings.
+    #[command(flatten)]
+    pub run: RunArgs,
+}
+
+/// Runs a command line, whose first item is the program's name.
+pub fn run<I>(arguments: I) -> ExitCode
+where
+    I: IntoIterator,
+    I::Item: Into<OsString> + Clone,
+{
+    let cli = match Cli::try_parse_from(arguments) {
+        Ok(cli) => cli,
+        Err(usage) => {
+            // Help and version go to standard output and are no error; clap knows. Nothing is left to do if the
+            // stream is closed.
+            let _ = usage.print();
+            return ExitCode::from(usage.exit_code().clamp(0, 255) as u8);
+        }
+    };
+    let outcome = match &cli.command {
+        Command::Config(args) => config(args),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            let _ = io::stderr().write_all(render(&error, io::stderr().is_terminal()).as_bytes());
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn config(args: &ConfigArgs) -> Result<()> {
+    if args.keys {
+        let width = KEYS.iter().map(|key| key.name.len()).max().unwrap_or(0);
+        let list: String = KEYS
+            .iter()
+            .map(|key| format!("{:<width$}  {}\n", key.name, key.meaning))
+            .collect();
+        return print(&list);
+    }
+    print(&args.run.resolve()?.to_toml()?)
+}
+
+/// Writes to standard output. A reader that has gone away (`| head`) is no error.
+fn print(text: &str) -> Result<()> {
+    let mut out = io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(e) if e.kind() != io::ErrorKind::BrokenPipe => Err(Error::io(
+            "write",
+            std::path::Path::new("standard output"),
+            e,
+        )),
+        _ => Ok(()),
+    }
+}
+
+/// An error as it is shown: message and help, unwrapped, so that paths can be copied.
+pub fn render(error: &Error, terminal: bool) -> String {
+    let theme = if terminal {
+        GraphicalTheme::unicode()
+    } else {
+        GraphicalTheme::none()
+    };
+    let handler = GraphicalReportHandler::new_themed(theme)
+        .with_wrap_lines(false)
+        .without_cause_chain();
+    let mut text = String::new();
+    if handler.render_report(&mut text, error).is_err() {
+        text = format!("{error}\n");
+        if let Some(help) = error.help() {
+            // Writing to a String cannot fail.
+            let _ = writeln!(text, "help: {help}");
+        }
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_arguments_are_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn errors_are_not_wrapped() {
+        let long = format!("{}/run.toml", "deep/".repeat(60));
+        let text = render(
+            &Error::config(&long, "unknown key `lrr`", "did you mean `lr`?"),
+            false,
+        );
+        assert!(
+            text.contains(&format!("{long}: unknown key `lrr`")),
+            "{text}"
+        );
+        assert!(text.contains("help: did you mean `lr`?"), "{text}");
+        assert!(!text.contains('\u{1b}'), "{text}");
+    }
+}

@@ -1,0 +1,139 @@
+//! The settings of a run on the command line.
+
+use std::path::PathBuf;
+
+use clap::Args;
+
+use crate::config::{RunConfig, Settings};
+use crate::error::{Error, Result};
+
+/// A configuration file, `--set` and flags. A flag overrides `--set`, which overrides the file.
+#[derive(Debug, Clone, Default, Args)]
+pub struct RunArgs {
+    /// Configuration file; its paths are relative to its own directory.
+    #[arg(value_name = "CONFIG.toml")]
+    pub config: Option<PathBuf>,
+    /// Set any key of the configuration, for example optimizer.lr=1e-4 [repeatable].
+    #[arg(long, value_name = "KEY=VALUE")]
+    pub set: Vec<String>,
+    /// Pretrained model: a directory, a .whl or .zip with one in it, or a hub id in the local cache.
+    #[arg(long, value_name = "DIR")]
+    pub model: Option<PathBuf>,
+    /// Training examples (.jsonl, .csv, .tsv).
+    #[arg(long, value_name = "FILE")]
+    pub train: Option<PathBuf>,
+    /// Examples to evaluate on after each epoch.
+    #[arg(long, value_name = "FILE")]
+    pub eval: Option<PathBuf>,
+    /// What to learn: classify.
+    #[arg(long, value_name = "KIND")]
+    pub task: Option<String>,
+    /// What to train: head, last:K or full.
+    #[arg(long, value_name = "STRATEGY")]
+    pub strategy: Option<String>,
+    /// Directory of the run and of the trained model.
+    #[arg(long, value_name = "DIR")]
+    pub out: Option<PathBuf>,
+    /// Passes over the training examples.
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
+    pub epochs: Option<i64>,
+    /// Examples in a batch.
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
+    pub batch_size: Option<i64>,
+    /// Tokens in a batch at most, in place of --batch-size.
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
+    pub max_tokens: Option<i64>,
+    /// Peak learning rate.
+    #[arg(long, value_name = "LR", allow_negative_numbers = true)]
+    pub lr: Option<f64>,
+    /// Seed of the new head, the order and dropout.
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
+    pub seed: Option<i64>,
+    /// Dropout probability, in place of the model's own.
+    #[arg(long, value_name = "P", allow_negative_numbers = true)]
+    pub dropout: Option<f64>,
+    /// Most tokens of one example; a longer one is cut.
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
+    pub max_length: Option<i64>,
+    /// Worker threads; results do not depend on it.
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
+    pub threads: Option<i64>,
+    /// Column of the text.
+    #[arg(long, value_name = "NAME")]
+    pub text_column: Option<String>,
+    /// Column of the second text.
+    #[arg(long, value_name = "NAME")]
+    pub text_pair_column: Option<String>,
+    /// Column of the label.
+    #[arg(long, value_name = "NAME")]
+    pub label_column: Option<String>,
+}
+
+impl RunArgs {
+    /// The configuration these arguments say.
+    ///
+    /// # Errors
+    /// See [`Settings`] and [`RunConfig::resolve`].
+    pub fn resolve(&self) -> Result<RunConfig> {
+        let mut settings = match &self.config {
+            Some(path) => Settings::from_file(path)?,
+            None => Settings::new(),
+        };
+        for assignment in &self.set {
+            settings.set(assignment)?;
+        }
+        for (key, flag, path) in [
+            ("model.path", "--model", &self.model),
+            ("data.train", "--train", &self.train),
+            ("data.eval", "--eval", &self.eval),
+            ("output.dir", "--out", &self.out),
+        ] {
+            if let Some(path) = path {
+                let Some(text) = path.to_str() else {
+                    return Err(Error::config(
+                        flag,
+                        format!("the path {} is not valid UTF-8", path.display()),
+                        "use a path that is valid UTF-8; the configuration is kept as TOML",
+                    ));
+                };
+                settings.flag(key, flag, text);
+            }
+        }
+        for (key, flag, text) in [
+            ("task.kind", "--task", &self.task),
+            ("strategy.name", "--strategy", &self.strategy),
+            ("data.text", "--text-column", &self.text_column),
+            (
+                "data.text_pair",
+                "--text-pair-column",
+                &self.text_pair_column,
+            ),
+            ("data.label", "--label-column", &self.label_column),
+        ] {
+            if let Some(text) = text {
+                settings.flag(key, flag, text.as_str());
+            }
+        }
+        for (key, flag, number) in [
+            ("train.epochs", "--epochs", self.epochs),
+            ("train.batch_size", "--batch-size", self.batch_size),
+            ("train.max_tokens", "--max-tokens", self.max_tokens),
+            ("train.seed", "--seed", self.seed),
+            ("train.threads", "--threads", self.threads),
+            ("data.max_length", "--max-length", self.max_length),
+        ] {
+            if let Some(number) = number {
+                settings.flag(key, flag, number);
+            }
+        }
+        for (key, flag, number) in [
+            ("optimizer.lr", "--lr", self.lr),
+            ("strategy.dropout", "--dropout", self.dropout),
+        ] {
+            if let Some(number) = number {
+                settings.flag(key, flag, number);
+            }
+        }
+        RunConfig::resolve(settings)
+    }
+}
