@@ -5,8 +5,19 @@
 //! `out_i = sum over j of p * v_j`. Heads are grouped as in J. Ainslie et al., "GQA",
 //! arXiv:2305.13245: query head h reads key and value head `h / (heads / kv_heads)`.
 
-use crate::element::{Float, Real};
-use crate::philox::{self, Key};
+mod backward;
+mod forward;
+mod plan;
+mod rows;
+mod tile;
+
+use crate::element::Float;
+use crate::philox::Key;
+use crate::simd::Isa;
+use plan::Plan;
+use rows::Source;
+use std::ops::Range;
+use tile::COLS;
 
 /// What is computed.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -43,84 +54,122 @@ pub struct Packed<'a, T> {
 }
 
 impl<'a, T> Packed<'a, T> {
-    /// Head `h` of token `t`.
-    fn row(&self, t: usize, h: usize, dim: usize) -> &'a [T] {
-        &self.data[t * self.row_stride + h * dim..][..dim]
+    /// Head `h` of tokens `first .. first + rows`.
+    fn head(&self, first: usize, rows: usize, h: usize, dim: usize) -> Source<'a, T> {
+        let data = if rows == 0 {
+            &[]
+        } else {
+            &self.data[first * self.row_stride + h * dim..]
+        };
+        Source {
+            data,
+            stride: self.row_stride,
+            rows,
+            dim,
+        }
     }
 }
 
 impl Attention {
     /// The keys that query `i` of a sequence of `len` tokens sees.
-    fn visible(&self, i: usize, len: usize) -> std::ops::Range<usize> {
+    #[inline]
+    fn visible(&self, i: usize, len: usize) -> Range<usize> {
         let reach = self.window.unwrap_or(usize::MAX);
-        let first = (i + 1).saturating_sub(reach);
+        if reach == 0 {
+            return 0..0;
+        }
         let end = if self.causal {
             i + 1
         } else {
             i.saturating_add(reach).min(len)
         };
-        if reach == 0 { 0..0 } else { first..end }
+        (i + 1).saturating_sub(reach)..end
     }
-}
 
-fn longest(offsets: &[i64]) -> usize {
-    offsets
-        .windows(2)
-        .map(|pair| (pair[1] - pair[0]) as usize)
-        .max()
-        .unwrap_or(0)
+    /// From the first key that one of the queries sees to the last.
+    fn visible_to(&self, queries: Range<usize>, len: usize) -> Range<usize> {
+        self.visible(queries.start, len).start..self.visible(queries.end - 1, len).end
+    }
+
+    /// The columns, of a block of `count` keys from `block` on, that one of the queries sees,
+    /// widened to whole tiles; none if there are none.
+    fn columns(
+        &self,
+        queries: Range<usize>,
+        len: usize,
+        block: usize,
+        count: usize,
+    ) -> Option<(usize, usize)> {
+        let seen = self.visible_to(queries, len);
+        let (first, end) = (seen.start.max(block), seen.end.min(block + count));
+        (first < end).then(|| {
+            (
+                (first - block) / COLS * COLS,
+                (end - block).next_multiple_of(COLS),
+            )
+        })
+    }
+
+    /// Checks what both passes are given; returns the number of tokens.
+    fn check<T>(
+        &self,
+        who: &str,
+        offsets: &[i64],
+        operands: [(&str, &Packed<T>, usize); 3],
+    ) -> usize {
+        let Attention {
+            heads,
+            kv_heads,
+            head_dim,
+            ..
+        } = *self;
+        assert!(
+            kv_heads > 0 && heads.is_multiple_of(kv_heads) && head_dim > 0,
+            "{who}: {heads} heads of {head_dim} dimensions over {kv_heads} key heads"
+        );
+        assert!(
+            offsets.first().is_none_or(|&first| first == 0) && offsets.is_sorted(),
+            "{who}: offsets do not rise from 0"
+        );
+        let tokens = offsets.last().map_or(0, |&last| last as usize);
+        for (name, rows, heads) in operands {
+            let need = match tokens {
+                0 => 0,
+                _ => (tokens - 1) * rows.row_stride + heads * head_dim,
+            };
+            assert!(
+                rows.data.len() >= need,
+                "{who}: {name} has {} elements, {tokens} rows {} apart need {need}",
+                rows.data.len(),
+                rows.row_stride
+            );
+        }
+        tokens
+    }
 }
 
 /// Workspace of [`attention`], in elements of `T::Acc`.
 pub fn attention_workspace(p: &Attention, offsets: &[i64]) -> usize {
-    let _ = p;
-    2 * longest(offsets)
+    let plan = Plan::new(p, offsets);
+    plan.workspace(forward::lane(&plan))
 }
 
 /// Workspace of [`attention_backward`], in elements of `T::Acc`.
 pub fn attention_backward_workspace(p: &Attention, offsets: &[i64]) -> usize {
-    (2 * p.head_dim + 2) * longest(offsets) + p.head_dim
-}
-
-/// Scores of one query before and after the softcap.
-fn scores<T: Float>(
-    p: &Attention,
-    q: &[T],
-    k: &Packed<T>,
-    first: usize,
-    h: usize,
-    range: std::ops::Range<usize>,
-    raw: &mut [T::Acc],
-) {
-    for j in range {
-        let k = k.row(first + j, h / (p.heads / p.kv_heads), p.head_dim);
-        let mut sum = T::Acc::ZERO;
-        for (q, k) in q.iter().zip(k) {
-            sum += q.widen() * k.widen();
-        }
-        let s = sum.to_f64() * p.scale;
-        raw[j] = T::Acc::from_f64(p.softcap.map_or(s, |c| c * (s / c).tanh()));
-    }
-}
-
-fn mask(p: &Attention, h: usize, token: usize, j: usize) -> f64 {
-    if p.dropout == 0.0 {
-        return 1.0;
-    }
-    let words = philox::block(p.key, [j as u32 / 4, token as u32, h as u32, 1]);
-    if words[j % 4] >> 8 >= philox::keep_from(p.dropout) {
-        crate::dropout::kept_scale(p.dropout)
-    } else {
-        0.0
-    }
+    let plan = Plan::new(p, offsets);
+    plan.workspace(backward::lane(&plan, p))
 }
 
 /// Attention of every head over every sequence.
 ///
-/// offsets: `[sequences + 1]`, rising from 0 to tokens; q: `[tokens, heads, head_dim]`, k and v:
-/// `[tokens, kv_heads, head_dim]`, each with its own row stride; out: `[tokens, heads *
-/// head_dim]`; lse: `[heads, tokens]`, ln of the sum of exponentials of each query's scores,
-/// which the backward pass needs. A query that sees no key gets 0 and an lse of -infinity.
+/// offsets: `[sequences + 1]`, rising from 0 to tokens, equal neighbours being an empty sequence;
+/// q: `[tokens, heads, head_dim]`, k and v: `[tokens, kv_heads, head_dim]`, each with its own row
+/// stride; out: `[tokens, heads * head_dim]`; lse: `[heads, tokens]`, ln of the sum of
+/// exponentials of each query's scores, which the backward pass needs; workspace: at least
+/// [`attention_workspace`]. A query that sees no key gets 0 and an lse of -infinity.
+///
+/// # Panics
+/// If the sizes do not fit each other.
 pub fn attention<T: Float>(
     p: &Attention,
     offsets: &[i64],
@@ -131,52 +180,59 @@ pub fn attention<T: Float>(
     lse: &mut [T::Acc],
     workspace: &mut [T::Acc],
 ) {
-    let (dim, tokens) = (p.head_dim, offsets.last().map_or(0, |&n| n as usize));
-    for pair in offsets.windows(2) {
-        let (first, len) = (pair[0] as usize, (pair[1] - pair[0]) as usize);
-        for h in 0..p.heads {
-            for i in 0..len {
-                let range = p.visible(i, len);
-                scores(
-                    p,
-                    q.row(first + i, h, dim),
-                    &k,
-                    first,
-                    h,
-                    range.clone(),
-                    workspace,
-                );
-                let max = workspace[range.clone()]
-                    .iter()
-                    .fold(T::Acc::NEG_INFINITY, |a, &b| a.max(b));
-                let sum: f64 = workspace[range.clone()]
-                    .iter()
-                    .map(|&s| (s - max).to_f64().exp())
-                    .sum();
-                let total = max + T::Acc::from_f64(sum.ln());
-                lse[h * tokens + first + i] = total;
-                for c in 0..dim {
-                    let mut value = 0.0;
-                    for j in range.clone() {
-                        let weight =
-                            (workspace[j] - total).to_f64().exp() * mask(p, h, first + i, j);
-                        value += weight
-                            * v.row(first + j, h / (p.heads / p.kv_heads), dim)[c]
-                                .widen()
-                                .to_f64();
-                    }
-                    out[(first + i) * p.heads * dim + h * dim + c] =
-                        T::narrow(T::Acc::from_f64(value));
-                }
-            }
-        }
-    }
+    attention_with(Isa::detect(), p, offsets, q, k, v, out, lse, workspace);
+}
+
+/// [`attention`] on a given instruction set.
+///
+/// # Panics
+/// If the sizes do not fit each other.
+pub fn attention_with<T: Float>(
+    isa: Isa,
+    p: &Attention,
+    offsets: &[i64],
+    q: Packed<T>,
+    k: Packed<T>,
+    v: Packed<T>,
+    out: &mut [T],
+    lse: &mut [T::Acc],
+    workspace: &mut [T::Acc],
+) {
+    let operands = [
+        ("q", &q, p.heads),
+        ("k", &k, p.kv_heads),
+        ("v", &v, p.kv_heads),
+    ];
+    let tokens = p.check("attention", offsets, operands);
+    let width = p.heads * p.head_dim;
+    assert_eq!(
+        out.len(),
+        tokens * width,
+        "attention: out is not [tokens, heads * head_dim]"
+    );
+    assert_eq!(
+        lse.len(),
+        p.heads * tokens,
+        "attention: lse is not [heads, tokens]"
+    );
+    let need = attention_workspace(p, offsets);
+    assert!(
+        workspace.len() >= need,
+        "attention: workspace of {} elements, {need} needed",
+        workspace.len()
+    );
+    forward::run(isa, p, offsets, [q, k, v], out, lse, workspace);
 }
 
 /// The gradients of [`attention`]; those that are not asked for are not computed.
 ///
-/// out, lse: as the forward pass left them; dout: the gradient of out, `[tokens, heads *
-/// head_dim]`; dq: the same; dk, dv: `[tokens, kv_heads * head_dim]`.
+/// offsets, q, k, v: as in the forward pass; out, lse: as it left them; dout: the gradient of
+/// out; dq: `[tokens, heads * head_dim]`; dk, dv: `[tokens, kv_heads * head_dim]`; workspace: at
+/// least [`attention_backward_workspace`]. Scores are recomputed block by block from q, k and lse,
+/// as in T. Dao et al., "FlashAttention", arXiv:2205.14135.
+///
+/// # Panics
+/// If the sizes do not fit each other.
 pub fn attention_backward<T: Float>(
     p: &Attention,
     offsets: &[i64],
@@ -186,73 +242,70 @@ pub fn attention_backward<T: Float>(
     out: &[T],
     lse: &[T::Acc],
     dout: &[T],
-    mut dq: Option<&mut [T]>,
-    mut dk: Option<&mut [T]>,
-    mut dv: Option<&mut [T]>,
+    dq: Option<&mut [T]>,
+    dk: Option<&mut [T]>,
+    dv: Option<&mut [T]>,
     workspace: &mut [T::Acc],
 ) {
-    let (dim, tokens) = (p.head_dim, offsets.last().map_or(0, |&n| n as usize));
-    let group = p.heads / p.kv_heads;
-    for pair in offsets.windows(2) {
-        let (first, len) = (pair[0] as usize, (pair[1] - pair[0]) as usize);
-        for g in 0..p.kv_heads {
-            let (score, rest) = workspace.split_at_mut(len);
-            let (dks, rest) = rest.split_at_mut(len * dim);
-            let (dvs, rest) = rest.split_at_mut(len * dim);
-            let dqs = &mut rest[..dim];
-            dks.fill(T::Acc::ZERO);
-            dvs.fill(T::Acc::ZERO);
-            for h in g * group..(g + 1) * group {
-                for i in 0..len {
-                    let range = p.visible(i, len);
-                    let row = (first + i) * p.heads * dim + h * dim;
-                    let (o, d) = (&out[row..row + dim], &dout[row..row + dim]);
-                    let dot: f64 = o
-                        .iter()
-                        .zip(d)
-                        .map(|(o, d)| (o.widen() * d.widen()).to_f64())
-                        .sum();
-                    let q = q.row(first + i, h, dim);
-                    scores(p, q, &k, first, h, range.clone(), score);
-                    dqs.fill(T::Acc::ZERO);
-                    for j in range {
-                        let s = score[j].to_f64();
-                        let weight = (s - lse[h * tokens + first + i].to_f64()).exp();
-                        let kept = mask(p, h, first + i, j);
-                        let (k, v) = (k.row(first + j, g, dim), v.row(first + j, g, dim));
-                        let dp: f64 = v
-                            .iter()
-                            .zip(d)
-                            .map(|(v, d)| (v.widen() * d.widen()).to_f64())
-                            .sum();
-                        let mut ds = weight * (dp * kept - dot) * p.scale;
-                        if let Some(c) = p.softcap {
-                            ds *= 1.0 - (s / c) * (s / c);
-                        }
-                        let (ds, pd) = (T::Acc::from_f64(ds), T::Acc::from_f64(weight * kept));
-                        for c in 0..dim {
-                            dqs[c] += ds * k[c].widen();
-                            dks[j * dim + c] += ds * q[c].widen();
-                            dvs[j * dim + c] += pd * d[c].widen();
-                        }
-                    }
-                    if let Some(dq) = &mut dq {
-                        for c in 0..dim {
-                            dq[row + c] = T::narrow(dqs[c]);
-                        }
-                    }
-                }
-            }
-            for (to, from) in [(dk.as_deref_mut(), &*dks), (dv.as_deref_mut(), &*dvs)] {
-                if let Some(to) = to {
-                    for j in 0..len {
-                        for c in 0..dim {
-                            to[(first + j) * p.kv_heads * dim + g * dim + c] =
-                                T::narrow(from[j * dim + c]);
-                        }
-                    }
-                }
-            }
-        }
+    let isa = Isa::detect();
+    attention_backward_with(
+        isa, p, offsets, q, k, v, out, lse, dout, dq, dk, dv, workspace,
+    );
+}
+
+/// [`attention_backward`] on a given instruction set.
+///
+/// # Panics
+/// If the sizes do not fit each other.
+pub fn attention_backward_with<T: Float>(
+    isa: Isa,
+    p: &Attention,
+    offsets: &[i64],
+    q: Packed<T>,
+    k: Packed<T>,
+    v: Packed<T>,
+    out: &[T],
+    lse: &[T::Acc],
+    dout: &[T],
+    dq: Option<&mut [T]>,
+    dk: Option<&mut [T]>,
+    dv: Option<&mut [T]>,
+    workspace: &mut [T::Acc],
+) {
+    let operands = [
+        ("q", &q, p.heads),
+        ("k", &k, p.kv_heads),
+        ("v", &v, p.kv_heads),
+    ];
+    let tokens = p.check("attention_backward", offsets, operands);
+    let (width, kv_width) = (p.heads * p.head_dim, p.kv_heads * p.head_dim);
+    for (name, len, width) in [
+        ("out", Some(out.len()), width),
+        ("dout", Some(dout.len()), width),
+        ("dq", dq.as_ref().map(|grad| grad.len()), width),
+        ("dk", dk.as_ref().map(|grad| grad.len()), kv_width),
+        ("dv", dv.as_ref().map(|grad| grad.len()), kv_width),
+        ("lse", Some(lse.len()), p.heads),
+    ] {
+        assert!(
+            len.is_none_or(|len| len == tokens * width),
+            "attention_backward: {name} does not have {width} elements for each of {tokens} tokens"
+        );
     }
+    let need = attention_backward_workspace(p, offsets);
+    assert!(
+        workspace.len() >= need,
+        "attention_backward: workspace of {} elements, {need} needed",
+        workspace.len()
+    );
+    backward::run(
+        isa,
+        p,
+        offsets,
+        [q, k, v],
+        [out, dout],
+        lse,
+        [dq, dk, dv],
+        workspace,
+    );
 }

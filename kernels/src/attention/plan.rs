@@ -1,0 +1,139 @@
+//! How the work is cut: by the sizes alone. Lanes are pieces of workspace; whichever is free takes
+//! the next task, and a task's result does not depend on the lane that ran it.
+
+use super::Attention;
+use super::rows::PANEL;
+use super::tile::{COLS, ROWS};
+use rayon::prelude::*;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+/// Keys of a block. With 64 dimensions K and V of a block take 64 KiB of a core's second cache
+/// level, and each sum passes through memory once per 128 products.
+pub(super) const KEYS: usize = 128;
+/// Queries whose scores are in work at the same time: 128 keys of them fill 16 KiB.
+pub(super) const STRIP: usize = 32;
+/// Queries of a task of the forward pass: packing and transposing a block of keys is shared by
+/// so many, and a long sequence gives enough tasks to share out.
+pub(super) const QUERIES: usize = 128;
+/// At most so many lanes, hence threads.
+const LANES: usize = 32;
+/// Fewer multiply-adds than this stay on the calling thread.
+const PARALLEL: usize = 1 << 18;
+/// Alignment of workspaces, in bytes: a cache line.
+const ALIGN: usize = 64;
+
+/// Sizes of the blocks.
+#[derive(Clone, Copy)]
+pub(super) struct Plan {
+    /// Dimensions of a head, and the same padded to whole tiles.
+    pub dim: usize,
+    pub padded: usize,
+    /// Tokens of the longest sequence.
+    pub longest: usize,
+    /// Keys of a block; a multiple of [`PANEL`].
+    pub keys: usize,
+    /// Queries of a task and of a strip; multiples of [`ROWS`].
+    pub queries: usize,
+    pub strip: usize,
+    /// Pieces of workspace.
+    pub lanes: usize,
+}
+
+impl Plan {
+    pub fn new(p: &Attention, offsets: &[i64]) -> Plan {
+        let lengths = || offsets.windows(2).map(|pair| (pair[1] - pair[0]) as usize);
+        let longest = lengths().max().unwrap_or(0);
+        let cost = |len: usize| len * p.window.map_or(len, |w| len.min(w.saturating_mul(2)));
+        let products = lengths().map(cost).sum::<usize>() * p.heads * p.head_dim;
+        let tasks = lengths().map(|len| len.div_ceil(QUERIES)).sum::<usize>() * p.heads;
+        Plan {
+            dim: p.head_dim,
+            padded: p.head_dim.next_multiple_of(COLS),
+            longest,
+            keys: KEYS.min(longest.next_multiple_of(PANEL)),
+            queries: QUERIES.min(longest.next_multiple_of(ROWS)),
+            strip: STRIP.min(longest.next_multiple_of(ROWS)),
+            lanes: if products < PARALLEL {
+                1
+            } else {
+                tasks.clamp(1, LANES)
+            },
+        }
+    }
+
+    /// Elements of a workspace whose lanes have `each`, which is a multiple of [`COLS`].
+    pub fn workspace(&self, each: usize) -> usize {
+        if self.longest == 0 {
+            0
+        } else {
+            self.lanes * each + ALIGN / 4
+        }
+    }
+
+    /// Runs `work(its workspace, the tasks' counter)` in every lane.
+    pub fn run<R: Send>(
+        &self,
+        workspace: &mut [R],
+        each: usize,
+        work: impl Fn(&mut [R], &(dyn Fn() -> usize + Sync)) + Sync + Send,
+    ) {
+        let next = AtomicUsize::new(0);
+        let claim = || next.fetch_add(1, Ordering::Relaxed);
+        let slack = ALIGN / size_of::<R>();
+        let skip = workspace.as_ptr().align_offset(ALIGN).min(slack);
+        let workspace = &mut workspace[skip..][..self.lanes * each];
+        if self.lanes == 1 {
+            work(workspace, &claim);
+        } else {
+            workspace
+                .par_chunks_exact_mut(each)
+                .with_max_len(1)
+                .for_each(|workspace| work(workspace, &claim));
+        }
+    }
+}
+
+/// Walks through the sequences as the numbers of tasks rise.
+pub(super) struct Cursor<'a> {
+    offsets: &'a [i64],
+    sequence: usize,
+    /// The first task of the sequence.
+    base: usize,
+}
+
+impl<'a> Cursor<'a> {
+    pub fn new(offsets: &'a [i64]) -> Self {
+        Cursor {
+            offsets,
+            sequence: 0,
+            base: 0,
+        }
+    }
+
+    /// Where task `task` is, if there is one: its sequence's first token, its length, and which
+    /// of the sequence's tasks it is; `tasks(len)` says how many a sequence has.
+    pub fn find(
+        &mut self,
+        task: usize,
+        tasks: impl Fn(usize) -> usize,
+    ) -> Option<(usize, usize, usize)> {
+        while self.sequence + 1 < self.offsets.len() {
+            let start = self.offsets[self.sequence] as usize;
+            let len = self.offsets[self.sequence + 1] as usize - start;
+            let count = tasks(len);
+            if task < self.base + count {
+                return Some((start, len, task - self.base));
+            }
+            self.base += count;
+            self.sequence += 1;
+        }
+        None
+    }
+}
+
+/// Cuts pieces off the front of a workspace.
+pub(super) fn take<'a, R>(rest: &mut &'a mut [R], len: usize) -> &'a mut [R] {
+    let (piece, tail) = std::mem::take(rest).split_at_mut(len);
+    *rest = tail;
+    piece
+}

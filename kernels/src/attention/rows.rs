@@ -1,0 +1,305 @@
+//! What happens to whole rows: packing of operands, softmax of scores, and its gradient.
+
+use super::Attention;
+use super::tile::COLS;
+use crate::element::{Float, Real};
+use crate::lanes::widen;
+use crate::math::{exp, tanh};
+use crate::philox::{self, WIDE_ITEMS};
+use crate::simd::{Arch, kernel};
+use std::ops::Range;
+
+/// Keys of a transposed panel: the widest tile of any instruction set.
+pub(super) const PANEL: usize = 32;
+
+/// Rows `stride` apart, of which `dim` elements count.
+#[derive(Clone, Copy)]
+pub(super) struct Source<'a, T> {
+    pub data: &'a [T],
+    pub stride: usize,
+    pub rows: usize,
+    pub dim: usize,
+}
+
+impl<'a, T> Source<'a, T> {
+    #[inline(always)]
+    fn row(&self, r: usize) -> &'a [T] {
+        &self.data[r * self.stride..][..self.dim]
+    }
+
+    /// Rows `first .. first + rows`.
+    pub fn rows(&self, first: usize, rows: usize) -> Self {
+        Source {
+            data: &self.data[first * self.stride..],
+            rows,
+            ..*self
+        }
+    }
+}
+
+kernel! {
+    /// `dst[r, c] = src[r, c] * factor`, `[rows_padded, dim_padded]`, zeros around it.
+    pub(super) fn pack_rows[A: Arch, T: Float](
+        isa: Isa, src: Source<'_, T>, factor: T::Acc, dst: &mut [T::Acc], dim_padded: usize,
+    ) {
+        for (r, dst) in dst.chunks_exact_mut(dim_padded).enumerate() {
+            if r < src.rows {
+                for (y, x) in dst.iter_mut().zip(src.row(r)) {
+                    *y = widen(*x) * factor;
+                }
+                dst[src.dim..].fill(T::Acc::ZERO);
+            } else {
+                dst.fill(T::Acc::ZERO);
+            }
+        }
+    }
+}
+
+/// Rows and dimensions that are transposed together.
+const BLOCK: usize = 16;
+
+kernel! {
+    /// `dst[r / PANEL, c, r % PANEL] = src[r, c] * factor`, `[panels, dim, PANEL]`; zeros after
+    /// the last row, up to a whole panel.
+    pub(super) fn pack_panels[A: Arch, T: Float](
+        isa: Isa, src: Source<'_, T>, factor: T::Acc, dst: &mut [T::Acc],
+    ) {
+        let dim = src.dim;
+        for (n, panel) in dst.chunks_exact_mut(dim * PANEL).enumerate() {
+            for half in [0, BLOCK] {
+                let first = n * PANEL + half;
+                for c in (0..dim).step_by(BLOCK) {
+                    let width = BLOCK.min(dim - c);
+                    let mut block = [[T::Acc::ZERO; BLOCK]; BLOCK];
+                    for r in 0..BLOCK.min(src.rows.saturating_sub(first)) {
+                        let row = &src.row(first + r)[c..c + width];
+                        if width == BLOCK {
+                            for l in 0..BLOCK {
+                                block[r][l] = widen(row[l]) * factor;
+                            }
+                        } else {
+                            for l in 0..width {
+                                block[r][l] = widen(row[l]) * factor;
+                            }
+                        }
+                    }
+                    for l in 0..width {
+                        let to = &mut panel[(c + l) * PANEL + half..][..BLOCK];
+                        for r in 0..BLOCK {
+                            to[r] = block[r][l];
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// A rectangle of scores: rows are queries, columns keys of one sequence and head.
+#[derive(Clone, Copy)]
+pub(super) struct Scores<'a> {
+    pub p: &'a Attention,
+    pub head: usize,
+    /// Tokens of the sequence, and where it begins among all tokens.
+    pub len: usize,
+    pub start: usize,
+    /// The queries of the rows, and the key of column 0, both within the sequence.
+    pub first_query: usize,
+    pub queries: usize,
+    pub first_key: usize,
+    /// The columns that are computed: multiples of [`COLS`].
+    pub from: usize,
+    pub to: usize,
+    /// Elements from a row to the next.
+    pub stride: usize,
+}
+
+impl Scores<'_> {
+    /// The visible columns of row r, within `from..to` and relative to `from`.
+    #[inline(always)]
+    fn visible(&self, r: usize) -> Range<usize> {
+        let keys = self.p.visible(self.first_query + r, self.len);
+        let origin = self.first_key + self.from;
+        let width = self.to - self.from;
+        let first = keys.start.saturating_sub(origin).min(width);
+        first..keys.end.saturating_sub(origin).clamp(first, width)
+    }
+
+    /// Multiplies the visible weights of row r with the dropout mask: 0 or 1 / (1 - dropout).
+    ///
+    /// The mask of head h, query token t (counted over all sequences) and key j (within the
+    /// sequence) is word `j % 4` of the Philox block with counter `[j / 4, t, h, 1]`, kept as in
+    /// [`crate::dropout`].
+    #[inline(always)]
+    fn drop<R: Real>(&self, r: usize, row: &mut [R]) {
+        let p = self.p;
+        let keep = philox::keep_from(p.dropout);
+        let scale = R::from_f64(crate::dropout::kept_scale(p.dropout));
+        let token = (self.start + self.first_query + r) as u32;
+        let first = ((self.first_key + self.from) / 4) as u32;
+        let counter = |n: usize| first.wrapping_add((n * WIDE_ITEMS / 4) as u32);
+        let rest = [token, self.head as u32, 1];
+        for (n, part) in row.chunks_mut(WIDE_ITEMS).enumerate() {
+            let words = philox::wide_blocks(p.key, counter(n), rest);
+            for (x, word) in part.iter_mut().zip(words) {
+                *x = *x * if word >> 8 >= keep { scale } else { R::ZERO };
+            }
+        }
+    }
+}
+
+/// The largest of the lanes; NaN is not looked for, the sum will show it.
+#[inline(always)]
+fn largest<R: Real>(lanes: [R; COLS]) -> R {
+    fold(lanes, |a, b| if a > b { a } else { b })
+}
+
+/// Combines the lanes by halving.
+#[inline(always)]
+fn fold<R: Real>(mut lanes: [R; COLS], join: impl Fn(R, R) -> R) -> R {
+    let mut half = COLS / 2;
+    while half > 0 {
+        for l in 0..half {
+            lanes[l] = join(lanes[l], lanes[l + half]);
+        }
+        half /= 2;
+    }
+    lanes[0]
+}
+
+kernel! {
+    /// One step of the online softmax (M. Milakov, N. Gimelshein, arXiv:1805.02867), as used by
+    /// T. Dao et al., "FlashAttention", arXiv:2205.14135: turns scores into `exp(s - max)`,
+    /// dropout applied, with the running maximum and sum of each row, and rescales what the rows
+    /// have accumulated in `out` (`[queries, width]`) when their maximum has grown.
+    ///
+    /// With a softcap, the scores come divided by it.
+    pub(super) fn softmax[A: Arch, R: Real](
+        isa: Isa, scores: Scores<'_>, s: &mut [R], max: &mut [R], sum: &mut [R], out: &mut [R],
+        width: usize,
+    ) {
+        let zero = R::ZERO;
+        for r in 0..scores.queries {
+            let row = &mut s[r * scores.stride..][scores.from..scores.to];
+            if let Some(c) = scores.p.softcap {
+                let c = R::from_f64(c);
+                for x in row.iter_mut() {
+                    *x = c * tanh::<A, R>(*x);
+                }
+            }
+            let visible = scores.visible(r);
+            row[visible.end..].fill(R::NEG_INFINITY);
+            row[..visible.start].fill(R::NEG_INFINITY);
+            let (chunks, _) = row.as_chunks_mut::<COLS>();
+            let mut best = [R::NEG_INFINITY; COLS];
+            for x in chunks.iter() {
+                for l in 0..COLS {
+                    best[l] = if x[l] > best[l] { x[l] } else { best[l] };
+                }
+            }
+            let (old, here) = (max[r], largest(best));
+            let new = if here > old { here } else { old };
+            // No visible key so far: any finite shift gives weights of 0 and not NaN.
+            let shift = if new == R::NEG_INFINITY { zero } else { new };
+            let mut total = [zero; COLS];
+            for x in chunks.iter_mut() {
+                for l in 0..COLS {
+                    x[l] = exp::<A, R>(x[l] - shift);
+                    total[l] += x[l];
+                }
+            }
+            let total = fold(total, |a, b| a + b);
+            if new > old && old > R::NEG_INFINITY {
+                let shrink = exp::<A, R>(old - shift);
+                sum[r] = sum[r] * shrink;
+                for x in &mut out[r * width..(r + 1) * width] {
+                    *x = *x * shrink;
+                }
+            }
+            sum[r] += total;
+            max[r] = new;
+            if scores.p.dropout > 0.0 {
+                scores.drop(r, row);
+            }
+        }
+    }
+}
+
+kernel! {
+    /// Turns scores into the weights `P` of the forward pass, dropout applied, and the gradient
+    /// `dp` of the weights (if given) into that of the scores before the softcap:
+    /// `dS = P * (dropout(dP) - dot) * (1 - tanh^2)`, where `dot` is the row's `out · dout`.
+    pub(super) fn gradient[A: Arch, R: Real](
+        isa: Isa, scores: Scores<'_>, s: &mut [R], dp: Option<&mut [R]>, lse: &[R], dot: &[R],
+    ) {
+        let mut dp = dp;
+        let dropout = scores.p.dropout > 0.0;
+        for r in 0..scores.queries {
+            let at = r * scores.stride;
+            let row = &mut s[at + scores.from..at + scores.to];
+            let visible = scores.visible(r);
+            let (lse, dot) = (lse[r], dot[r]);
+            let mut grad = dp.as_deref_mut().map(|dp| &mut dp[at + scores.from..at + scores.to]);
+            if dropout && let Some(grad) = grad.as_deref_mut() {
+                scores.drop(r, grad);
+            }
+            let capped = scores.p.softcap.map(R::from_f64);
+            match (grad.as_deref_mut(), capped) {
+                (Some(grad), Some(c)) => {
+                    for (x, g) in row.iter_mut().zip(grad) {
+                        let t = tanh::<A, R>(*x);
+                        *x = exp::<A, R>(c * t - lse);
+                        *g = *x * (*g - dot) * (R::ONE - t * t);
+                    }
+                }
+                (Some(grad), None) => {
+                    for (x, g) in row.iter_mut().zip(grad) {
+                        *x = exp::<A, R>(*x - lse);
+                        *g = *x * (*g - dot);
+                    }
+                }
+                (None, Some(c)) => {
+                    for x in row.iter_mut() {
+                        *x = exp::<A, R>(c * tanh::<A, R>(*x) - lse);
+                    }
+                }
+                (None, None) => {
+                    for x in row.iter_mut() {
+                        *x = exp::<A, R>(*x - lse);
+                    }
+                }
+            }
+            // Whatever the hidden scores gave, infinity and NaN included, is not theirs to add.
+            for row in [Some(&mut *row), grad].into_iter().flatten() {
+                row[..visible.start].fill(R::ZERO);
+                row[visible.end..].fill(R::ZERO);
+            }
+            if dropout {
+                scores.drop(r, row);
+            }
+        }
+    }
+}
+
+kernel! {
+    /// `out · dout` of each row, for the gradient of the softmax.
+    pub(super) fn dots[A: Arch, T: Float](
+        isa: Isa, out: Source<'_, T>, dout: Source<'_, T>, dots: &mut [T::Acc],
+    ) {
+        for r in 0..out.rows {
+            let (x, y) = (out.row(r), dout.row(r));
+            let mut sums = [T::Acc::ZERO; COLS];
+            let (xs, x_rest) = x.as_chunks::<COLS>();
+            let (ys, y_rest) = y.as_chunks::<COLS>();
+            for (x, y) in xs.iter().zip(ys) {
+                for l in 0..COLS {
+                    sums[l] = A::fma(widen(x[l]), widen(y[l]), sums[l]);
+                }
+            }
+            for (l, (x, y)) in x_rest.iter().zip(y_rest).enumerate() {
+                sums[l] = A::fma(widen(*x), widen(*y), sums[l]);
+            }
+            dots[r] = fold(sums, |a, b| a + b);
+        }
+    }
+}

@@ -1,0 +1,325 @@
+//! Small products inside one block: `C = A·B` or `C += A·B` with operands in the workspace.
+//!
+//! B and C are row-major with rows of any distance; A is read row by row or column by column, so
+//! that scores serve as P (times V) and as its transpose (times the gradient of the output)
+//! without being copied. Every size but the depth is padded by the caller: rows to [`ROWS`],
+//! columns to [`COLS`].
+
+use crate::element::Real;
+use crate::simd::Isa;
+use std::any::TypeId;
+use std::mem::transmute_copy;
+
+/// Rows of C come in multiples of this.
+pub(super) const ROWS: usize = 8;
+/// Columns of C come in multiples of this.
+pub(super) const COLS: usize = 16;
+
+/// How A lies in memory.
+#[derive(Clone, Copy, PartialEq)]
+pub(super) enum Order {
+    /// `A[i, l]` at `i * stride + l`.
+    Rows,
+    /// `A[i, l]` at `l * stride + i`.
+    Columns,
+}
+
+/// A matrix in a slice: where its first element is, and from a row to the next.
+#[derive(Clone, Copy)]
+pub(super) struct At<'a, R> {
+    pub data: &'a [R],
+    pub stride: usize,
+}
+
+/// One tile: depth, a, a's stride, b, b's stride, c, c's stride, whether C is added to.
+type Tile<R> = unsafe fn(usize, *const R, usize, *const R, usize, *mut R, usize, bool);
+
+/// The tiles of one instruction set for one number type, by the order of A.
+#[derive(Clone, Copy)]
+struct Set<R> {
+    rows: usize,
+    /// Columns of the wide and of the narrow tile; the narrow ones divide [`COLS`].
+    wide: usize,
+    narrow: usize,
+    /// `[order][0]` is wide, `[order][1]` narrow.
+    tiles: [[Tile<R>; 2]; 2],
+}
+
+/// Products on one instruction set.
+#[derive(Clone, Copy)]
+pub(super) struct Products<R> {
+    set: Set<R>,
+}
+
+impl<R: Real> Products<R> {
+    /// Those of `isa`, or portable ones if the processor does not have it.
+    pub fn new(isa: Isa) -> Self {
+        let f32s = TypeId::of::<R>() == TypeId::of::<f32>();
+        #[cfg(target_arch = "x86_64")]
+        {
+            // SAFETY: each set is made of functions on R, which is f32 or f64; their types differ
+            // in the name of R alone.
+            let set = unsafe {
+                match (isa.or_portable(), f32s) {
+                    (Isa::Avx512, true) => Some(transmute_copy::<Set<f32>, Set<R>>(&AVX512_F32)),
+                    (Isa::Avx512, false) => Some(transmute_copy::<Set<f64>, Set<R>>(&AVX512_F64)),
+                    (Isa::Avx2, true) => Some(transmute_copy::<Set<f32>, Set<R>>(&AVX2_F32)),
+                    (Isa::Avx2, false) => Some(transmute_copy::<Set<f64>, Set<R>>(&AVX2_F64)),
+                    _ => None,
+                }
+            };
+            if let Some(set) = set {
+                return Products { set };
+            }
+        }
+        let _ = (isa, f32s);
+        let tiles = [
+            [portable::<R, false> as Tile<R>; 2],
+            [portable::<R, true> as Tile<R>; 2],
+        ];
+        Products {
+            set: Set {
+                rows: PORTABLE_ROWS,
+                wide: PORTABLE_COLS,
+                narrow: PORTABLE_COLS,
+                tiles,
+            },
+        }
+    }
+
+    /// `C[i, j] = sum over l < depth of A[i, l] * B[l, j]`, added to C if `add`, for `rows` rows
+    /// and `cols` columns, multiples of [`ROWS`] and [`COLS`]. The order of summation is that of
+    /// l, whatever the instruction set.
+    #[inline]
+    pub fn product(
+        &self,
+        (rows, cols, depth): (usize, usize, usize),
+        (a, order): (At<R>, Order),
+        b: At<R>,
+        c: &mut [R],
+        c_stride: usize,
+        add: bool,
+    ) {
+        debug_assert!(rows.is_multiple_of(ROWS) && cols.is_multiple_of(COLS));
+        if rows == 0 || cols == 0 {
+            return;
+        }
+        let a_span = match (order, depth) {
+            (_, 0) => 0,
+            (Order::Rows, _) => (rows - 1) * a.stride + depth,
+            (Order::Columns, _) => (depth - 1) * a.stride + rows,
+        };
+        let b_span = if depth == 0 {
+            0
+        } else {
+            (depth - 1) * b.stride + cols
+        };
+        assert!(
+            a.data.len() >= a_span
+                && b.data.len() >= b_span
+                && c.len() >= (rows - 1) * c_stride + cols,
+            "attention: a tile reaches outside of its block"
+        );
+        let set = &self.set;
+        let [wide, narrow] = set.tiles[usize::from(order == Order::Columns)];
+        let row_step = if order == Order::Rows { a.stride } else { 1 };
+        let mut j = 0;
+        while j < cols {
+            let (tile, width) = if cols - j >= set.wide {
+                (wide, set.wide)
+            } else {
+                (narrow, set.narrow)
+            };
+            for i in (0..rows).step_by(set.rows) {
+                // SAFETY: the spans of all three were checked; `rows` is a multiple of the tile's
+                // rows, and the columns left one of its width.
+                unsafe {
+                    tile(
+                        depth,
+                        a.data.as_ptr().wrapping_add(i * row_step),
+                        a.stride,
+                        b.data.as_ptr().wrapping_add(j),
+                        b.stride,
+                        c.as_mut_ptr().add(i * c_stride + j),
+                        c_stride,
+                        add,
+                    );
+                }
+            }
+            j += width;
+        }
+    }
+}
+
+const PORTABLE_ROWS: usize = 4;
+const PORTABLE_COLS: usize = 8;
+
+/// # Safety
+/// The operands hold a tile of `PORTABLE_ROWS` x `PORTABLE_COLS`, `depth` deep.
+unsafe fn portable<R: Real, const COLUMNS: bool>(
+    depth: usize,
+    a: *const R,
+    a_stride: usize,
+    b: *const R,
+    b_stride: usize,
+    c: *mut R,
+    c_stride: usize,
+    add: bool,
+) {
+    let mut sums = [[R::ZERO; PORTABLE_COLS]; PORTABLE_ROWS];
+    for l in 0..depth {
+        // SAFETY: row l of B, column l of A.
+        unsafe {
+            let y = b.add(l * b_stride).cast::<[R; PORTABLE_COLS]>().read();
+            for i in 0..PORTABLE_ROWS {
+                let x = *a.add(if COLUMNS {
+                    l * a_stride + i
+                } else {
+                    i * a_stride + l
+                });
+                for j in 0..PORTABLE_COLS {
+                    sums[i][j] = if cfg!(target_arch = "aarch64") {
+                        x.mul_add(y[j], sums[i][j])
+                    } else {
+                        sums[i][j] + x * y[j]
+                    };
+                }
+            }
+        }
+    }
+    for i in 0..PORTABLE_ROWS {
+        // SAFETY: row i of C.
+        let row = unsafe { &mut *c.add(i * c_stride).cast::<[R; PORTABLE_COLS]>() };
+        for j in 0..PORTABLE_COLS {
+            row[j] = if add { row[j] + sums[i][j] } else { sums[i][j] };
+        }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+use x86::{AVX2_F32, AVX2_F64, AVX512_F32, AVX512_F64};
+
+#[cfg(target_arch = "x86_64")]
+mod x86 {
+    use super::{Set, Tile};
+    use std::arch::x86_64::*;
+
+    macro_rules! tiles {
+        ($set:ident, $name:ident, $features:literal, $t:ident, $lanes:literal, $rows:literal,
+         $zero:ident, $load:ident, $store:ident, $splat:ident, $fma:ident, $plus:ident) => {
+            /// # Safety
+            /// The operands hold a tile of `$rows` x `V * $lanes`, `depth` deep; the processor
+            /// has the instructions.
+            #[target_feature(enable = $features)]
+            unsafe fn $name<const COLUMNS: bool, const V: usize>(
+                depth: usize,
+                mut a: *const $t,
+                a_stride: usize,
+                mut b: *const $t,
+                b_stride: usize,
+                c: *mut $t,
+                c_stride: usize,
+                add: bool,
+            ) {
+                let mut sums = [[$zero(); V]; $rows];
+                for _ in 0..depth {
+                    // SAFETY: one row of B, one column of A.
+                    unsafe {
+                        let mut y = [$zero(); V];
+                        for v in 0..V {
+                            y[v] = $load(b.add(v * $lanes));
+                        }
+                        for i in 0..$rows {
+                            let x = $splat(*a.add(if COLUMNS { i } else { i * a_stride }));
+                            for v in 0..V {
+                                sums[i][v] = $fma(x, y[v], sums[i][v]);
+                            }
+                        }
+                        a = a.wrapping_add(if COLUMNS { a_stride } else { 1 });
+                        b = b.wrapping_add(b_stride);
+                    }
+                }
+                for i in 0..$rows {
+                    for v in 0..V {
+                        // SAFETY: a row of C.
+                        unsafe {
+                            let to = c.add(i * c_stride + v * $lanes);
+                            let sum = sums[i][v];
+                            $store(to, if add { $plus($load(to), sum) } else { sum });
+                        }
+                    }
+                }
+            }
+
+            pub(super) const $set: Set<$t> = Set {
+                rows: $rows,
+                wide: 2 * $lanes,
+                narrow: $lanes,
+                tiles: [
+                    [$name::<false, 2> as Tile<$t>, $name::<false, 1> as Tile<$t>],
+                    [$name::<true, 2> as Tile<$t>, $name::<true, 1> as Tile<$t>],
+                ],
+            };
+        };
+    }
+
+    // 8 x 2 registers of sums of 32, of 16 for AVX2 4 x 2: enough to cover the latency of the
+    // multiply-adds (4 cycles, one 512-bit or two 256-bit ones each), while rows in multiples of
+    // 8 waste less on short sequences than the 12 or 6 that large products use.
+    tiles!(
+        AVX512_F32,
+        avx512_f32,
+        "avx512f",
+        f32,
+        16,
+        8,
+        _mm512_setzero_ps,
+        _mm512_loadu_ps,
+        _mm512_storeu_ps,
+        _mm512_set1_ps,
+        _mm512_fmadd_ps,
+        _mm512_add_ps
+    );
+    tiles!(
+        AVX512_F64,
+        avx512_f64,
+        "avx512f",
+        f64,
+        8,
+        8,
+        _mm512_setzero_pd,
+        _mm512_loadu_pd,
+        _mm512_storeu_pd,
+        _mm512_set1_pd,
+        _mm512_fmadd_pd,
+        _mm512_add_pd
+    );
+    tiles!(
+        AVX2_F32,
+        avx2_f32,
+        "avx2,fma",
+        f32,
+        8,
+        4,
+        _mm256_setzero_ps,
+        _mm256_loadu_ps,
+        _mm256_storeu_ps,
+        _mm256_set1_ps,
+        _mm256_fmadd_ps,
+        _mm256_add_ps
+    );
+    tiles!(
+        AVX2_F64,
+        avx2_f64,
+        "avx2,fma",
+        f64,
+        4,
+        4,
+        _mm256_setzero_pd,
+        _mm256_loadu_pd,
+        _mm256_storeu_pd,
+        _mm256_set1_pd,
+        _mm256_fmadd_pd,
+        _mm256_add_pd
+    );
+}
