@@ -132,6 +132,8 @@ macro_rules! kernel {
     ) => {
         $(#[$meta])*
         $vis fn $name<$($g: $bound),*>($isa: $crate::simd::Isa $(, $arg: $ty)*) $(-> $ret)? {
+            // Some bodies only move data.
+            #[allow(clippy::extra_unused_type_parameters)]
             #[inline(always)]
             fn body<$arch: $crate::simd::Arch $(, $g: $bound)*>($($arg: $ty),*) $(-> $ret)? $body
 

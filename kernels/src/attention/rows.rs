@@ -6,7 +6,7 @@ use crate::element::{Float, Real};
 use crate::lanes::widen;
 use crate::math::{exp, tanh};
 use crate::philox::{self, WIDE_ITEMS};
-use crate::simd::{Arch, kernel};
+use crate::simd::kernel;
 use std::ops::Range;
 
 /// Keys of a transposed panel: the widest tile of any instruction set.
