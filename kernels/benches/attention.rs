@@ -81,7 +81,7 @@ fn bench<T: Float<Acc = f32>>(name: &str, p: Attention, lengths: &[usize]) {
             dv,
             &mut workspace,
         );
-        black_box(&mut dk);
+        black_box(&mut workspace);
     });
     let pairs: usize = lengths
         .iter()
