@@ -1,8 +1,9 @@
-//! From encoded examples to packed batches.
+//! From tokenized examples to packed batches.
 //!
 //! An epoch is a list of batches, each a list of example numbers, in which every example stands exactly once.
 //! A batch is packed: the tokens of its examples one after the other, with offsets and no padding.
 
+use graft_models::Encoding;
 use serde::Serialize;
 
 /// How large a batch may be.
@@ -14,17 +15,6 @@ pub enum BatchSize {
     /// At most this many tokens, special tokens included; an example longer than that stands alone.
     #[serde(rename = "max_tokens")]
     Tokens(usize),
-}
-
-/// One example as the model takes it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Encoded {
-    /// Token ids, special tokens included.
-    pub ids: Vec<u32>,
-    /// Segment of each token: 0 for the first text, 1 for the second. As long as `ids`.
-    pub type_ids: Vec<u32>,
-    /// Number of the label; 0 where there is none to learn from.
-    pub label: u32,
 }
 
 /// The batches of one epoch.
@@ -105,11 +95,12 @@ pub struct PackedBatch {
 }
 
 impl PackedBatch {
-    /// Packs the examples of those numbers, in that order.
+    /// Packs the examples of those numbers, in that order. `labels` has a number for each example; empty, all are
+    /// 0, as for examples whose labels nobody knows.
     ///
     /// # Panics
     /// When a number is out of range or an example's `type_ids` are not as many as its `ids`.
-    pub fn pack(examples: &[Encoded], batch: &[usize]) -> PackedBatch {
+    pub fn pack(examples: &[Encoding], labels: &[u32], batch: &[usize]) -> PackedBatch {
         let total = batch.iter().map(|&i| examples[i].ids.len()).sum();
         let mut packed = PackedBatch {
             ids: Vec::with_capacity(total),
@@ -130,7 +121,9 @@ impl PackedBatch {
             packed.type_ids.extend_from_slice(&example.type_ids);
             packed.positions.extend(0..example.ids.len() as u32);
             packed.offsets.push(packed.ids.len());
-            packed.labels.push(example.label);
+            packed
+                .labels
+                .push(if labels.is_empty() { 0 } else { labels[i] });
         }
         packed
     }
@@ -248,22 +241,24 @@ mod tests {
 
     #[test]
     fn packing_by_hand() {
-        let example = |ids: &[u32], types: &[u32], label| Encoded {
+        let example = |ids: &[u32], types: &[u32]| Encoding {
             ids: ids.to_vec(),
             type_ids: types.to_vec(),
-            label,
+            truncated: false,
         };
         let examples = [
-            example(&[1, 5, 2], &[0, 0, 0], 1),
-            example(&[1, 2], &[0, 0], 0),
-            example(&[1, 6, 2, 7, 2], &[0, 0, 0, 1, 1], 2),
+            example(&[1, 5, 2], &[0, 0, 0]),
+            example(&[1, 2], &[0, 0]),
+            example(&[1, 6, 2, 7, 2], &[0, 0, 0, 1, 1]),
         ];
-        let packed = PackedBatch::pack(&examples, &[2, 0]);
+        let packed = PackedBatch::pack(&examples, &[1, 0, 2], &[2, 0]);
         assert_eq!(packed.ids, [1, 6, 2, 7, 2, 1, 5, 2]);
         assert_eq!(packed.type_ids, [0, 0, 0, 1, 1, 0, 0, 0]);
         assert_eq!(packed.positions, [0, 1, 2, 3, 4, 0, 1, 2]);
         assert_eq!(packed.offsets, [0, 5, 8]);
         assert_eq!(packed.labels, [2, 1]);
         assert_eq!((packed.examples(), packed.tokens()), (2, 8));
+        let unlabelled = PackedBatch::pack(&examples, &[], &[1]);
+        assert_eq!((unlabelled.ids, unlabelled.labels), (vec![1, 2], vec![0]));
     }
 }

@@ -40,7 +40,7 @@ pub struct TensorEntry {
     /// Its element type as safetensors spells it, such as `F32`.
     pub dtype: String,
     /// Its shape.
-    pub shape: Vec<usize>,
+    pub shape: Vec<u64>,
     /// Whether the run trained it.
     pub trainable: bool,
     /// SHA-256 before the first step, in hexadecimal. A new tensor's is that of its initial values.
@@ -55,7 +55,7 @@ pub struct FoundTensor {
     /// Element type as safetensors spells it.
     pub dtype: String,
     /// Shape.
-    pub shape: Vec<usize>,
+    pub shape: Vec<u64>,
     /// SHA-256 of its bytes, in hexadecimal.
     pub sha256: String,
 }
@@ -105,6 +105,8 @@ pub enum Failure {
         /// The tensor.
         name: String,
     },
+    /// The resolved configuration is not the one of the run.
+    ConfigDiffers,
 }
 
 impl fmt::Display for Failure {
@@ -139,6 +141,9 @@ impl fmt::Display for Failure {
             Failure::Extra { name } => {
                 write!(f, "tensor `{name}` is in the model but not certified")
             }
+            Failure::ConfigDiffers => {
+                f.write_str("the resolved configuration differs from the one the run was made with")
+            }
         }
     }
 }
@@ -146,7 +151,7 @@ impl fmt::Display for Failure {
 /// The outcome of a check.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Verdict {
-    /// Disagreements, sorted by tensor name; the check passes when there are none.
+    /// Disagreements: the configuration's, then by tensor name, tensors not certified last; the check passes when there are none.
     pub failures: Vec<Failure>,
     /// Trainable tensors that did not move, sorted. No proof of anything wrong (a learning rate may round away), but
     /// seldom meant.
@@ -234,9 +239,13 @@ impl Certificate {
         Certificate::parse(&text, path)
     }
 
-    /// Compares the certificate with the tensors a model holds, by name.
-    pub fn verify(&self, found: &BTreeMap<String, FoundTensor>) -> Verdict {
+    /// Compares the certificate with the tensors a model holds, by name, and with the hash of the resolved
+    /// configuration.
+    pub fn verify(&self, found: &BTreeMap<String, FoundTensor>, config_sha256: &str) -> Verdict {
         let mut verdict = Verdict::default();
+        if config_sha256 != self.config_sha256 {
+            verdict.failures.push(Failure::ConfigDiffers);
+        }
         for tensor in &self.tensors {
             let name = || tensor.name.clone();
             if tensor.trainable {
@@ -304,6 +313,9 @@ pub fn sha256_hex(bytes: &[u8]) -> String {
 mod tests {
     use super::*;
 
+    /// Stands for the hash of a configuration.
+    const CONFIG: &str = "c0f1";
+
     fn entry(name: &str, trainable: bool, before: &[u8], after: &[u8]) -> TensorEntry {
         TensorEntry {
             name: name.into(),
@@ -334,7 +346,7 @@ mod tests {
             ("embeddings.weight".to_owned(), found(&[9; 4])),
         ]);
         (
-            Certificate::new("bert".into(), sha256_hex(b"config"), tensors),
+            Certificate::new("bert".into(), CONFIG.into(), tensors),
             model,
         )
     }
@@ -355,7 +367,7 @@ mod tests {
     #[test]
     fn an_untouched_run_passes() {
         let (certificate, model) = run();
-        let verdict = certificate.verify(&model);
+        let verdict = certificate.verify(&model, CONFIG);
         assert!(
             verdict.passed() && verdict.unmoved.is_empty(),
             "{verdict:?}"
@@ -371,7 +383,7 @@ mod tests {
             bytes[bit / 8] ^= 1 << (bit % 8);
             let mut changed = model.clone();
             changed.insert("embeddings.weight".into(), found(&bytes));
-            let verdict = certificate.verify(&changed);
+            let verdict = certificate.verify(&changed, CONFIG);
             assert_eq!(verdict.failures.len(), 1);
             let said = verdict.failures[0].to_string();
             assert!(
@@ -388,7 +400,7 @@ mod tests {
             let mut model = model.clone();
             change(&mut model);
             certificate
-                .verify(&model)
+                .verify(&model, CONFIG)
                 .failures
                 .iter()
                 .map(Failure::to_string)
@@ -427,10 +439,10 @@ mod tests {
     #[test]
     fn a_certificate_that_lets_a_frozen_tensor_move_fails() {
         let tensors = vec![entry("w", false, b"a", b"b")];
-        let certificate = Certificate::new("m".into(), sha256_hex(b""), tensors);
+        let certificate = Certificate::new("m".into(), CONFIG.into(), tensors);
         let model = BTreeMap::from([("w".to_owned(), found(b"b"))]);
         let said: Vec<String> = certificate
-            .verify(&model)
+            .verify(&model, CONFIG)
             .failures
             .iter()
             .map(Failure::to_string)
@@ -446,10 +458,19 @@ mod tests {
     #[test]
     fn trainable_tensors_that_stood_still_are_only_mentioned() {
         let tensors = vec![entry("w", true, b"a", b"a")];
-        let certificate = Certificate::new("m".into(), sha256_hex(b""), tensors);
-        let verdict = certificate.verify(&BTreeMap::from([("w".to_owned(), found(b"a"))]));
+        let certificate = Certificate::new("m".into(), CONFIG.into(), tensors);
+        let verdict = certificate.verify(&BTreeMap::from([("w".to_owned(), found(b"a"))]), CONFIG);
         assert!(verdict.passed());
         assert_eq!(verdict.unmoved, ["w"]);
+    }
+
+    #[test]
+    fn another_configuration_fails() {
+        let (certificate, model) = run();
+        assert_eq!(
+            certificate.verify(&model, "beef").failures,
+            [Failure::ConfigDiffers]
+        );
     }
 
     #[test]

@@ -61,6 +61,9 @@ pub enum Error {
         #[help]
         help: String,
     },
+    /// A model's files cannot be read or written; the message has its own help.
+    #[error(transparent)]
+    Model(#[from] graft_models::Error),
 }
 
 /// The result of everything in this crate that can fail.

@@ -14,6 +14,7 @@ mod nearest;
 pub mod progress;
 pub mod report;
 pub mod run_dir;
+pub mod verify;
 
 pub use error::{Error, Result};
 pub use nearest::nearest;

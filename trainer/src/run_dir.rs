@@ -15,8 +15,11 @@ use std::fs::File;
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 
+use graft_models::atomic::{self, StagedDir};
 use serde::Serialize;
 
+use crate::certificate::{Certificate, sha256_hex};
+use crate::config::RunConfig;
 use crate::error::{Error, Result};
 use crate::metrics::{ClassMetrics, Score};
 
@@ -26,6 +29,69 @@ pub const CONFIG_FILE: &str = "config.resolved.toml";
 pub const METRICS_FILE: &str = "metrics.jsonl";
 /// The certificate's file.
 pub const CERTIFICATE_FILE: &str = "certificate.json";
+
+/// A run directory while its run goes on: written beside its place, and put there by [`RunDir::commit`]. Dropped
+/// before that, it is removed and an earlier run of that name stays as it was.
+#[derive(Debug)]
+pub struct RunDir {
+    staged: StagedDir,
+    metrics: MetricsWriter,
+    config_sha256: String,
+}
+
+impl RunDir {
+    /// Begins a run directory at `config.output.dir`, with the resolved configuration and empty metrics in it.
+    ///
+    /// # Errors
+    /// As [`check_replaceable`]; another run is writing there; the directory cannot be written.
+    pub fn create(config: &RunConfig) -> Result<RunDir> {
+        let out = &config.output.dir;
+        // A replacement may have been interrupted half way; what it set aside counts as what is there.
+        atomic::recover(out)?;
+        check_replaceable(out)?;
+        let text = config.to_toml()?;
+        let staged = StagedDir::create(out)?;
+        let path = staged.path().join(CONFIG_FILE);
+        std::fs::write(&path, &text).map_err(|e| Error::io("write", &path, e))?;
+        let metrics = MetricsWriter::create(staged.path())?;
+        Ok(RunDir {
+            staged,
+            metrics,
+            config_sha256: sha256_hex(text.as_bytes()),
+        })
+    }
+
+    /// Where to write the model's files for now.
+    pub fn path(&self) -> &Path {
+        self.staged.path()
+    }
+
+    /// Where they will be.
+    pub fn target(&self) -> &Path {
+        self.staged.target()
+    }
+
+    /// The run's metrics.
+    pub fn metrics(&mut self) -> &mut MetricsWriter {
+        &mut self.metrics
+    }
+
+    /// SHA-256 of the resolved configuration's file, for the certificate.
+    pub fn config_sha256(&self) -> &str {
+        &self.config_sha256
+    }
+
+    /// Adds the certificate, flushes everything to disk and puts the directory into place.
+    ///
+    /// # Errors
+    /// A failed file operation; what was there before is then still there.
+    pub fn commit(self, certificate: &Certificate) -> Result<()> {
+        let path = self.staged.path().join(CERTIFICATE_FILE);
+        std::fs::write(&path, certificate.to_json()).map_err(|e| Error::io("write", &path, e))?;
+        drop(self.metrics);
+        Ok(self.staged.commit()?)
+    }
+}
 
 /// Refuses an output path whose replacement would destroy anything but an earlier run: it may be absent, an empty
 /// directory, or a directory with a certificate and no directories in it.
@@ -267,6 +333,66 @@ mod tests {
             error.to_string().contains("metrics.jsonl: cannot create"),
             "{error}"
         );
+    }
+
+    #[test]
+    fn a_run_replaces_an_earlier_one_only_when_it_ends() {
+        let dir = tempfile::tempdir().unwrap();
+        let out = dir.path().join("out");
+        let config = |epochs: i64| {
+            let mut settings = crate::config::Settings::new();
+            settings.flag(
+                "model.path",
+                "--model",
+                dir.path().join("m").to_str().unwrap(),
+            );
+            settings.flag(
+                "data.train",
+                "--train",
+                dir.path().join("t.csv").to_str().unwrap(),
+            );
+            settings.flag("output.dir", "--out", out.to_str().unwrap());
+            settings.flag("train.epochs", "--epochs", epochs);
+            RunConfig::resolve(settings).unwrap()
+        };
+        let finish = |run: RunDir| {
+            let certificate = Certificate::new("m".into(), run.config_sha256().to_owned(), vec![]);
+            run.commit(&certificate).unwrap();
+        };
+        let kept = || std::fs::read_to_string(out.join(CONFIG_FILE)).unwrap();
+        finish(RunDir::create(&config(1)).unwrap());
+        let first = kept();
+        assert!(first.contains("\nepochs = 1\n"));
+
+        let end = Record::End {
+            steps: 1,
+            best_epoch: 1,
+            tokens: 1,
+            seconds: 1.0,
+            peak_rss: None,
+        };
+        let mut abandoned = RunDir::create(&config(2)).unwrap();
+        abandoned.metrics().write(&end).unwrap();
+        assert_eq!(abandoned.target(), out);
+        drop(abandoned);
+        assert_eq!(kept(), first);
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+
+        let mut second = RunDir::create(&config(3)).unwrap();
+        second.metrics().write(&end).unwrap();
+        assert_eq!(kept(), first);
+        finish(second);
+        assert!(kept().contains("\nepochs = 3\n"));
+        let certificate = Certificate::read(&out.join(CERTIFICATE_FILE)).unwrap();
+        assert_eq!(certificate.config_sha256, sha256_hex(kept().as_bytes()));
+        assert_eq!(
+            std::fs::read_to_string(out.join(METRICS_FILE))
+                .unwrap()
+                .lines()
+                .count(),
+            1
+        );
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
     }
 
     #[test]

@@ -8,6 +8,7 @@ mod run_args;
 use std::ffi::OsString;
 use std::fmt::Write as _;
 use std::io::{self, IsTerminal, Write};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
@@ -16,7 +17,7 @@ use miette::{Diagnostic, GraphicalReportHandler, GraphicalTheme};
 pub use run_args::RunArgs;
 
 use crate::config::KEYS;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, list_names};
 
 /// Fine-tunes pretrained language models.
 #[derive(Debug, Parser)]
@@ -31,7 +32,9 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Check a configuration and print it with every default filled in.
-    Config(ConfigArgs),
+    Config(Box<ConfigArgs>),
+    /// Check that a run's model is what its certificate says, tensor by tensor.
+    Verify(VerifyArgs),
 }
 
 /// Arguments of `trainer config`.
@@ -47,6 +50,21 @@ pub struct ConfigArgs {
     /// The run's settings.
     #[command(flatten)]
     pub run: RunArgs,
+}
+
+/// Arguments of `trainer verify`.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Fails, naming the tensor, when one bit of a frozen tensor differs from before training, when a \
+trained tensor is not what training left, or when a tensor is missing or new.
+
+Example:
+  trainer verify runs/a"
+)]
+pub struct VerifyArgs {
+    /// Run directory.
+    #[arg(value_name = "RUN")]
+    pub run: PathBuf,
 }
 
 /// Runs a command line, whose first item is the program's name.
@@ -66,6 +84,7 @@ where
     };
     let outcome = match &cli.command {
         Command::Config(args) => config(args),
+        Command::Verify(args) => verify(args),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
@@ -86,6 +105,26 @@ fn config(args: &ConfigArgs) -> Result<()> {
         return print(&list);
     }
     print(&args.run.resolve()?.to_toml()?)
+}
+
+fn verify(args: &VerifyArgs) -> Result<()> {
+    let verdict = crate::verify::verify_run(&args.run)?;
+    if !verdict.passed() {
+        return Err(crate::verify::failed(&args.run, &verdict));
+    }
+    let mut text = format!(
+        "{}: passed\n  {} frozen tensors are bit for bit what they were before training\n  {} trained tensors are what \
+         training left\n",
+        args.run.display(),
+        verdict.frozen,
+        verdict.trainable
+    );
+    if !verdict.unmoved.is_empty() {
+        let names = list_names(&verdict.unmoved, 8);
+        // Writing to a String cannot fail.
+        let _ = writeln!(text, "  warning: trainable, but did not move: {names}");
+    }
+    print(&text)
 }
 
 /// Writes to standard output. A reader that has gone away (`| head`) is no error.

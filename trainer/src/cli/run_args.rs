@@ -13,7 +13,7 @@ pub struct RunArgs {
     /// Configuration file; its paths are relative to its own directory.
     #[arg(value_name = "CONFIG.toml")]
     pub config: Option<PathBuf>,
-    /// Set any key of the configuration, for example optimizer.lr=1e-4 [repeatable].
+    /// Set any key of the configuration, for example optimizer.lr=1e-4; may be repeated.
     #[arg(long, value_name = "KEY=VALUE")]
     pub set: Vec<String>,
     /// Pretrained model: a directory, a .whl or .zip with one in it, or a hub id in the local cache.

@@ -10,7 +10,7 @@ mod labels;
 
 use std::path::{Path, PathBuf};
 
-pub use labels::LabelSet;
+pub use labels::{count_labels, encode_labels, training_labels};
 
 use crate::error::{Error, Result, list_names};
 use crate::nearest::nearest;
