@@ -18,7 +18,7 @@ use super::tile::Shape;
 /// streams through the first cache level while 12 rows of A (18 KiB) stay in it, and a task's
 /// rows of A (192 · 384 · 4 = 288 KiB) leave room in the second level of any current processor.
 /// Sums pass through memory once per block: 1 load and 1 store for 384 multiplications.
-const K_BYTES: usize = 4 * 384;
+const K_BYTES: usize = 4 * 512;
 /// Bounds on mb and nb: as large as the packed blocks (3 MiB each) fit a shared last level.
 /// Packing an element costs about as much as 20 multiply-adds of the tile and is repaid 2048 times.
 const OUTER: usize = 2048;
@@ -27,7 +27,7 @@ const TASK_PANELS_M: usize = 16;
 /// Columns of a task at most, in panels of B.
 const TASK_PANELS_N: usize = 16;
 /// Split further until there are so many tasks, so that many cores stay busy to the end...
-const TASKS: usize = 64;
+const TASKS: usize = 32;
 /// ...unless tasks would get smaller than this (multiply-adds, about 10 µs).
 const TASK_COST: usize = 1 << 20;
 /// Whole products below this cost run on the calling thread.
@@ -68,7 +68,7 @@ impl Plan {
         // Packing counts as much as 16 more rows or columns.
         let cost = |mt: usize, nt: usize| (mt * nt + 16 * (mt + nt)) * kb;
         while mb.div_ceil(mt) * nb.div_ceil(nt) < TASKS && cost(mt, nt) > 2 * TASK_COST {
-            let tall = mt > 4 * shape.mr || nt == shape.nr;
+            let tall = mt > 8 * shape.mr || nt == shape.nr;
             let (x, unit) = if tall {
                 (&mut mt, shape.mr)
             } else {

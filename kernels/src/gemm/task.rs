@@ -48,6 +48,9 @@ impl<T: Float, K: Kernel> Job for Task<'_, T, K> {
         let shape = K::shape(size_of::<T::Acc>());
         let mut sums = MaybeUninit::<Aligned<T::Acc>>::uninit();
         let sums = sums.as_mut_ptr().cast::<T::Acc>();
+        // Sums of whole tiles that need nothing else go from registers to where they belong.
+        let bare = pass.bias.is_none() && pass.activation.is_none() && pass.pre.is_null();
+        let direct = same::<T, T::Acc>() && (bare || !pass.last);
         for j in (cols.0..cols.1).step_by(shape.nr) {
             let width = shape.nr.min(cols.1 - j);
             for i in (rows.0..rows.1).step_by(shape.mr) {
@@ -65,7 +68,17 @@ impl<T: Float, K: Kernel> Job for Task<'_, T, K> {
                         }
                     }
                     let (a, b) = (pass.a.add(i * pass.depth), pass.b.add(j * pass.depth));
-                    pass.kernel.tile(pass.depth, a, b, height, width, sums);
+                    if direct && K::covers(size_of::<T::Acc>(), width) == width {
+                        let (to, add) = (
+                            pass.partial.add(i * pass.ldp + j),
+                            !pass.first || pass.accumulate,
+                        );
+                        pass.kernel
+                            .tile(pass.depth, a, b, height, width, to, pass.ldp, add);
+                        continue;
+                    }
+                    pass.kernel
+                        .tile(pass.depth, a, b, height, width, sums, shape.nr, false);
                     for r in 0..height {
                         let row = std::slice::from_raw_parts_mut(sums.add(r * shape.nr), width);
                         finish(pass, row, i + r, j);

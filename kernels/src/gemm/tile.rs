@@ -49,14 +49,20 @@ pub(super) unsafe trait Kernel: Copy + Send + Sync {
         }
     }
 
+    /// How many of a row's elements [`Kernel::tile`] writes, at least `cols`.
+    fn covers(size: usize, _cols: usize) -> usize {
+        Self::NR_BYTES / size
+    }
+
     /// Runs the job compiled with these instructions.
     fn call<J: Job>(self, job: J);
 
-    /// `out[i, j] = Σ a[l, i]·b[l, j]` over l in order, for i < rows and at least j < cols.
+    /// `out[i, j] = Σ a[l, i]·b[l, j]` over l in order, or `+=` if `add`, for i < rows and at least
+    /// j < cols.
     ///
     /// # Safety
-    /// a: `depth` rows of MR elements, b: `depth` rows of NR, out: `[MR, NR]` to be written,
-    /// 1 <= rows <= MR, 1 <= cols <= NR.
+    /// a: `depth` rows of MR elements, b: `depth` rows of NR, out: `rows` rows, `stride` apart, of
+    /// NR elements, or of [`Kernel::covers`] of cols. 1 <= rows <= MR, 1 <= cols <= NR.
     unsafe fn tile<R: Real>(
         self,
         depth: usize,
@@ -65,6 +71,8 @@ pub(super) unsafe trait Kernel: Copy + Send + Sync {
         rows: usize,
         cols: usize,
         out: *mut R,
+        stride: usize,
+        add: bool,
     );
 
     /// Widens `depth` elements from each of `rows` rows (`stride` apart) and writes them
@@ -131,29 +139,34 @@ unsafe impl Kernel for Portable {
         depth: usize,
         a: *const R,
         b: *const R,
-        _rows: usize,
+        rows: usize,
         _cols: usize,
         out: *mut R,
+        stride: usize,
+        add: bool,
     ) {
         // SAFETY: by the caller; NR is 32 bytes.
         unsafe {
             if same::<R, f32>() {
-                portable::<R, { Portable::MR }, 8>(depth, a, b, out);
+                portable::<R, { Portable::MR }, 8>(depth, a, b, rows, out, stride, add);
             } else {
-                portable::<R, { Portable::MR }, 4>(depth, a, b, out);
+                portable::<R, { Portable::MR }, 4>(depth, a, b, rows, out, stride, add);
             }
         }
     }
 }
 
 /// # Safety
-/// a: `[depth, M]`, b: `[depth, N]`, out: `[M, N]`.
+/// a: `[depth, M]`, b: `[depth, N]`, out: `rows` rows of N.
 #[inline(never)]
 unsafe fn portable<R: Real, const M: usize, const N: usize>(
     depth: usize,
     a: *const R,
     b: *const R,
+    rows: usize,
     out: *mut R,
+    stride: usize,
+    add: bool,
 ) {
     let mut sums = [[R::ZERO; N]; M];
     for l in 0..depth {
@@ -174,6 +187,13 @@ unsafe fn portable<R: Real, const M: usize, const N: usize>(
             }
         }
     }
-    // SAFETY: out holds M·N elements.
-    unsafe { out.cast::<[[R; N]; M]>().write(sums) };
+    for (i, row) in sums.iter().enumerate().take(rows) {
+        for (j, &sum) in row.iter().enumerate() {
+            // SAFETY: row i of out has N elements.
+            unsafe {
+                let to = out.add(i * stride + j);
+                to.write(if add { *to + sum } else { sum });
+            }
+        }
+    }
 }

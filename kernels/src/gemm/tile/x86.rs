@@ -37,7 +37,7 @@ impl Avx2 {
 /// one variant of a single register per row.
 macro_rules! tile {
     ($name:ident, $choose:ident, $features:literal, $t:ident, $lanes:literal, $mr:literal,
-     $zero:ident, $load:ident, $store:ident, $splat:ident, $fma:ident, $($rows:literal)*) => {
+     $zero:ident, $load:ident, $store:ident, $splat:ident, $fma:ident, $add:ident, $($rows:literal)*) => {
         /// # Safety
         /// As [`Kernel::tile`] with rows = M; the processor has the instructions.
         #[target_feature(enable = $features)]
@@ -46,11 +46,16 @@ macro_rules! tile {
             mut a: *const $t,
             mut b: *const $t,
             out: *mut $t,
+            stride: usize,
+            add: bool,
         ) {
             let mut sums = [[$zero(); V]; M];
             for _ in 0..depth {
                 // SAFETY: a and b point to a row of $mr and of 2·$lanes elements.
                 unsafe {
+                    for v in 0..V {
+                        _mm_prefetch::<_MM_HINT_T0>(b.wrapping_add((16 + v) * $lanes).cast());
+                    }
                     let mut y = [$zero(); V];
                     for v in 0..V {
                         y[v] = $load(b.add(v * $lanes));
@@ -67,8 +72,12 @@ macro_rules! tile {
             }
             for i in 0..M {
                 for v in 0..V {
-                    // SAFETY: out has $mr rows of 2·$lanes elements.
-                    unsafe { $store(out.add(i * 2 * $lanes + v * $lanes), sums[i][v]) };
+                    // SAFETY: row i of out has V·$lanes elements.
+                    unsafe {
+                        let to = out.add(i * stride + v * $lanes);
+                        let sum = if add { $add($load(to), sums[i][v]) } else { sums[i][v] };
+                        $store(to, sum);
+                    }
                 }
             }
         }
@@ -83,13 +92,15 @@ macro_rules! tile {
             rows: usize,
             cols: usize,
             out: *mut $t,
+            stride: usize,
+            add: bool,
         ) {
             // SAFETY: passed on.
             unsafe {
                 match (rows, cols <= $lanes) {
                     $(
-                        ($rows, false) => $name::<$rows, 2>(depth, a, b, out),
-                        ($rows, true) => $name::<$rows, 1>(depth, a, b, out),
+                        ($rows, false) => $name::<$rows, 2>(depth, a, b, out, stride, add),
+                        ($rows, true) => $name::<$rows, 1>(depth, a, b, out, stride, add),
                     )*
                     _ => unreachable!("gemm: a tile of {rows} rows"),
                 }
@@ -99,22 +110,28 @@ macro_rules! tile {
 }
 
 tile!(avx512_f32, choose_avx512_f32, "avx512f", f32, 16, 12,
-    _mm512_setzero_ps, _mm512_loadu_ps, _mm512_storeu_ps, _mm512_set1_ps, _mm512_fmadd_ps,
+    _mm512_setzero_ps, _mm512_loadu_ps, _mm512_storeu_ps, _mm512_set1_ps, _mm512_fmadd_ps, _mm512_add_ps,
     12 1 2 3 4 5 6 7 8 9 10 11);
 tile!(avx512_f64, choose_avx512_f64, "avx512f", f64, 8, 12,
-    _mm512_setzero_pd, _mm512_loadu_pd, _mm512_storeu_pd, _mm512_set1_pd, _mm512_fmadd_pd,
+    _mm512_setzero_pd, _mm512_loadu_pd, _mm512_storeu_pd, _mm512_set1_pd, _mm512_fmadd_pd, _mm512_add_pd,
     12 1 2 3 4 5 6 7 8 9 10 11);
 tile!(avx2_f32, choose_avx2_f32, "avx2,fma", f32, 8, 6,
-    _mm256_setzero_ps, _mm256_loadu_ps, _mm256_storeu_ps, _mm256_set1_ps, _mm256_fmadd_ps,
+    _mm256_setzero_ps, _mm256_loadu_ps, _mm256_storeu_ps, _mm256_set1_ps, _mm256_fmadd_ps, _mm256_add_ps,
     6 1 2 3 4 5);
 tile!(avx2_f64, choose_avx2_f64, "avx2,fma", f64, 4, 6,
-    _mm256_setzero_pd, _mm256_loadu_pd, _mm256_storeu_pd, _mm256_set1_pd, _mm256_fmadd_pd,
+    _mm256_setzero_pd, _mm256_loadu_pd, _mm256_storeu_pd, _mm256_set1_pd, _mm256_fmadd_pd, _mm256_add_pd,
     6 1 2 3 4 5);
 
 // SAFETY: `new` is the only constructor and asks the processor.
 unsafe impl Kernel for Avx512 {
     const MR: usize = 12;
     const NR_BYTES: usize = 128;
+
+    #[inline(always)]
+    fn covers(size: usize, cols: usize) -> usize {
+        let lanes = Self::NR_BYTES / size / 2;
+        if cols <= lanes { lanes } else { 2 * lanes }
+    }
 
     #[inline(always)]
     fn call<J: Job>(self, job: J) {
@@ -135,13 +152,33 @@ unsafe impl Kernel for Avx512 {
         rows: usize,
         cols: usize,
         out: *mut R,
+        stride: usize,
+        add: bool,
     ) {
         // SAFETY: by the caller; R is the type that is cast to.
         unsafe {
             if same::<R, f32>() {
-                choose_avx512_f32(depth, a.cast(), b.cast(), rows, cols, out.cast());
+                choose_avx512_f32(
+                    depth,
+                    a.cast(),
+                    b.cast(),
+                    rows,
+                    cols,
+                    out.cast(),
+                    stride,
+                    add,
+                );
             } else {
-                choose_avx512_f64(depth, a.cast(), b.cast(), rows, cols, out.cast());
+                choose_avx512_f64(
+                    depth,
+                    a.cast(),
+                    b.cast(),
+                    rows,
+                    cols,
+                    out.cast(),
+                    stride,
+                    add,
+                );
             }
         }
     }
@@ -203,6 +240,12 @@ unsafe impl Kernel for Avx2 {
     const NR_BYTES: usize = 64;
 
     #[inline(always)]
+    fn covers(size: usize, cols: usize) -> usize {
+        let lanes = Self::NR_BYTES / size / 2;
+        if cols <= lanes { lanes } else { 2 * lanes }
+    }
+
+    #[inline(always)]
     fn call<J: Job>(self, job: J) {
         #[target_feature(enable = "avx2,fma,f16c")]
         fn with<J: Job>(job: J) {
@@ -221,13 +264,33 @@ unsafe impl Kernel for Avx2 {
         rows: usize,
         cols: usize,
         out: *mut R,
+        stride: usize,
+        add: bool,
     ) {
         // SAFETY: by the caller; R is the type that is cast to.
         unsafe {
             if same::<R, f32>() {
-                choose_avx2_f32(depth, a.cast(), b.cast(), rows, cols, out.cast());
+                choose_avx2_f32(
+                    depth,
+                    a.cast(),
+                    b.cast(),
+                    rows,
+                    cols,
+                    out.cast(),
+                    stride,
+                    add,
+                );
             } else {
-                choose_avx2_f64(depth, a.cast(), b.cast(), rows, cols, out.cast());
+                choose_avx2_f64(
+                    depth,
+                    a.cast(),
+                    b.cast(),
+                    rows,
+                    cols,
+                    out.cast(),
+                    stride,
+                    add,
+                );
             }
         }
     }
@@ -265,7 +328,7 @@ unsafe fn narrow_f16x4(src: *const f32, dst: *mut f16) {
 }
 
 /// How far ahead of a transposition its rows are asked for, in bytes.
-const AHEAD: usize = 256;
+const AHEAD: usize = 512;
 
 /// Up to 16 elements, widened; the rest is 0.
 ///
