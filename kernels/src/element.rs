@@ -125,20 +125,100 @@ macro_rules! real {
 real!(f32);
 real!(f64);
 
-macro_rules! short {
-    ($t:ident) => {
-        impl Float for $t {
-            type Acc = f32;
-            #[inline(always)]
-            fn widen(self) -> f32 {
-                self.to_f32()
-            }
-            #[inline(always)]
-            fn narrow(value: f32) -> $t {
-                $t::from_f32(value)
+// Both conversions are branch-free, so that loops over them are vectorised.
+
+impl Float for bf16 {
+    type Acc = f32;
+    #[inline(always)]
+    fn widen(self) -> f32 {
+        f32::from_bits(u32::from(self.to_bits()) << 16)
+    }
+    #[inline(always)]
+    fn narrow(value: f32) -> bf16 {
+        let bits = value.to_bits();
+        let rounded = bits.wrapping_add(0x7fff + (bits >> 16 & 1)) >> 16;
+        let quiet = bits >> 16 | 0x40;
+        bf16::from_bits(if value.is_nan() { quiet } else { rounded } as u16)
+    }
+}
+
+impl Float for f16 {
+    type Acc = f32;
+    #[inline(always)]
+    fn widen(self) -> f32 {
+        let bits = u32::from(self.to_bits());
+        // The biases of the exponents differ by 112; a product shifts it, also for subnormals.
+        let scaled = f32::from_bits((bits & 0x7fff) << 13) * f32::from_bits((127 + 112) << 23);
+        let special = if bits & 0x7c00 == 0x7c00 {
+            0x7f80_0000
+        } else {
+            0
+        };
+        f32::from_bits(scaled.to_bits() | special | (bits & 0x8000) << 16)
+    }
+    #[inline(always)]
+    fn narrow(value: f32) -> f16 {
+        let bits = value.to_bits();
+        let size = bits & 0x7fff_ffff;
+        let normal = size
+            .wrapping_add(0xfff + (size >> 13 & 1))
+            .wrapping_sub(112 << 23)
+            >> 13;
+        // Beside 0.5, an f32 has the spacing of f16 subnormals: the addition rounds to it.
+        let small = (f32::from_bits(size) + 0.5)
+            .to_bits()
+            .wrapping_sub(0.5f32.to_bits());
+        let below = if size < 113 << 23 { small } else { normal };
+        let finite = if size > 0x477f_efff { 0x7c00 } else { below };
+        let nan = 0x7e00 | (size >> 13 & 0x3ff);
+        let result = if value.is_nan() { nan } else { finite };
+        f16::from_bits((result | bits >> 16 & 0x8000) as u16)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn alike(a: f32, b: f32) -> bool {
+        a.to_bits() == b.to_bits() || a.is_nan() && b.is_nan()
+    }
+
+    #[test]
+    fn widening_is_exact() {
+        for bits in 0..=u16::MAX {
+            let (b, h) = (bf16::from_bits(bits), f16::from_bits(bits));
+            assert!(alike(b.widen(), b.to_f32()), "bf16 {bits:#x}");
+            assert!(alike(h.widen(), h.to_f32()), "f16 {bits:#x}");
+        }
+    }
+
+    /// Against the `half` crate: every 251st f32, and all that lie at or next to the middle
+    /// between two numbers, where rounding turns.
+    #[test]
+    fn narrowing_rounds_to_nearest_even() {
+        let check = |bits: u32| {
+            let x = f32::from_bits(bits);
+            assert_eq!(
+                bf16::narrow(x).to_bits(),
+                bf16::from_f32(x).to_bits(),
+                "bf16 of {x:e}"
+            );
+            assert_eq!(
+                f16::narrow(x).to_bits(),
+                f16::from_f32(x).to_bits(),
+                "f16 of {x:e}"
+            );
+        };
+        (0..=u32::MAX).step_by(251).for_each(check);
+        for bits in 0..u16::MAX {
+            for middle in [
+                (u32::from(bits) << 16) + 0x8000,
+                ((f16::from_bits(bits).to_f32() + f16::from_bits(bits + 1).to_f32()) / 2.0)
+                    .to_bits(),
+            ] {
+                (middle.saturating_sub(1)..=middle.saturating_add(1)).for_each(check);
             }
         }
-    };
+    }
 }
-short!(bf16);
-short!(f16);

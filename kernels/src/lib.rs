@@ -5,7 +5,10 @@
 //! much. Work is split into partitions that depend on the sizes alone, never on the number of
 //! threads: the same input gives the same bits on one thread and on sixty-four.
 
+pub mod activation;
 pub mod attention;
+pub mod binary;
+pub mod copy;
 pub mod cross_entropy;
 pub mod dropout;
 pub mod element;
@@ -13,12 +16,18 @@ pub mod gather;
 pub mod gemm;
 mod lanes;
 pub mod math;
+pub mod norm;
+pub mod optimizer;
 pub mod parallel;
 pub mod philox;
 pub mod pool;
+pub mod reduce;
 pub mod rope;
 pub mod simd;
+pub mod softmax;
 mod split;
+mod strided;
+mod sums;
 
 pub use element::{Element, Float, Real};
 pub use simd::Isa;

@@ -203,6 +203,24 @@ where
     }
 }
 
+/// `leaf` of each part of `CHUNK` elements, joined as a balanced tree that depends on the length
+/// alone; `leaf` of nothing if there is nothing.
+pub fn reduce_chunks<T: Sync, R: Send>(
+    x: &[T],
+    leaf: &(impl Fn(&[T]) -> R + Sync),
+    join: &(impl Fn(R, R) -> R + Sync),
+) -> R {
+    if x.len() <= CHUNK {
+        return leaf(x);
+    }
+    let (head, tail) = x.split_at(x.len().div_ceil(CHUNK) / 2 * CHUNK);
+    let (a, b) = rayon::join(
+        || reduce_chunks(head, leaf, join),
+        || reduce_chunks(tail, leaf, join),
+    );
+    join(a, b)
+}
+
 /// The rows of block `index` when `count` rows are cut into `blocks` parts that differ in size
 /// by at most one. For reductions with a fixed number of partial sums.
 pub fn block_range(count: usize, blocks: usize, index: usize) -> std::ops::Range<usize> {
@@ -267,6 +285,18 @@ mod tests {
                 y.iter().enumerate().all(|(i, &y)| i == y),
                 "{n} in chunks of {chunk}"
             );
+        }
+    }
+
+    #[test]
+    fn a_reduction_sees_every_element_in_order() {
+        for n in [0, 1, CHUNK, CHUNK + 1, 7 * CHUNK + 3] {
+            let x: Vec<usize> = (0..n).collect();
+            let all = reduce_chunks(&x, &|x: &[usize]| x.to_vec(), &|mut a: Vec<_>, b| {
+                a.extend(b);
+                a
+            });
+            assert_eq!(all, x);
         }
     }
 

@@ -123,7 +123,6 @@ impl Arch for Fused {
 /// ```
 /// gives `scale(isa, x, by)`. What the body calls must be `#[inline(always)]`, because a function
 /// that is not inlined is compiled without the instructions.
-#[allow(unused_macros)]
 macro_rules! kernel {
     (
         $(#[$meta:meta])*
@@ -135,6 +134,7 @@ macro_rules! kernel {
             // Some bodies only move data.
             #[allow(clippy::extra_unused_type_parameters)]
             #[inline(always)]
+            #[allow(clippy::extra_unused_type_parameters)] // not all kernels fuse
             fn body<$arch: $crate::simd::Arch $(, $g: $bound)*>($($arg: $ty),*) $(-> $ret)? $body
 
             #[cfg(target_arch = "x86_64")]
@@ -161,12 +161,10 @@ macro_rules! kernel {
         }
     };
 }
-#[allow(unused_imports)]
 pub(crate) use kernel;
 
 /// Declares a public function twice: as it is, on the best instruction set, and `_with` a given
 /// one, so that tests and benchmarks can compare them.
-#[allow(unused_macros)]
 macro_rules! public {
     (
         $(#[$meta:meta])*
@@ -182,7 +180,6 @@ macro_rules! public {
         pub fn $with<$($g: $bound),*>($isa: $crate::simd::Isa $(, $arg: $ty)*) $(-> $ret)? $body
     };
 }
-#[allow(unused_imports)]
 pub(crate) use public;
 
 #[cfg(test)]

@@ -13,47 +13,10 @@ mod plan;
 mod task;
 mod tile;
 
-use crate::element::{Float, Real};
+pub use crate::activation::Activation;
+use crate::element::Float;
+pub use crate::simd::Isa;
 use rayon::prelude::*;
-
-/// An instruction set that tiles are written for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Isa {
-    /// The target's baseline.
-    Portable,
-    /// AVX2, FMA and F16C.
-    Avx2,
-    /// AVX-512 F and BW.
-    Avx512,
-}
-
-impl Isa {
-    /// Those that this processor has, the fastest last.
-    pub fn available() -> Vec<Isa> {
-        #[cfg(target_arch = "x86_64")]
-        return [Isa::Portable]
-            .into_iter()
-            .chain(tile::Avx2::new().map(|_| Isa::Avx2))
-            .chain(tile::Avx512::new().map(|_| Isa::Avx512))
-            .collect();
-        #[cfg(not(target_arch = "x86_64"))]
-        return vec![Isa::Portable];
-    }
-
-    /// The fastest that this processor has.
-    pub fn detect() -> Isa {
-        #[cfg(target_arch = "x86_64")]
-        {
-            if tile::Avx512::new().is_some() {
-                return Isa::Avx512;
-            }
-            if tile::Avx2::new().is_some() {
-                return Isa::Avx2;
-            }
-        }
-        Isa::Portable
-    }
-}
 
 /// Evaluates an expression with `$kernel` bound to the tiles of an instruction set, or to the
 /// portable ones if the processor does not have it.
@@ -75,21 +38,6 @@ macro_rules! with_kernel {
             $do
         }
     }};
-}
-
-/// What is applied to each element of a product, after the bias.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Activation {
-    /// `x·Φ(x)`, by the error function.
-    Gelu,
-    /// The same with Φ approximated by a hyperbolic tangent (Hendrycks & Gimpel 2016).
-    GeluTanh,
-    /// `max(x, 0)`
-    Relu,
-    /// `tanh(x)`
-    Tanh,
-    /// `x·sigmoid(x)`
-    Silu,
 }
 
 /// A matrix read in place: element (i, j) is `data[i·row_stride + j·col_stride]`.
@@ -381,38 +329,4 @@ fn check<T>(a: &MatRef<T>, b: &MatRef<T>) -> (usize, usize, usize) {
         );
     }
     (a.rows, b.cols, a.cols)
-}
-
-/// erf by its series near 0 and its continued fraction far away.
-fn erf(x: f64) -> f64 {
-    if x.abs() < 3.0 {
-        let (mut term, mut sum) = (x, x);
-        for i in 1..80 {
-            term *= -x * x / f64::from(i);
-            sum += term / f64::from(2 * i + 1);
-        }
-        sum * std::f64::consts::FRAC_2_SQRT_PI
-    } else {
-        let mut tail = x.abs();
-        for i in (1..60).rev() {
-            tail = x.abs() + f64::from(i) / 2.0 / tail;
-        }
-        let rest = (-x * x).exp() / tail * std::f64::consts::FRAC_2_SQRT_PI / 2.0;
-        (1.0 - rest).copysign(x)
-    }
-}
-
-fn activate<R: Real>(kind: Activation, value: R) -> R {
-    let x = value.to_f64();
-    R::from_f64(match kind {
-        Activation::Gelu => 0.5 * x * (1.0 + erf(x * std::f64::consts::FRAC_1_SQRT_2)),
-        Activation::GeluTanh => {
-            let inner = (std::f64::consts::FRAC_2_SQRT_PI * std::f64::consts::FRAC_1_SQRT_2)
-                * (x + 0.044715 * x * x * x);
-            0.5 * x * (1.0 + inner.tanh())
-        }
-        Activation::Relu => x.max(0.0),
-        Activation::Tanh => x.tanh(),
-        Activation::Silu => x / (1.0 + (-x).exp()),
-    })
 }

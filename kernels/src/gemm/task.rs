@@ -1,9 +1,9 @@
 //! One task of the grid: the tiles of a rectangle of C over one block of k, and what happens to
 //! their sums on the way to memory.
 
-use super::Activation;
 use super::pack::widen;
 use super::tile::{Job, Kernel, TILE, same};
+use crate::activation::{Activation, apply_all};
 use crate::element::Float;
 use half::{bf16, f16};
 use std::mem::MaybeUninit;
@@ -152,9 +152,7 @@ unsafe fn finish<T: Float, K: Kernel>(pass: &Pass<T, K>, sums: &mut [T::Acc], i:
             narrow(pass.kernel, sums, pre);
         }
         if let Some(kind) = pass.activation {
-            for x in sums.iter_mut() {
-                *x = super::activate(kind, *x);
-            }
+            apply_all::<K::Arch, T::Acc>(kind, sums);
         }
         narrow(pass.kernel, sums, c);
     }

@@ -124,6 +124,7 @@ tile!(avx2_f64, choose_avx2_f64, "avx2,fma", f64, 4, 6,
 
 // SAFETY: `new` is the only constructor and asks the processor.
 unsafe impl Kernel for Avx512 {
+    type Arch = crate::simd::Fused;
     const MR: usize = 12;
     const NR_BYTES: usize = 128;
 
@@ -236,6 +237,7 @@ unsafe impl Kernel for Avx512 {
 
 // SAFETY: `new` is the only constructor and asks the processor.
 unsafe impl Kernel for Avx2 {
+    type Arch = crate::simd::Fused;
     const MR: usize = 6;
     const NR_BYTES: usize = 64;
 
