@@ -43,29 +43,33 @@ fn mix(value: u64) -> u64 {
 /// The four random words for one counter.
 #[inline]
 pub fn block(key: Key, counter: [u32; 4]) -> [u32; 4] {
-    let mut words = counter.map(|word| [word]);
-    rounds(key, &mut words);
-    words.map(|word| word[0])
+    let words = rounds(key, counter.map(|word| [u64::from(word)]));
+    words.map(|word| word[0] as u32)
 }
 
-/// Ten rounds over `N` counters at once: word `w` of counter `n` is `words[w][n]`.
+/// Ten rounds over `N` counters at once: word `w` of counter `n` is the low half of
+/// `words[w][n]`, before and after.
+///
+/// Words live in 64 bits because the products do: vector instructions multiply the low halves of
+/// 64-bit lanes, so whatever the high halves hold need not be cleared.
 #[inline(always)]
-fn rounds<const N: usize>(key: Key, words: &mut [[u32; N]; 4]) {
+fn rounds<const N: usize>(key: Key, words: [[u64; N]; 4]) -> [[u64; N]; 4] {
+    const LOW: u64 = u32::MAX as u64;
     let [mut key_0, mut key_1] = key.0;
-    let [mut c0, mut c1, mut c2, mut c3] = *words;
+    let [mut c0, mut c1, mut c2, mut c3] = words;
     for _ in 0..ROUNDS {
         for n in 0..N {
-            let product_0 = u64::from(c0[n]) * u64::from(MULTIPLIER_0);
-            let product_1 = u64::from(c2[n]) * u64::from(MULTIPLIER_1);
-            c0[n] = (product_1 >> 32) as u32 ^ c1[n] ^ key_0;
-            c1[n] = product_1 as u32;
-            c2[n] = (product_0 >> 32) as u32 ^ c3[n] ^ key_1;
-            c3[n] = product_0 as u32;
+            let product_0 = (c0[n] & LOW) * u64::from(MULTIPLIER_0);
+            let product_1 = (c2[n] & LOW) * u64::from(MULTIPLIER_1);
+            c0[n] = (product_1 >> 32) ^ c1[n] ^ u64::from(key_0);
+            c1[n] = product_1;
+            c2[n] = (product_0 >> 32) ^ c3[n] ^ u64::from(key_1);
+            c3[n] = product_0;
         }
         key_0 = key_0.wrapping_add(WEYL_0);
         key_1 = key_1.wrapping_add(WEYL_1);
     }
-    *words = [c0, c1, c2, c3];
+    [c0, c1, c2, c3]
 }
 
 /// The blocks with counters `[first + n, rest..]` (the first word wrapping), in words: item
@@ -74,19 +78,18 @@ fn rounds<const N: usize>(key: Key, words: &mut [[u32; N]; 4]) {
 pub(crate) fn wide_blocks(key: Key, first: u32, rest: [u32; 3]) -> [u32; 4 * WIDE] {
     let mut words = [[0; WIDE]; 4];
     for n in 0..WIDE {
-        words[0][n] = first.wrapping_add(n as u32);
-        words[1][n] = rest[0];
-        words[2][n] = rest[1];
-        words[3][n] = rest[2];
+        words[0][n] = u64::from(first.wrapping_add(n as u32));
+        words[1][n] = u64::from(rest[0]);
+        words[2][n] = u64::from(rest[1]);
+        words[3][n] = u64::from(rest[2]);
     }
-    rounds(key, &mut words);
-    let mut items = [0; 4 * WIDE];
+    let [w0, w1, w2, w3] = rounds(key, words);
+    let mut pairs = [0u64; 2 * WIDE];
     for n in 0..WIDE {
-        for w in 0..4 {
-            items[4 * n + w] = words[w][n];
-        }
+        pairs[2 * n] = ((w0[n] & u64::from(u32::MAX)) | w1[n] << 32).to_le();
+        pairs[2 * n + 1] = ((w2[n] & u64::from(u32::MAX)) | w3[n] << 32).to_le();
     }
-    items
+    bytemuck::cast::<_, [u32; 4 * WIDE]>(pairs).map(u32::from_le)
 }
 
 /// Items that one [`wide_blocks`] gives.
