@@ -3,7 +3,7 @@
 
 use super::forward::score;
 use super::plan::{Cursor, Plan, take};
-use super::rows::{self, PANEL, Scores, Source};
+use super::rows::{self, Scores, Source};
 use super::tile::{At, COLS, Order, Products, ROWS};
 use super::{Attention, Packed};
 use crate::element::{Float, Real};
@@ -129,11 +129,11 @@ struct Task<'a, T: Float> {
 
 /// The pieces of a task's workspace.
 struct Pieces<'a, R> {
-    /// `[group, rows, padded]`: sums of dq, rows the sequence's length padded.
+    /// `[group, rows, padded]`: sums of dq, short of the scale, rows the sequence's length padded.
     dq: &'a mut [R],
     /// `[group, len]`: `out · dout`.
     dots: &'a mut [R],
-    /// A block of keys: scaled keys in panels, values in panels, scaled keys in rows.
+    /// A block of keys: keys in panels, values in panels, keys in rows.
     k_panels: &'a mut [R],
     v_panels: &'a mut [R],
     k_rows: &'a mut [R],
@@ -195,18 +195,17 @@ impl<T: Float> Task<'_, T> {
             }
         }
         let scale = T::Acc::from_f64(p.scale);
-        let factor = T::Acc::from_f64(p.scale / p.softcap.unwrap_or(1.0));
         for block in (0..len).step_by(keys) {
             let count = keys.min(len - block);
-            let panels = count.div_ceil(PANEL) * PANEL * dim;
+            let panels = count.next_multiple_of(self.products.panel) * dim;
             let rows = count.next_multiple_of(COLS) * padded;
             let (k, v) = (self.k.rows(block, count), self.v.rows(block, count));
-            rows::pack_panels(isa, k, factor, &mut pieces.k_panels[..panels]);
+            rows::pack_panels(isa, k, &mut pieces.k_panels[..panels]);
             if need.scores() {
-                rows::pack_panels(isa, v, one, &mut pieces.v_panels[..panels]);
+                rows::pack_panels(isa, v, &mut pieces.v_panels[..panels]);
             }
             if need.q {
-                rows::pack_rows(isa, k, scale, &mut pieces.k_rows[..rows], padded);
+                rows::pack_rows(isa, k, one, &mut pieces.k_rows[..rows], padded);
             }
             pieces.dk[..rows].fill(zero);
             pieces.dv[..rows].fill(zero);
@@ -227,7 +226,7 @@ impl<T: Float> Task<'_, T> {
                     // SAFETY: this task alone has this sequence's queries of this head.
                     let dq = unsafe { dq.part(at, dim) };
                     for (y, x) in dq.iter_mut().zip(&sums[r * padded..]) {
-                        *y = T::narrow(*x);
+                        *y = T::narrow(*x * scale);
                     }
                 }
             }

@@ -1,7 +1,7 @@
 //! The forward pass: a task is up to [`QUERIES`](super::plan::QUERIES) queries of one head.
 
 use super::plan::{Cursor, Plan, take};
-use super::rows::{self, PANEL, Scores, Source};
+use super::rows::{self, Scores, Source};
 use super::tile::{At, COLS, Order, Products, ROWS};
 use super::{Attention, Packed};
 use crate::element::{Float, Real};
@@ -110,20 +110,15 @@ impl<T: Float> Task<'_, T> {
         acc.fill(zero);
         max.fill(T::Acc::NEG_INFINITY);
         sum.fill(zero);
-        rows::pack_rows(isa, self.q, T::Acc::ONE, q, padded);
         // Scores leave the product scaled, and divided by the softcap where there is one.
-        let factor = T::Acc::from_f64(p.scale / p.softcap.unwrap_or(1.0));
+        rows::pack_rows(isa, self.q, T::Acc::from_f64(p.factor()), q, padded);
 
         let seen = p.visible_to(self.first..self.first + self.count, self.len);
         for block in (seen.start / keys * keys..seen.end).step_by(keys) {
             let count = keys.min(self.len - block);
-            let panels = count.div_ceil(PANEL);
-            rows::pack_panels(
-                isa,
-                self.k.rows(block, count),
-                factor,
-                &mut k[..panels * PANEL * dim],
-            );
+            let columns = count.next_multiple_of(self.products.panel);
+            let panels = &mut k[..columns * dim];
+            rows::pack_panels(isa, self.k.rows(block, count), panels);
             let v = &mut v[..count.next_multiple_of(COLS) * padded];
             rows::pack_rows(isa, self.v.rows(block, count), T::Acc::ONE, v, padded);
             for top in (0..self.count).step_by(strip) {
@@ -202,19 +197,20 @@ pub(super) fn score<R: Real>(
     scores: &mut [R],
     stride: usize,
 ) {
+    let panel = products.panel;
     let mut col = from;
     while col < to {
-        let inside = col % PANEL;
-        let width = (PANEL - inside).min(to - col);
-        let panel = At {
-            data: &panels[col / PANEL * PANEL * dim + inside..],
-            stride: PANEL,
+        let inside = col % panel;
+        let width = (panel - inside).min(to - col);
+        let keys = At {
+            data: &panels[col / panel * panel * dim + inside..],
+            stride: panel,
         };
         let size = (rows, width, dim);
         products.product(
             size,
             (q, Order::Rows),
-            panel,
+            keys,
             &mut scores[col..],
             stride,
             false,

@@ -86,6 +86,12 @@ impl Attention {
         (i + 1).saturating_sub(reach)..end
     }
 
+    /// From a product of query and key to what the softmax, or the softcap's tanh, is taken of.
+    #[inline]
+    fn factor(&self) -> f64 {
+        self.scale / self.softcap.unwrap_or(1.0)
+    }
+
     /// From the first key that one of the queries sees to the last.
     fn visible_to(&self, queries: Range<usize>, len: usize) -> Range<usize> {
         self.visible(queries.start, len).start..self.visible(queries.end - 1, len).end

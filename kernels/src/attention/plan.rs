@@ -2,7 +2,6 @@
 //! the next task, and a task's result does not depend on the lane that ran it.
 
 use super::Attention;
-use super::rows::PANEL;
 use super::tile::{COLS, ROWS};
 use rayon::prelude::*;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -30,7 +29,7 @@ pub(super) struct Plan {
     pub padded: usize,
     /// Tokens of the longest sequence.
     pub longest: usize,
-    /// Keys of a block; a multiple of [`PANEL`].
+    /// Keys of a block; a multiple of the widest panel.
     pub keys: usize,
     /// Queries of a task and of a strip; multiples of [`ROWS`].
     pub queries: usize,
@@ -50,7 +49,7 @@ impl Plan {
             dim: p.head_dim,
             padded: p.head_dim.next_multiple_of(COLS),
             longest,
-            keys: KEYS.min(longest.next_multiple_of(PANEL)),
+            keys: KEYS.min(longest.next_multiple_of(32)),
             queries: QUERIES.min(longest.next_multiple_of(ROWS)),
             strip: STRIP.min(longest.next_multiple_of(ROWS)),
             lanes: if products < PARALLEL {

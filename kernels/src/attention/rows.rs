@@ -3,14 +3,12 @@
 use super::Attention;
 use super::tile::COLS;
 use crate::element::{Float, Real};
+use crate::gemm::{self, MatRef};
 use crate::lanes::widen;
 use crate::math::{exp, tanh};
 use crate::philox::{self, WIDE_ITEMS};
-use crate::simd::kernel;
+use crate::simd::{Isa, kernel};
 use std::ops::Range;
-
-/// Keys of a transposed panel: the widest tile of any instruction set.
-pub(super) const PANEL: usize = 32;
 
 /// Rows `stride` apart, of which `dim` elements count.
 #[derive(Clone, Copy)]
@@ -55,44 +53,23 @@ kernel! {
     }
 }
 
-/// Rows and dimensions that are transposed together.
-const BLOCK: usize = 16;
-
-kernel! {
-    /// `dst[r / PANEL, c, r % PANEL] = src[r, c] * factor`, `[panels, dim, PANEL]`; zeros after
-    /// the last row, up to a whole panel.
-    pub(super) fn pack_panels[A: Arch, T: Float](
-        isa: Isa, src: Source<'_, T>, factor: T::Acc, dst: &mut [T::Acc],
-    ) {
-        let dim = src.dim;
-        for (n, panel) in dst.chunks_exact_mut(dim * PANEL).enumerate() {
-            for half in [0, BLOCK] {
-                let first = n * PANEL + half;
-                for c in (0..dim).step_by(BLOCK) {
-                    let width = BLOCK.min(dim - c);
-                    let mut block = [[T::Acc::ZERO; BLOCK]; BLOCK];
-                    for r in 0..BLOCK.min(src.rows.saturating_sub(first)) {
-                        let row = &src.row(first + r)[c..c + width];
-                        if width == BLOCK {
-                            for l in 0..BLOCK {
-                                block[r][l] = widen(row[l]) * factor;
-                            }
-                        } else {
-                            for l in 0..width {
-                                block[r][l] = widen(row[l]) * factor;
-                            }
-                        }
-                    }
-                    for l in 0..width {
-                        let to = &mut panel[(c + l) * PANEL + half..][..BLOCK];
-                        for r in 0..BLOCK {
-                            to[r] = block[r][l];
-                        }
-                    }
-                }
-            }
-        }
-    }
+/// Transposes rows into panels as wide as the tiles, `[panels, dim, width]`, with zeros after the
+/// last row; see [`gemm::pack_panels`].
+pub(super) fn pack_panels<T: Float>(isa: Isa, src: Source<'_, T>, dst: &mut [T::Acc]) {
+    let Source {
+        data,
+        stride,
+        rows,
+        dim,
+    } = src;
+    let x = MatRef {
+        data,
+        rows,
+        cols: dim,
+        row_stride: stride,
+        col_stride: 1,
+    };
+    gemm::pack_panels(isa, x, dst);
 }
 
 /// A rectangle of scores: rows are queries, columns keys of one sequence and head.
@@ -139,8 +116,21 @@ impl Scores<'_> {
         let first = ((self.first_key + self.from) / 4) as u32;
         let counter = |n: usize| first.wrapping_add((n * WIDE_ITEMS / 4) as u32);
         let rest = [token, self.head as u32, 1];
-        for (n, part) in row.chunks_mut(WIDE_ITEMS).enumerate() {
+        let (whole, part) = row.as_chunks_mut::<WIDE_ITEMS>();
+        let count = whole.len();
+        for (n, part) in whole.iter_mut().enumerate() {
             let words = philox::wide_blocks(p.key, counter(n), rest);
+            for i in 0..WIDE_ITEMS {
+                part[i] = part[i]
+                    * if words[i] >> 8 >= keep {
+                        scale
+                    } else {
+                        R::ZERO
+                    };
+            }
+        }
+        if !part.is_empty() {
+            let words = philox::wide_blocks(p.key, counter(count), rest);
             for (x, word) in part.iter_mut().zip(words) {
                 *x = *x * if word >> 8 >= keep { scale } else { R::ZERO };
             }
@@ -183,8 +173,10 @@ kernel! {
             let row = &mut s[r * scores.stride..][scores.from..scores.to];
             if let Some(c) = scores.p.softcap {
                 let c = R::from_f64(c);
-                for x in row.iter_mut() {
-                    *x = c * tanh::<A, R>(*x);
+                for x in row.as_chunks_mut::<COLS>().0 {
+                    for l in 0..COLS {
+                        x[l] = c * tanh::<A, R>(x[l]);
+                    }
                 }
             }
             let visible = scores.visible(r);
@@ -229,10 +221,13 @@ kernel! {
     /// Turns scores into the weights `P` of the forward pass, dropout applied, and the gradient
     /// `dp` of the weights (if given) into that of the scores before the softcap:
     /// `dS = P * (dropout(dP) - dot) * (1 - tanh^2)`, where `dot` is the row's `out · dout`.
+    /// Scores come as bare products of queries and keys.
     pub(super) fn gradient[A: Arch, R: Real](
-        isa: Isa, scores: Scores<'_>, s: &mut [R], dp: Option<&mut [R]>, lse: &[R], dot: &[R],
+        isa: Isa, scores: Scores<'_>, s: &mut [R], dp: Option<&mut [R]>, lse: &[R],
+        dot: &[R],
     ) {
         let mut dp = dp;
+        let factor = R::from_f64(scores.p.factor());
         let dropout = scores.p.dropout > 0.0;
         for r in 0..scores.queries {
             let at = r * scores.stride;
@@ -244,28 +239,37 @@ kernel! {
                 scores.drop(r, grad);
             }
             let capped = scores.p.softcap.map(R::from_f64);
+            let (xs, _) = row.as_chunks_mut::<COLS>();
             match (grad.as_deref_mut(), capped) {
                 (Some(grad), Some(c)) => {
-                    for (x, g) in row.iter_mut().zip(grad) {
-                        let t = tanh::<A, R>(*x);
-                        *x = exp::<A, R>(c * t - lse);
-                        *g = *x * (*g - dot) * (R::ONE - t * t);
+                    for (x, g) in xs.iter_mut().zip(grad.as_chunks_mut::<COLS>().0) {
+                        for l in 0..COLS {
+                            let t = tanh::<A, R>(x[l] * factor);
+                            x[l] = exp::<A, R>(A::fma(c, t, -lse));
+                            g[l] = x[l] * (g[l] - dot) * (R::ONE - t * t);
+                        }
                     }
                 }
                 (Some(grad), None) => {
-                    for (x, g) in row.iter_mut().zip(grad) {
-                        *x = exp::<A, R>(*x - lse);
-                        *g = *x * (*g - dot);
+                    for (x, g) in xs.iter_mut().zip(grad.as_chunks_mut::<COLS>().0) {
+                        for l in 0..COLS {
+                            x[l] = exp::<A, R>(A::fma(x[l], factor, -lse));
+                            g[l] = x[l] * (g[l] - dot);
+                        }
                     }
                 }
                 (None, Some(c)) => {
-                    for x in row.iter_mut() {
-                        *x = exp::<A, R>(c * tanh::<A, R>(*x) - lse);
+                    for x in xs {
+                        for l in 0..COLS {
+                            x[l] = exp::<A, R>(A::fma(c, tanh::<A, R>(x[l] * factor), -lse));
+                        }
                     }
                 }
                 (None, None) => {
-                    for x in row.iter_mut() {
-                        *x = exp::<A, R>(*x - lse);
+                    for x in xs {
+                        for l in 0..COLS {
+                            x[l] = exp::<A, R>(A::fma(x[l], factor, -lse));
+                        }
                     }
                 }
             }

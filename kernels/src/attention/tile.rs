@@ -3,9 +3,10 @@
 //! B and C are row-major with rows of any distance; A is read row by row or column by column, so
 //! that scores serve as P (times V) and as its transpose (times the gradient of the output)
 //! without being copied. Every size but the depth is padded by the caller: rows to [`ROWS`],
-//! columns to [`COLS`].
+//! columns to [`COLS`] or, inside a panel, its width.
 
 use crate::element::Real;
+use crate::gemm;
 use crate::simd::Isa;
 use std::any::TypeId;
 use std::mem::transmute_copy;
@@ -49,11 +50,14 @@ struct Set<R> {
 #[derive(Clone, Copy)]
 pub(super) struct Products<R> {
     set: Set<R>,
+    /// Columns of a panel of packed keys.
+    pub panel: usize,
 }
 
 impl<R: Real> Products<R> {
     /// Those of `isa`, or portable ones if the processor does not have it.
     pub fn new(isa: Isa) -> Self {
+        let panel = gemm::panel_width::<R>(isa);
         let f32s = TypeId::of::<R>() == TypeId::of::<f32>();
         #[cfg(target_arch = "x86_64")]
         {
@@ -69,26 +73,35 @@ impl<R: Real> Products<R> {
                 }
             };
             if let Some(set) = set {
-                return Products { set };
+                return Products { set, panel };
             }
         }
         let _ = (isa, f32s);
-        let tiles = [
-            [portable::<R, false> as Tile<R>; 2],
-            [portable::<R, true> as Tile<R>; 2],
-        ];
+        let tiles = if f32s {
+            [
+                [portable::<R, false, 8> as Tile<R>; 2],
+                [portable::<R, true, 8> as Tile<R>; 2],
+            ]
+        } else {
+            [
+                [portable::<R, false, 4> as Tile<R>; 2],
+                [portable::<R, true, 4> as Tile<R>; 2],
+            ]
+        };
+        let cols = if f32s { 8 } else { 4 };
         Products {
             set: Set {
                 rows: PORTABLE_ROWS,
-                wide: PORTABLE_COLS,
-                narrow: PORTABLE_COLS,
+                wide: cols,
+                narrow: cols,
                 tiles,
             },
+            panel,
         }
     }
 
     /// `C[i, j] = sum over l < depth of A[i, l] * B[l, j]`, added to C if `add`, for `rows` rows
-    /// and `cols` columns, multiples of [`ROWS`] and [`COLS`]. The order of summation is that of
+    /// and `cols` columns, multiples of [`ROWS`] and of the narrow tile. The order of summation is that of
     /// l, whatever the instruction set.
     #[inline]
     pub fn product(
@@ -100,7 +113,10 @@ impl<R: Real> Products<R> {
         c_stride: usize,
         add: bool,
     ) {
-        debug_assert!(rows.is_multiple_of(ROWS) && cols.is_multiple_of(COLS));
+        assert!(
+            rows.is_multiple_of(ROWS) && cols.is_multiple_of(self.set.narrow),
+            "attention: a block is not made of whole tiles"
+        );
         if rows == 0 || cols == 0 {
             return;
         }
@@ -152,11 +168,10 @@ impl<R: Real> Products<R> {
 }
 
 const PORTABLE_ROWS: usize = 4;
-const PORTABLE_COLS: usize = 8;
 
 /// # Safety
-/// The operands hold a tile of `PORTABLE_ROWS` x `PORTABLE_COLS`, `depth` deep.
-unsafe fn portable<R: Real, const COLUMNS: bool>(
+/// The operands hold a tile of `PORTABLE_ROWS` x N, `depth` deep.
+unsafe fn portable<R: Real, const COLUMNS: bool, const N: usize>(
     depth: usize,
     a: *const R,
     a_stride: usize,
@@ -166,18 +181,18 @@ unsafe fn portable<R: Real, const COLUMNS: bool>(
     c_stride: usize,
     add: bool,
 ) {
-    let mut sums = [[R::ZERO; PORTABLE_COLS]; PORTABLE_ROWS];
+    let mut sums = [[R::ZERO; N]; PORTABLE_ROWS];
     for l in 0..depth {
         // SAFETY: row l of B, column l of A.
         unsafe {
-            let y = b.add(l * b_stride).cast::<[R; PORTABLE_COLS]>().read();
+            let y = b.add(l * b_stride).cast::<[R; N]>().read();
             for i in 0..PORTABLE_ROWS {
                 let x = *a.add(if COLUMNS {
                     l * a_stride + i
                 } else {
                     i * a_stride + l
                 });
-                for j in 0..PORTABLE_COLS {
+                for j in 0..N {
                     sums[i][j] = if cfg!(target_arch = "aarch64") {
                         x.mul_add(y[j], sums[i][j])
                     } else {
@@ -189,8 +204,8 @@ unsafe fn portable<R: Real, const COLUMNS: bool>(
     }
     for i in 0..PORTABLE_ROWS {
         // SAFETY: row i of C.
-        let row = unsafe { &mut *c.add(i * c_stride).cast::<[R; PORTABLE_COLS]>() };
-        for j in 0..PORTABLE_COLS {
+        let row = unsafe { &mut *c.add(i * c_stride).cast::<[R; N]>() };
+        for j in 0..N {
             row[j] = if add { row[j] + sums[i][j] } else { sums[i][j] };
         }
     }

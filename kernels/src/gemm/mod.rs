@@ -309,6 +309,38 @@ pub fn gemm_batched<T: Float>(
         });
 }
 
+/// Rows of a panel of [`pack_panels`].
+pub(crate) fn panel_width<R: Float>(isa: Isa) -> usize {
+    fn of<K: tile::Kernel>(_: K, size: usize) -> usize {
+        K::shape(size).nr
+    }
+    with_kernel!(isa, kernel => of(kernel, size_of::<R>()))
+}
+
+/// Widens rows of x into panels of `width` = [`panel_width`] rows, transposed: `dst[r / width, c,
+/// r % width] = x[r, c]`, `[panels, x.cols, width]`, zeros after the last row. For kernels that
+/// have products of their own.
+pub(crate) fn pack_panels<T: Float>(isa: Isa, x: MatRef<T>, dst: &mut [T::Acc]) {
+    let width = panel_width::<T::Acc>(isa);
+    assert!(
+        x.data.len() >= x.span() && dst.len() >= x.rows.div_ceil(width) * width * x.cols,
+        "pack_panels: a slice is too short"
+    );
+    with_kernel!(isa, kernel => tile::Kernel::call(
+        kernel,
+        pack::Pack {
+            kernel,
+            src: x.data.as_ptr(),
+            stride: x.row_stride,
+            k_stride: x.col_stride,
+            len: x.rows,
+            depth: x.cols,
+            width,
+            dst: dst.as_mut_ptr(),
+        },
+    ));
+}
+
 /// (m, n, k), after checking that A and B fit each other and lie inside their slices.
 fn check<T>(a: &MatRef<T>, b: &MatRef<T>) -> (usize, usize, usize) {
     assert_eq!(
