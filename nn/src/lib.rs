@@ -1,2 +1,22 @@
-//! placeholder
+//! Layers, the one trainable set, losses, optimizers and schedules.
+//!
+//! A layer is a plain struct of parameter numbers: it declares its parameters in [`Parameters`] and
+//! computes over a [`Forward`] pass. Which parameters are trained, a [`FreezePolicy`] says once, and
+//! the [`TrainableSet`] that it yields drives everything else.
 #![forbid(unsafe_code)]
+
+pub mod error;
+mod forward;
+pub mod layers;
+pub mod losses;
+pub mod optimizer;
+mod parameters;
+pub mod schedule;
+mod trainable;
+
+pub use error::{Error, Result};
+pub use forward::Forward;
+pub use optimizer::Optimizer;
+pub use parameters::{Init, ParamId, Parameter, Parameters};
+pub use schedule::{Decay, Schedule};
+pub use trainable::{FreezePolicy, Rule, TrainableSet};

@@ -1,6 +1,20 @@
-//! Tensors: element type, shape, strides, storage and the allocator that counts them.
+//! Tensors: element type, shape, strides, storage, the allocator that counts them, and operations.
+//!
+//! This layer knows nothing of gradients. Every operation takes the [`Memory`] that its result is
+//! allocated from, checks its inputs' shapes and types, and says in an [`Error`] what did not fit.
+//! `tests/` holds each operation against an `ndarray` oracle in f64.
 #![forbid(unsafe_code)]
 
+mod dispatch;
 pub mod dtype;
+pub mod error;
+pub mod memory;
+pub mod ops;
+pub mod shape;
+mod tensor;
 
 pub use dtype::DType;
+pub use error::{Error, Result};
+pub use memory::{Category, Memory, Usage};
+pub use shape::Shape;
+pub use tensor::{Tensor, TensorElement};

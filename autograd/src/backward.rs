@@ -1,0 +1,341 @@
+//! The gradient rule of each operation: one exhaustive match, without a default arm.
+
+use graft_tensor::ops::{self, Binary, Reduce, Unary, loss, norm, rope};
+use graft_tensor::{DType, Memory, Shape, Tensor};
+
+use crate::error::Result;
+use crate::forward::Randomness;
+use crate::op::Op;
+
+/// What a node kept of its forward; which tensors those are, [`Op::saves`] says.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Saved {
+    /// By position of the input
+    pub inputs: Vec<Option<Tensor>>,
+    pub output: Option<Tensor>,
+    pub extras: Vec<Tensor>,
+}
+
+impl Saved {
+    fn input(&self, i: usize) -> &Tensor {
+        self.inputs[i]
+            .as_ref()
+            .expect("Op::saves names every input that the rule reads")
+    }
+
+    fn output(&self) -> &Tensor {
+        self.output
+            .as_ref()
+            .expect("Op::saves names the output where the rule reads it")
+    }
+}
+
+/// Shapes and types around a node, known without its values.
+pub(crate) struct Around<'a> {
+    pub shapes: &'a [Shape],
+    pub dtypes: &'a [DType],
+    pub needs: &'a [bool],
+}
+
+/// The gradients of `op`'s inputs, one for each input that needs one.
+pub(crate) fn backward(
+    m: &Memory,
+    random: Randomness,
+    op: &Op,
+    saved: &Saved,
+    dy: &Tensor,
+    around: &Around,
+) -> Result<Vec<Option<Tensor>>> {
+    let Around {
+        shapes,
+        dtypes,
+        needs,
+    } = *around;
+    let need = |i: usize| needs.get(i).copied().unwrap_or(false);
+    /// The gradient if it is needed, computed only then.
+    fn when(need: bool, gradient: impl FnOnce() -> Result<Tensor>) -> Result<Option<Tensor>> {
+        need.then(gradient).transpose()
+    }
+    Ok(match op {
+        Op::Leaf | Op::Detach | Op::ArgMax => vec![None; needs.len()],
+        Op::Linear { linear, bias } => {
+            let dy = match linear.activation {
+                Some(kind) => ops::activation_backward(m, kind, &saved.extras[0], dy)?,
+                None => dy.clone(),
+            };
+            let mut gradients = vec![
+                when(need(0), || {
+                    // dx = dy · wᵀ: [rows, out] x [out, in]
+                    let w = linear.input_by_output(saved.input(1))?;
+                    let rows = dy.count() / dy.shape().last().map_or(1, |&n| n.max(1));
+                    let flat = dy.contiguous(m)?.reshape(&[rows, w.shape()[1]])?;
+                    Ok(ops::matmul(m, &flat, &w.t()?)?.reshape(&shapes[0])?)
+                })?,
+                when(need(1), || {
+                    Ok(ops::weight_gradient(m, linear.layout, saved.input(0), &dy)?)
+                })?,
+            ];
+            if *bias {
+                gradients.push(when(need(2), || Ok(ops::sum_to_columns(m, &dy)?))?);
+            }
+            gradients
+        }
+        Op::MatMul => vec![
+            when(need(0), || {
+                let da = ops::matmul(m, dy, &saved.input(1).t()?)?;
+                Ok(ops::reduce_to_shape(m, &da, &shapes[0])?)
+            })?,
+            when(need(1), || {
+                let db = ops::matmul(m, &saved.input(0).t()?, dy)?;
+                Ok(ops::reduce_to_shape(m, &db, &shapes[1])?)
+            })?,
+        ],
+        Op::Binary(kind) => binary(m, *kind, saved, dy, shapes, needs)?,
+        Op::Affine { scale, .. } => vec![Some(ops::affine(m, dy, *scale, 0.0)?)],
+        Op::Unary(kind) => {
+            let kept = saved.output.as_ref().or(saved.inputs[0].as_ref());
+            vec![Some(ops::unary_backward(m, *kind, kept, dy)?)]
+        }
+        Op::Glu(kind) => {
+            let (gate, up) = (saved.input(0), saved.input(1));
+            ops::glu_backward(m, *kind, gate, up, dy, [need(0), need(1)])?.into()
+        }
+        Op::Reduce { kind, axis, .. } => {
+            let kept = kept_shape(&shapes[0], *axis)?;
+            let dy = dy.contiguous(m)?.reshape(&kept)?;
+            vec![Some(match kind {
+                Reduce::Sum => dy.expand(&shapes[0])?,
+                Reduce::Mean => {
+                    let share = 1.0 / shapes[0][*axis] as f64;
+                    ops::affine(m, &dy, share, 0.0)?.expand(&shapes[0])?
+                }
+                Reduce::Max => {
+                    let y = saved.output().reshape(&kept)?;
+                    ops::max_backward(m, saved.input(0), &y, &dy, *axis)?
+                }
+            })]
+        }
+        Op::SumAll => vec![Some(ops::cast(m, dy, dtypes[0])?.expand(&shapes[0])?)],
+        Op::Reshape(_) => vec![Some(dy.contiguous(m)?.reshape(&shapes[0])?)],
+        Op::Permute(order) => {
+            let mut inverse = vec![0; order.rank()];
+            for (to, &from) in order.iter().enumerate() {
+                inverse[from] = to;
+            }
+            vec![Some(dy.permute(&inverse)?)]
+        }
+        Op::Narrow { axis, start, .. } => {
+            vec![Some(ops::place(m, dy, &shapes[0], *axis, *start)?)]
+        }
+        Op::Expand(_) => vec![Some(ops::reduce_to_shape(m, dy, &shapes[0])?)],
+        Op::Concat { axis } => {
+            let mut start = 0;
+            let mut parts = Vec::with_capacity(shapes.len());
+            for (i, shape) in shapes.iter().enumerate() {
+                let length = shape[*axis];
+                parts.push(when(need(i), || Ok(dy.narrow(*axis, start, length)?))?);
+                start += length;
+            }
+            parts
+        }
+        Op::GatherRows => {
+            let rows = shapes[0][0];
+            let dtable = ops::scatter_add_rows(m, dy, saved.input(1), rows)?;
+            vec![Some(dtable), None]
+        }
+        Op::LayerNorm {
+            residual,
+            weight,
+            bias,
+            ..
+        } => {
+            let at_weight = 1 + usize::from(*residual);
+            let at_bias = at_weight + usize::from(*weight);
+            let needs_input = need(0) || (*residual && need(1));
+            let needs_weight = *weight && need(at_weight);
+            let needs_bias = *bias && need(at_bias);
+            let mut gradients = vec![None; needs.len()];
+            if !needs_input && !needs_weight {
+                // The bias alone reads nothing that was saved.
+                gradients[at_bias] = Some(ops::sum_to_columns(m, dy)?);
+                return Ok(gradients);
+            }
+            let (mean, scale) = (&saved.extras[0], &saved.extras[1]);
+            let s = saved.extras.get(2).unwrap_or_else(|| saved.input(0));
+            if needs_input {
+                let w = weight.then(|| saved.input(at_weight));
+                let dx = norm::layer_norm_backward_input(m, s, w, mean, scale, dy)?;
+                if *residual && need(1) {
+                    gradients[1] = Some(dx.clone());
+                }
+                gradients[0] = need(0).then_some(dx);
+            }
+            if needs_weight || needs_bias {
+                let wanted = [needs_weight, needs_bias];
+                let [dweight, dbias] =
+                    norm::layer_norm_backward_params(m, s, mean, scale, dy, wanted)?;
+                if needs_weight {
+                    gradients[at_weight] = dweight;
+                }
+                if needs_bias {
+                    gradients[at_bias] = dbias;
+                }
+            }
+            gradients
+        }
+        Op::RmsNorm {
+            offset, residual, ..
+        } => {
+            let at_weight = 1 + usize::from(*residual);
+            let needs_input = need(0) || (*residual && need(1));
+            let s = saved.extras.get(1).unwrap_or_else(|| saved.input(0));
+            let (weight, scale) = (saved.input(at_weight), &saved.extras[0]);
+            let wanted = [needs_input, need(at_weight)];
+            let [dx, dweight] = norm::rms_norm_backward(m, s, weight, *offset, scale, dy, wanted)?;
+            let mut gradients = vec![None; needs.len()];
+            if *residual && need(1) {
+                gradients[1] = dx.clone();
+            }
+            gradients[0] = dx.filter(|_| need(0));
+            gradients[at_weight] = dweight;
+            gradients
+        }
+        Op::L2Normalize { .. } => vec![Some(norm::l2_normalize_backward(
+            m,
+            saved.output(),
+            &saved.extras[0],
+            dy,
+        )?)],
+        Op::Softmax { log } => vec![Some(norm::softmax_backward(m, saved.output(), dy, *log)?)],
+        Op::Attention { attention, stream } => {
+            let p = random.attention(attention, *stream);
+            let [dq, dk, dv] = ops::attention_backward(
+                m,
+                &p,
+                [saved.input(0), saved.input(1), saved.input(2)],
+                saved.input(3),
+                saved.output(),
+                &saved.extras[0],
+                dy,
+                [need(0), need(1), need(2)],
+            )?;
+            vec![dq, dk, dv, None]
+        }
+        Op::Rope(p) => {
+            let (cos, sin, positions) = (saved.input(1), saved.input(2), saved.input(3));
+            let dx = rope::rope(m, p, dy, cos, sin, positions, true)?;
+            vec![Some(dx), None, None, None]
+        }
+        Op::Dropout { p, stream } => vec![Some(ops::dropout(m, dy, *p, random.key(*stream))?)],
+        Op::Pool(kind) => {
+            let x = saved.inputs[0].as_ref();
+            let dx = ops::pool_backward(m, *kind, x, saved.input(1), dy)?;
+            vec![Some(dx), None]
+        }
+        Op::CrossEntropy { smoothing } => {
+            let (logits, targets) = (saved.input(0), saved.input(1));
+            let lse = &saved.extras[0];
+            let dlogits = loss::cross_entropy_backward(m, logits, targets, *smoothing, lse, dy)?;
+            vec![Some(dlogits), None]
+        }
+        Op::LinearCrossEntropy { smoothing, bias } => {
+            let (bias, at_targets) = if *bias {
+                (Some(saved.input(2)), 3)
+            } else {
+                (None, 2)
+            };
+            let [dx, dweight, dbias] = loss::linear_cross_entropy_backward(
+                m,
+                saved.input(0),
+                saved.input(1),
+                bias,
+                saved.input(at_targets),
+                *smoothing,
+                &saved.extras[0],
+                dy,
+                [need(0), need(1), bias.is_some() && need(2)],
+            )?;
+            let mut gradients = vec![dx, dweight];
+            if bias.is_some() {
+                gradients.push(dbias);
+            }
+            gradients.push(None);
+            gradients
+        }
+        Op::BceWithLogits => {
+            let (x, targets) = (saved.input(0), saved.input(1));
+            vec![
+                Some(loss::bce_with_logits_backward(m, x, targets, dy)?),
+                None,
+            ]
+        }
+        Op::Cast(_) => vec![Some(ops::cast(m, dy, dtypes[0])?)],
+    })
+}
+
+fn binary(
+    m: &Memory,
+    kind: Binary,
+    saved: &Saved,
+    dy: &Tensor,
+    shapes: &[Shape],
+    needs: &[bool],
+) -> Result<Vec<Option<Tensor>>> {
+    let fit = |gradient: Tensor, i: usize| -> Result<Option<Tensor>> {
+        Ok(Some(ops::reduce_to_shape(m, &gradient, &shapes[i])?))
+    };
+    let mut gradients = vec![None, None];
+    match kind {
+        Binary::Add | Binary::Sub => {
+            if needs[0] {
+                gradients[0] = fit(dy.clone(), 0)?;
+            }
+            if needs[1] {
+                let reduced = ops::reduce_to_shape(m, dy, &shapes[1])?;
+                gradients[1] = Some(match kind {
+                    Binary::Sub => ops::affine(m, &reduced, -1.0, 0.0)?,
+                    _ => reduced,
+                });
+            }
+        }
+        Binary::Mul => {
+            if needs[0] {
+                gradients[0] = fit(ops::binary(m, Binary::Mul, dy, saved.input(1))?, 0)?;
+            }
+            if needs[1] {
+                gradients[1] = fit(ops::binary(m, Binary::Mul, dy, saved.input(0))?, 1)?;
+            }
+        }
+        Binary::Div => {
+            // da = dy / b; db = -da * y
+            let da = ops::binary(m, Binary::Div, dy, saved.input(1))?;
+            if needs[1] {
+                let product = ops::binary(m, Binary::Mul, &da, saved.output())?;
+                gradients[1] = fit(ops::unary(m, Unary::Neg, &product)?, 1)?;
+            }
+            if needs[0] {
+                gradients[0] = fit(da, 0)?;
+            }
+        }
+        Binary::Max | Binary::Min => {
+            // The first input takes the gradient where it is the one that was chosen, ties included.
+            let (a, b) = (saved.input(0), saved.input(1));
+            let chosen = ops::elementwise::selects_first(m, kind, a, b)?;
+            if needs[0] {
+                gradients[0] = fit(ops::binary(m, Binary::Mul, dy, &chosen)?, 0)?;
+            }
+            if needs[1] {
+                let other = ops::affine(m, &chosen, -1.0, 1.0)?;
+                gradients[1] = fit(ops::binary(m, Binary::Mul, dy, &other)?, 1)?;
+            }
+        }
+    }
+    Ok(gradients)
+}
+
+/// The shape with dimension `axis` of length 1.
+fn kept_shape(shape: &Shape, axis: usize) -> Result<Shape> {
+    let mut dims = shape.to_vec();
+    dims[axis] = 1;
+    Ok(Shape::new(&dims)?)
+}

@@ -1,0 +1,130 @@
+//! What can go wrong with layers, parameters and optimizers.
+
+use graft_autograd::Error as AutogradError;
+use graft_tensor::{Error as TensorError, Shape};
+
+/// A refused declaration, policy, step or layer.
+#[derive(Debug, Clone, thiserror::Error, PartialEq)]
+pub enum Error {
+    /// From a recording or backward pass.
+    #[error(transparent)]
+    Autograd(#[from] AutogradError),
+    /// From a tensor operation.
+    #[error(transparent)]
+    Tensor(#[from] TensorError),
+    /// Two parameters of one name.
+    #[error("the parameter {name} is declared twice; every name must be unique")]
+    Duplicate {
+        /// The name
+        name: String,
+    },
+    /// A name that no parameter has.
+    #[error("no parameter is called {name}{}", suggestion(nearest))]
+    Unknown {
+        /// The name
+        name: String,
+        /// The parameter with the most similar name
+        nearest: Option<String>,
+    },
+    /// A value of the wrong shape for its parameter.
+    #[error("the parameter {name} has shape {expected}; found a tensor of shape {found}")]
+    ParameterShape {
+        /// The parameter
+        name: String,
+        /// The declared shape
+        expected: Shape,
+        /// The shape that was given
+        found: Shape,
+    },
+    /// A parameter that was declared but neither loaded nor initialised.
+    #[error("the parameter {name} has no value yet: load a checkpoint or initialise it first")]
+    NoValue {
+        /// The parameter
+        name: String,
+    },
+    /// A rule that is not `freeze GLOB` or `train GLOB`.
+    #[error("the rule \"{rule}\" is not understood; write \"freeze GLOB\" or \"train GLOB\"")]
+    Rule {
+        /// The rule as written
+        rule: String,
+    },
+    /// A rule that matches no parameter.
+    #[error(
+        "the rule \"{rule}\" matches no parameter{}; `trainer inspect` lists their names",
+        suggestion(nearest)
+    )]
+    RuleMatchesNothing {
+        /// The rule as written
+        rule: String,
+        /// The parameter with the most similar name
+        nearest: Option<String>,
+    },
+    /// A policy that leaves nothing to train.
+    #[error("every parameter is frozen, so there is nothing to train; add a \"train GLOB\" rule")]
+    NothingTrainable,
+    /// A gradient that is infinite or NaN.
+    #[error(
+        "the gradient of {name} is not finite at step {step}; lower the learning rate, or look at \
+         the data of this step"
+    )]
+    NonFiniteGradient {
+        /// The first such parameter
+        name: String,
+        /// The optimizer step, from 1
+        step: u64,
+    },
+    /// A setting outside its range.
+    #[error("{name} is {value}; it must be {expected}")]
+    Setting {
+        /// The setting
+        name: &'static str,
+        /// Its value
+        value: String,
+        /// What is allowed
+        expected: &'static str,
+    },
+}
+
+/// Result with this crate's [`Error`].
+pub type Result<T> = std::result::Result<T, Error>;
+
+fn suggestion(nearest: &Option<String>) -> String {
+    nearest
+        .as_ref()
+        .map_or_else(String::new, |name| format!("; the nearest name is {name}"))
+}
+
+/// The candidate with the smallest edit distance (Levenshtein) to `name`.
+pub fn nearest<'a>(name: &str, candidates: impl Iterator<Item = &'a str>) -> Option<String> {
+    candidates
+        .map(|candidate| (distance(name, candidate), candidate))
+        .min_by_key(|&(distance, _)| distance)
+        .map(|(_, candidate)| candidate.to_owned())
+}
+
+fn distance(a: &str, b: &str) -> usize {
+    let b: Vec<char> = b.chars().collect();
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, x) in a.chars().enumerate() {
+        let mut diagonal = std::mem::replace(&mut row[0], i + 1);
+        for (j, &y) in b.iter().enumerate() {
+            let substitute = diagonal + usize::from(x != y);
+            diagonal = row[j + 1];
+            row[j + 1] = substitute.min(row[j] + 1).min(diagonal + 1);
+        }
+    }
+    row[b.len()]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nearest_is_by_edit_distance() {
+        let names = ["classifier.weight", "pooler.dense.weight"];
+        let found = nearest("clasifier.weigth", names.into_iter());
+        assert_eq!(found.as_deref(), Some("classifier.weight"));
+        assert_eq!(nearest("x", std::iter::empty()), None);
+    }
+}

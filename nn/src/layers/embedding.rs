@@ -1,0 +1,44 @@
+//! The embedding table.
+
+use graft_autograd::Var;
+
+use crate::error::Result;
+use crate::forward::Forward;
+use crate::parameters::{Init, ParamId, Parameters};
+
+/// A row of a table for each id: `i64 [tokens]` to `[tokens, width]`.
+#[derive(Clone, Debug)]
+pub struct Embedding {
+    weight: ParamId,
+}
+
+impl Embedding {
+    /// Declares `NAME.weight [rows, width]`, normal with standard deviation `std`.
+    ///
+    /// # Errors
+    /// A name that is taken.
+    pub fn new(
+        p: &mut Parameters,
+        name: &str,
+        rows: usize,
+        width: usize,
+        std: f64,
+    ) -> Result<Embedding> {
+        let weight = p.declare(&format!("{name}.weight"), &[rows, width], Init::Normal(std))?;
+        Ok(Embedding { weight })
+    }
+
+    /// The table's number.
+    pub fn weight(&self) -> ParamId {
+        self.weight
+    }
+
+    /// The rows of `ids`.
+    ///
+    /// # Errors
+    /// An id outside the table.
+    pub fn forward(&self, f: &mut Forward, ids: &Var) -> Result<Var> {
+        let table = f.parameter(self.weight)?;
+        Ok(f.tape.gather_rows(&table, ids)?)
+    }
+}

@@ -1,0 +1,125 @@
+//! The linear layer.
+
+use graft_autograd::Var;
+use graft_tensor::ops::{Activation, WeightLayout};
+
+use crate::error::Result;
+use crate::forward::Forward;
+use crate::parameters::{Init, ParamId, Parameters};
+
+/// `activation(x·w + bias)`: `[.., inputs]` to `[.., outputs]`.
+#[derive(Clone, Debug)]
+pub struct Linear {
+    weight: ParamId,
+    bias: Option<ParamId>,
+    layout: WeightLayout,
+}
+
+impl Linear {
+    /// Declares `NAME.weight [outputs, inputs]` and `NAME.bias [outputs]`, normal with standard
+    /// deviation `std` and zero.
+    ///
+    /// # Errors
+    /// A name that is taken.
+    pub fn new(
+        p: &mut Parameters,
+        name: &str,
+        inputs: usize,
+        outputs: usize,
+        std: f64,
+    ) -> Result<Linear> {
+        let weight = p.declare(
+            &format!("{name}.weight"),
+            &[outputs, inputs],
+            Init::Normal(std),
+        )?;
+        let bias = p.declare(&format!("{name}.bias"), &[outputs], Init::Zeros)?;
+        Ok(Linear {
+            weight,
+            bias: Some(bias),
+            layout: WeightLayout::OutIn,
+        })
+    }
+
+    /// Declares `NAME.weight [outputs, inputs]` alone.
+    ///
+    /// # Errors
+    /// A name that is taken.
+    pub fn without_bias(
+        p: &mut Parameters,
+        name: &str,
+        inputs: usize,
+        outputs: usize,
+        std: f64,
+    ) -> Result<Linear> {
+        let weight = p.declare(
+            &format!("{name}.weight"),
+            &[outputs, inputs],
+            Init::Normal(std),
+        )?;
+        Ok(Linear {
+            weight,
+            bias: None,
+            layout: WeightLayout::OutIn,
+        })
+    }
+
+    /// Declares GPT-2's Conv1D: `NAME.weight [inputs, outputs]` and `NAME.bias [outputs]`.
+    ///
+    /// # Errors
+    /// A name that is taken.
+    pub fn conv1d(
+        p: &mut Parameters,
+        name: &str,
+        inputs: usize,
+        outputs: usize,
+        std: f64,
+    ) -> Result<Linear> {
+        let weight = p.declare(
+            &format!("{name}.weight"),
+            &[inputs, outputs],
+            Init::Normal(std),
+        )?;
+        let bias = p.declare(&format!("{name}.bias"), &[outputs], Init::Zeros)?;
+        Ok(Linear {
+            weight,
+            bias: Some(bias),
+            layout: WeightLayout::InOut,
+        })
+    }
+
+    /// The weight's number.
+    pub fn weight(&self) -> ParamId {
+        self.weight
+    }
+
+    /// The bias' number.
+    pub fn bias(&self) -> Option<ParamId> {
+        self.bias
+    }
+
+    /// `x·w + bias`.
+    ///
+    /// # Errors
+    /// An input whose last dimension is not `inputs`.
+    pub fn forward(&self, f: &mut Forward, x: &Var) -> Result<Var> {
+        self.run(f, x, None)
+    }
+
+    /// `activation(x·w + bias)`, fused.
+    ///
+    /// # Errors
+    /// As [`Linear::forward`].
+    pub fn activated(&self, f: &mut Forward, x: &Var, activation: Activation) -> Result<Var> {
+        self.run(f, x, Some(activation))
+    }
+
+    fn run(&self, f: &mut Forward, x: &Var, activation: Option<Activation>) -> Result<Var> {
+        let weight = f.parameter(self.weight)?;
+        let bias = self.bias.map(|id| f.parameter(id)).transpose()?;
+        let y = f
+            .tape
+            .linear(x, &weight, bias.as_ref(), self.layout, activation)?;
+        Ok(y)
+    }
+}

@@ -1,0 +1,251 @@
+//! Optimizers over the trainable set. State exists for trained parameters only.
+
+use std::collections::BTreeMap;
+
+use graft_autograd::Gradients;
+use graft_tensor::{Category, Tensor, ops::optimizer as kernel};
+
+use crate::error::{Error, Result};
+use crate::parameters::{ParamId, Parameters};
+use crate::trainable::TrainableSet;
+
+/// The update rule.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub enum Rule {
+    /// AdamW (Loshchilov and Hutter, 2019)
+    AdamW {
+        /// Decay of the first moment
+        beta1: f64,
+        /// Decay of the second moment
+        beta2: f64,
+        /// Added to the root of the second moment
+        eps: f64,
+    },
+    /// Stochastic gradient descent
+    Sgd {
+        /// Share of the last update that is kept; 0 keeps no state
+        momentum: f64,
+        /// Nesterov's variant
+        nesterov: bool,
+    },
+}
+
+impl Rule {
+    /// AdamW as PyTorch has it by default.
+    pub fn adamw() -> Rule {
+        Rule::AdamW {
+            beta1: 0.9,
+            beta2: 0.999,
+            eps: 1e-8,
+        }
+    }
+}
+
+/// The state of one parameter.
+#[derive(Debug)]
+struct Slot {
+    /// Updates so far
+    step: u64,
+    /// First and second moment, or velocity
+    tensors: Vec<Tensor>,
+}
+
+/// An optimizer and its state.
+#[derive(Debug)]
+pub struct Optimizer {
+    rule: Rule,
+    weight_decay: f64,
+    decay_vectors: bool,
+    slots: BTreeMap<ParamId, Slot>,
+    step: u64,
+}
+
+/// What a step did.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub struct Step {
+    /// Euclidean norm of all gradients before clipping
+    pub gradient_norm: f64,
+    /// Factor that the gradients were multiplied with
+    pub clip: f64,
+}
+
+impl Optimizer {
+    /// An optimizer without state. With `decay_vectors` off, biases and the weights of norms (all
+    /// that has one dimension) are spared the weight decay.
+    ///
+    /// # Errors
+    /// A setting outside its range.
+    pub fn new(rule: Rule, weight_decay: f64, decay_vectors: bool) -> Result<Optimizer> {
+        let within = |name, value: f64, low: f64, high: f64, expected| {
+            if value >= low && value < high {
+                Ok(())
+            } else {
+                Err(Error::Setting {
+                    name,
+                    value: value.to_string(),
+                    expected,
+                })
+            }
+        };
+        within(
+            "weight_decay",
+            weight_decay,
+            0.0,
+            f64::INFINITY,
+            "0 or more",
+        )?;
+        match rule {
+            Rule::AdamW { beta1, beta2, eps } => {
+                within("beta1", beta1, 0.0, 1.0, "at least 0 and below 1")?;
+                within("beta2", beta2, 0.0, 1.0, "at least 0 and below 1")?;
+                within("eps", eps, f64::MIN_POSITIVE, f64::INFINITY, "above 0")?;
+            }
+            Rule::Sgd { momentum, nesterov } => {
+                within("momentum", momentum, 0.0, 1.0, "at least 0 and below 1")?;
+                if nesterov && momentum == 0.0 {
+                    within(
+                        "momentum",
+                        momentum,
+                        f64::MIN_POSITIVE,
+                        1.0,
+                        "above 0 for Nesterov",
+                    )?;
+                }
+            }
+        }
+        Ok(Optimizer {
+            rule,
+            weight_decay,
+            decay_vectors,
+            slots: BTreeMap::new(),
+            step: 0,
+        })
+    }
+
+    /// Steps done.
+    pub fn step_count(&self) -> u64 {
+        self.step
+    }
+
+    /// Bytes of state.
+    pub fn state_bytes(&self) -> usize {
+        self.slots
+            .values()
+            .flat_map(|slot| &slot.tensors)
+            .map(|t| t.count() * t.dtype().size())
+            .sum()
+    }
+
+    /// Updates every trained parameter at learning rate `lr`, and consumes the gradients. With
+    /// `max_norm`, they are first scaled so that their global norm is at most that.
+    ///
+    /// # Errors
+    /// A trained parameter without a gradient, or with one that is not finite; nothing is updated
+    /// then.
+    pub fn step(
+        &mut self,
+        parameters: &mut Parameters,
+        trainable: &TrainableSet,
+        gradients: &mut Gradients,
+        lr: f64,
+        max_norm: Option<f64>,
+    ) -> Result<Step> {
+        let trained = trainable
+            .ids()
+            .map(|id| (id.key(), parameters.get(id).name()));
+        gradients.require(trained)?;
+        let gradient_norm = self.global_norm(parameters, trainable, gradients)?;
+        // PyTorch's clip_grad_norm_, with its guard against a division by zero.
+        let clip = max_norm.map_or(1.0, |most| (most / (gradient_norm + 1e-6)).min(1.0));
+        self.step += 1;
+        for id in trainable.ids() {
+            let Some(gradient) = gradients.take(id.key()) else {
+                continue;
+            };
+            self.update(parameters, id, &gradient, lr, clip)?;
+        }
+        Ok(Step {
+            gradient_norm,
+            clip,
+        })
+    }
+
+    /// The Euclidean norm over all gradients of the trainable set, in its order.
+    fn global_norm(
+        &self,
+        parameters: &Parameters,
+        trainable: &TrainableSet,
+        gradients: &Gradients,
+    ) -> Result<f64> {
+        let mut total = 0.0;
+        for id in trainable.ids() {
+            let Some(gradient) = gradients.get(id.key()) else {
+                continue;
+            };
+            let squares = kernel::sum_squares(gradient)?;
+            // A sum of squares can overflow f32 and f64 alike without any element being infinite.
+            if !squares.is_finite() && !kernel::all_finite(gradient)? {
+                return Err(Error::NonFiniteGradient {
+                    name: parameters.get(id).name().into(),
+                    step: self.step + 1,
+                });
+            }
+            total += squares;
+        }
+        Ok(total.sqrt())
+    }
+
+    fn update(
+        &mut self,
+        parameters: &mut Parameters,
+        id: ParamId,
+        gradient: &Tensor,
+        lr: f64,
+        clip: f64,
+    ) -> Result<()> {
+        let weight = parameters.value_mut(id)?;
+        let decays = self.decay_vectors || weight.shape().rank() > 1;
+        let weight_decay = if decays { self.weight_decay } else { 0.0 };
+        let states = match self.rule {
+            Rule::AdamW { .. } => 2,
+            Rule::Sgd { momentum, .. } => usize::from(momentum > 0.0),
+        };
+        if !self.slots.contains_key(&id) {
+            let memory = weight.memory().with(Category::Optimizer);
+            let tensors = (0..states)
+                .map(|_| Tensor::zeros(&memory, weight.dtype(), weight.shape()))
+                .collect::<graft_tensor::Result<_>>()?;
+            self.slots.insert(id, Slot { step: 0, tensors });
+        }
+        let slot = self.slots.get_mut(&id).expect("just inserted");
+        slot.step += 1;
+        match (self.rule, &mut slot.tensors[..]) {
+            (Rule::AdamW { beta1, beta2, eps }, [m, v]) => {
+                let p = kernel::AdamW {
+                    lr,
+                    beta1,
+                    beta2,
+                    eps,
+                    weight_decay,
+                    step: slot.step,
+                    grad_scale: clip,
+                };
+                kernel::adamw(&p, weight, gradient, m, v)?;
+            }
+            (Rule::Sgd { momentum, nesterov }, velocity) => {
+                let p = kernel::Sgd {
+                    lr,
+                    momentum,
+                    dampening: 0.0,
+                    nesterov,
+                    weight_decay,
+                    first_step: slot.step == 1,
+                    grad_scale: clip,
+                };
+                kernel::sgd(&p, weight, gradient, velocity.first_mut())?;
+            }
+            (Rule::AdamW { .. }, _) => unreachable!("AdamW's slots hold two tensors"),
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,217 @@
+//! Named parameters: declared by layers with a shape and an initialisation, filled by a checkpoint
+//! or by random numbers, updated by an optimizer.
+
+use std::collections::HashMap;
+
+use graft_tensor::ops::random::{self, Key};
+use graft_tensor::{Category, DType, Memory, Shape, Tensor, ops};
+
+use crate::error::{Error, Result, nearest};
+
+/// A parameter's number within its [`Parameters`].
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, PartialOrd, Ord)]
+pub struct ParamId(pub(crate) usize);
+
+impl ParamId {
+    /// The key under which the parameter's gradient is found.
+    pub fn key(self) -> usize {
+        self.0
+    }
+}
+
+/// How a parameter starts when no checkpoint holds it.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub enum Init {
+    /// All zero: biases
+    Zeros,
+    /// All one: weights of norms
+    Ones,
+    /// Normal with mean 0 and this standard deviation
+    Normal(f64),
+}
+
+/// One parameter.
+#[derive(Debug)]
+pub struct Parameter {
+    name: String,
+    shape: Shape,
+    init: Init,
+    value: Option<Tensor>,
+}
+
+impl Parameter {
+    /// The name, as Hugging Face spells it.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The shape.
+    pub fn shape(&self) -> &Shape {
+        &self.shape
+    }
+
+    /// True once it was loaded or initialised.
+    pub fn has_value(&self) -> bool {
+        self.value.is_some()
+    }
+}
+
+/// Every parameter of a model, in the order of declaration.
+#[derive(Debug)]
+pub struct Parameters {
+    list: Vec<Parameter>,
+    by_name: HashMap<String, ParamId>,
+    memory: Memory,
+    dtype: DType,
+}
+
+impl Parameters {
+    /// No parameters yet; values will be of type `dtype`.
+    pub fn new(memory: &Memory, dtype: DType) -> Parameters {
+        Parameters {
+            list: Vec::new(),
+            by_name: HashMap::new(),
+            memory: memory.with(Category::Weights),
+            dtype,
+        }
+    }
+
+    /// The allocator of the values.
+    pub fn memory(&self) -> &Memory {
+        &self.memory
+    }
+
+    /// The type of the values.
+    pub fn dtype(&self) -> DType {
+        self.dtype
+    }
+
+    /// Declares a parameter.
+    ///
+    /// # Errors
+    /// A name that is taken, a shape that is refused.
+    pub fn declare(&mut self, name: &str, shape: &[usize], init: Init) -> Result<ParamId> {
+        let id = ParamId(self.list.len());
+        if self.by_name.insert(name.to_owned(), id).is_some() {
+            return Err(Error::Duplicate { name: name.into() });
+        }
+        self.list.push(Parameter {
+            name: name.to_owned(),
+            shape: Shape::new(shape)?,
+            init,
+            value: None,
+        });
+        Ok(id)
+    }
+
+    /// Number of parameters (tensors).
+    pub fn len(&self) -> usize {
+        self.list.len()
+    }
+
+    /// True if nothing was declared.
+    pub fn is_empty(&self) -> bool {
+        self.list.is_empty()
+    }
+
+    /// Number of elements of all parameters.
+    pub fn count(&self) -> usize {
+        self.list.iter().map(|p| p.shape.count()).sum()
+    }
+
+    /// Numbers and parameters, in order.
+    pub fn iter(&self) -> impl Iterator<Item = (ParamId, &Parameter)> {
+        self.list.iter().enumerate().map(|(i, p)| (ParamId(i), p))
+    }
+
+    /// The parameter of a number.
+    pub fn get(&self, id: ParamId) -> &Parameter {
+        &self.list[id.0]
+    }
+
+    /// The number of a name.
+    ///
+    /// # Errors
+    /// [`Error::Unknown`] with the nearest name.
+    pub fn find(&self, name: &str) -> Result<ParamId> {
+        self.by_name
+            .get(name)
+            .copied()
+            .ok_or_else(|| Error::Unknown {
+                name: name.into(),
+                nearest: nearest(name, self.list.iter().map(|p| p.name.as_str())),
+            })
+    }
+
+    /// A parameter's value.
+    ///
+    /// # Errors
+    /// [`Error::NoValue`] before it was loaded or initialised.
+    pub fn value(&self, id: ParamId) -> Result<&Tensor> {
+        let parameter = &self.list[id.0];
+        parameter.value.as_ref().ok_or_else(|| Error::NoValue {
+            name: parameter.name.clone(),
+        })
+    }
+
+    /// A parameter's value, to update in place.
+    ///
+    /// # Errors
+    /// As [`Parameters::value`].
+    pub fn value_mut(&mut self, id: ParamId) -> Result<&mut Tensor> {
+        let parameter = &mut self.list[id.0];
+        parameter.value.as_mut().ok_or_else(|| Error::NoValue {
+            name: parameter.name.clone(),
+        })
+    }
+
+    /// Gives a parameter its value, in the parameters' type and counted as weights.
+    ///
+    /// # Errors
+    /// A tensor of another shape.
+    pub fn set(&mut self, id: ParamId, value: Tensor) -> Result<()> {
+        let parameter = &mut self.list[id.0];
+        if *value.shape() != parameter.shape {
+            return Err(Error::ParameterShape {
+                name: parameter.name.clone(),
+                expected: parameter.shape,
+                found: *value.shape(),
+            });
+        }
+        let value = ops::cast(&self.memory, &value, self.dtype)?.contiguous(&self.memory)?;
+        parameter.value = Some(value.recount(Category::Weights)?);
+        Ok(())
+    }
+
+    /// Initialises every parameter that has no value. The numbers depend on the seed and the
+    /// parameter's name alone, not on which others there are.
+    ///
+    /// # Errors
+    /// None for shapes that could be declared.
+    pub fn initialise(&mut self, seed: u64) -> Result<()> {
+        for i in 0..self.list.len() {
+            let parameter = &self.list[i];
+            if parameter.value.is_some() {
+                continue;
+            }
+            let (memory, shape) = (&self.memory, parameter.shape);
+            let value = match parameter.init {
+                Init::Zeros => Tensor::zeros(memory, self.dtype, &shape)?,
+                Init::Ones => Tensor::full(memory, self.dtype, &shape, 1.0)?,
+                Init::Normal(std) => {
+                    let key = Key::new(seed, 0, fnv1a(&parameter.name));
+                    random::normal(memory, key, &shape, 0.0, std as f32)?
+                }
+            };
+            self.set(ParamId(i), value)?;
+        }
+        Ok(())
+    }
+}
+
+/// FNV-1a (Fowler, Noll, Vo), 64 bits.
+fn fnv1a(text: &str) -> u64 {
+    text.bytes().fold(0xCBF2_9CE4_8422_2325, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01B3)
+    })
+}

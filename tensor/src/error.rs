@@ -1,0 +1,110 @@
+//! What can go wrong with tensors, said so that the reader can mend it.
+
+use crate::{DType, Shape};
+
+/// A refused tensor operation.
+#[derive(Debug, Clone, thiserror::Error, PartialEq)]
+pub enum Error {
+    /// Shapes that do not fit the operation or each other.
+    #[error("{op}: {what}; found {found}, expected {expected}")]
+    Shape {
+        /// The operation
+        op: &'static str,
+        /// Which input is wrong
+        what: String,
+        /// The shape as it is
+        found: String,
+        /// The shape as it must be
+        expected: String,
+    },
+    /// An element type that the operation does not take.
+    #[error("{op}: {what} is {found}, expected {expected}")]
+    DType {
+        /// The operation
+        op: &'static str,
+        /// Which input is wrong
+        what: String,
+        /// Its type
+        found: DType,
+        /// What the operation takes
+        expected: String,
+    },
+    /// An index outside its table.
+    #[error("{op}: index {index} at position {position} is outside 0..{limit}")]
+    Index {
+        /// The operation
+        op: &'static str,
+        /// The offending value
+        index: i64,
+        /// Where it stands in the index tensor
+        position: usize,
+        /// One past the largest valid value
+        limit: usize,
+    },
+    /// Sequence offsets that do not describe a packed batch.
+    #[error("{op}: sequence offsets must rise from 0 to {tokens} without falling: {found}")]
+    Offsets {
+        /// The operation
+        op: &'static str,
+        /// Rows of the packed tensor
+        tokens: usize,
+        /// What was found
+        found: String,
+    },
+    /// A parameter of the operation outside its range.
+    #[error("{op}: {what}")]
+    Argument {
+        /// The operation
+        op: &'static str,
+        /// Name, value and range
+        what: String,
+    },
+    /// Writing to a tensor that others still hold.
+    #[error(
+        "cannot write in place: the tensor {shape} is shared; drop the tape and other clones first"
+    )]
+    Shared {
+        /// The tensor's shape
+        shape: Shape,
+    },
+    /// Reading or writing elements of a view as if they lay side by side.
+    #[error("the tensor {shape} is a strided view; call contiguous() before reading its elements")]
+    NotContiguous {
+        /// The tensor's shape
+        shape: Shape,
+    },
+    /// Reading elements of a tensor that only exists as a plan.
+    #[error("the tensor {shape} belongs to a memory plan and holds no elements")]
+    Planned {
+        /// The tensor's shape
+        shape: Shape,
+    },
+}
+
+/// Result with this crate's [`Error`].
+pub type Result<T> = std::result::Result<T, Error>;
+
+impl Error {
+    /// A shape error from anything that prints.
+    pub fn shape(
+        op: &'static str,
+        what: impl Into<String>,
+        found: impl std::fmt::Display,
+        expected: impl std::fmt::Display,
+    ) -> Error {
+        Error::Shape {
+            op,
+            what: what.into(),
+            found: found.to_string(),
+            expected: expected.to_string(),
+        }
+    }
+
+    /// An argument error.
+    pub fn argument(op: &'static str, what: impl Into<String>) -> Error {
+        Error::Argument {
+            op,
+            what: what.into(),
+        }
+    }
+}

@@ -1,0 +1,202 @@
+//! Attention over packed sequences.
+
+use graft_kernels::Float;
+use graft_kernels::attention::{self as kernel, Packed};
+use graft_kernels::philox::Key;
+
+use super::{accumulator, same_dtype, same_shape, sequences, workspace};
+use crate::error::{Error, Result};
+use crate::tensor::TensorElement;
+use crate::{Memory, Tensor, with_float};
+
+/// Heads, masks and dropout of one attention.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub struct Attention {
+    /// Heads of the queries
+    pub heads: usize,
+    /// Heads of keys and values; divides `heads`
+    pub kv_heads: usize,
+    /// A position sees none that come after it
+    pub causal: bool,
+    /// A position sees others at a distance below this
+    pub window: Option<usize>,
+    /// Scores are `cap * tanh(score / cap)`
+    pub softcap: Option<f64>,
+    /// Factor of the scores; `1 / sqrt(head_dim)` as a rule
+    pub scale: f64,
+    /// Probability that a weight is dropped
+    pub dropout: f64,
+    /// What the dropped weights are drawn from
+    pub key: Key,
+}
+
+impl Attention {
+    /// Bidirectional attention with `heads` heads of `head_dim`, as in BERT.
+    pub fn bidirectional(heads: usize, head_dim: usize) -> Attention {
+        Attention {
+            heads,
+            kv_heads: heads,
+            causal: false,
+            window: None,
+            softcap: None,
+            scale: 1.0 / (head_dim as f64).sqrt(),
+            dropout: 0.0,
+            key: Key::new(0, 0, 0),
+        }
+    }
+
+    /// Checks the shapes and gives the kernel's parameters.
+    fn resolve(
+        &self,
+        q: &Tensor,
+        k: &Tensor,
+        v: &Tensor,
+        offsets: &Tensor,
+    ) -> Result<kernel::Attention> {
+        let op = "attention";
+        let refuse = |what: String| Err(Error::argument(op, what));
+        if self.heads == 0 || self.kv_heads == 0 || self.heads % self.kv_heads != 0 {
+            return refuse(format!(
+                "{} query heads cannot share {} key heads",
+                self.heads, self.kv_heads
+            ));
+        }
+        if !(0.0..1.0).contains(&self.dropout) {
+            return refuse(format!("dropout is {}, not in [0, 1)", self.dropout));
+        }
+        if self.window == Some(0) {
+            return refuse("a window of 0 leaves nothing to attend to".into());
+        }
+        if q.shape().rank() != 2 || q.shape()[1] % self.heads != 0 {
+            let expected = format!("[tokens, {} heads x head_dim]", self.heads);
+            return Err(Error::shape(op, "the query", q.shape(), expected));
+        }
+        let head_dim = q.shape()[1] / self.heads;
+        for (what, t) in [("the key", k), ("the value", v)] {
+            if t.shape()[..] != [q.shape()[0], self.kv_heads * head_dim] {
+                let expected = format!("[{}, {}]", q.shape()[0], self.kv_heads * head_dim);
+                return Err(Error::shape(op, what, t.shape(), expected));
+            }
+            same_dtype(op, what, t, q.dtype())?;
+        }
+        sequences(op, offsets, q.shape()[0])?;
+        Ok(kernel::Attention {
+            heads: self.heads,
+            kv_heads: self.kv_heads,
+            head_dim,
+            causal: self.causal,
+            window: self.window,
+            softcap: self.softcap,
+            scale: self.scale,
+            dropout: self.dropout,
+            key: self.key,
+        })
+    }
+}
+
+/// Rows whose elements lie side by side, whatever the distance between rows: a slice of a fused
+/// query-key-value projection is used as it is.
+fn packed_rows(x: &Tensor, m: &Memory) -> Result<Tensor> {
+    if x.strides()[1] == 1 || x.shape()[1] <= 1 {
+        Ok(x.clone())
+    } else {
+        x.contiguous(m)
+    }
+}
+
+fn packed<T: TensorElement>(x: &Tensor) -> Result<Packed<'_, T>> {
+    Ok(Packed {
+        data: x.strided_slice::<T>()?,
+        row_stride: x.strides()[0],
+    })
+}
+
+/// Softmax attention within each packed sequence: `q [tokens, heads * head_dim]`, `k` and `v
+/// [tokens, kv_heads * head_dim]`, `offsets i64 [sequences + 1]`. Returns the output, shaped as `q`,
+/// and the log-sum-exp of the scores `[heads, tokens]`, which the backward pass recomputes them
+/// from. Online softmax after Milakov and Gimelshein (2018), blocks after Dao (2023).
+///
+/// # Errors
+/// Shapes, types or offsets that do not fit each other; options outside their range.
+pub fn attention(
+    m: &Memory,
+    p: &Attention,
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    offsets: &Tensor,
+) -> Result<(Tensor, Tensor)> {
+    let p = p.resolve(q, k, v, offsets)?;
+    let (q, k, v) = (packed_rows(q, m)?, packed_rows(k, m)?, packed_rows(v, m)?);
+    let mut out = Tensor::empty(m, q.dtype(), q.shape())?;
+    let mut lse = Tensor::empty(m, accumulator(q.dtype()), &[p.heads, q.shape()[0]])?;
+    let offsets = offsets.slice::<i64>()?;
+    let mut scratch = workspace(m, q.dtype(), kernel::attention_workspace(&p, offsets))?;
+    if out.is_planned() {
+        return Ok((out, lse));
+    }
+    with_float!("attention", q.dtype(), T => kernel::attention(
+        &p,
+        offsets,
+        packed::<T>(&q)?,
+        packed::<T>(&k)?,
+        packed::<T>(&v)?,
+        out.slice_mut::<T>()?,
+        lse.slice_mut::<<T as Float>::Acc>()?,
+        scratch.slice_mut::<<T as Float>::Acc>()?,
+    ));
+    Ok((out, lse))
+}
+
+/// The gradients of query, key and value, those that are asked for.
+///
+/// # Errors
+/// As [`attention`].
+pub fn attention_backward(
+    m: &Memory,
+    p: &Attention,
+    inputs: [&Tensor; 3],
+    offsets: &Tensor,
+    out: &Tensor,
+    lse: &Tensor,
+    dout: &Tensor,
+    needs: [bool; 3],
+) -> Result<[Option<Tensor>; 3]> {
+    let op = "attention backward";
+    let [q, k, v] = inputs;
+    let p = p.resolve(q, k, v, offsets)?;
+    same_shape(op, "the output", out, q.shape())?;
+    same_shape(op, "the gradient", dout, q.shape())?;
+    same_dtype(op, "the gradient", dout, q.dtype())?;
+    let (q, k, v) = (packed_rows(q, m)?, packed_rows(k, m)?, packed_rows(v, m)?);
+    let (out, dout) = (out.contiguous(m)?, dout.contiguous(m)?);
+    let output = |wanted: bool, like: &Tensor| {
+        wanted
+            .then(|| Tensor::empty(m, q.dtype(), like.shape()))
+            .transpose()
+    };
+    let mut dq = output(needs[0], &q)?;
+    let mut dk = output(needs[1], &k)?;
+    let mut dv = output(needs[2], &v)?;
+    let offsets = offsets.slice::<i64>()?;
+    let needed = kernel::attention_backward_workspace(&p, offsets);
+    let mut scratch = workspace(m, q.dtype(), needed)?;
+    if m.is_planned() {
+        return Ok([dq, dk, dv]);
+    }
+    with_float!(op, q.dtype(), T => kernel::attention_backward(
+        &p,
+        offsets,
+        packed::<T>(&q)?,
+        packed::<T>(&k)?,
+        packed::<T>(&v)?,
+        out.slice::<T>()?,
+        lse.slice::<<T as Float>::Acc>()?,
+        dout.slice::<T>()?,
+        dq.as_mut().map(|t| t.slice_mut::<T>()).transpose()?,
+        dk.as_mut().map(|t| t.slice_mut::<T>()).transpose()?,
+        dv.as_mut().map(|t| t.slice_mut::<T>()).transpose()?,
+        scratch.slice_mut::<<T as Float>::Acc>()?,
+    ));
+    Ok([dq, dk, dv])
+}

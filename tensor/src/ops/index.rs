@@ -1,0 +1,152 @@
+//! Moving rows and blocks: gather, scatter, concatenation.
+
+use graft_kernels::{copy, gather as kernel};
+
+use super::{indices, same_dtype};
+use crate::error::{Error, Result};
+use crate::{Memory, Shape, Tensor, with_dtype, with_float};
+
+/// Rows of `table [rows, columns]` by `index i64 [n]`: `[n, columns]`. An embedding, or a selection
+/// of tokens.
+///
+/// # Errors
+/// An index outside the table, a table that is no matrix.
+pub fn gather_rows(m: &Memory, table: &Tensor, index: &Tensor) -> Result<Tensor> {
+    let op = "gather rows";
+    let (rows, columns) = matrix(op, "the table", table)?;
+    let index = indices(op, index, rows, None, m)?;
+    let table = table.contiguous(m)?;
+    let shape = [&index.shape()[..], &[columns]].concat();
+    let mut y = Tensor::empty(m, table.dtype(), &shape)?;
+    if y.is_planned() {
+        return Ok(y);
+    }
+    with_dtype!(table.dtype(), T => kernel::gather_rows(
+        table.slice::<T>()?,
+        index.slice::<i64>()?,
+        y.slice_mut::<T>()?,
+        columns,
+    ));
+    Ok(y)
+}
+
+/// The gradient of [`gather_rows`]' table: the rows of `dy` added up where they came from, in the
+/// order of the index.
+///
+/// # Errors
+/// As [`gather_rows`], and a gradient that does not fit the index.
+pub fn scatter_add_rows(
+    m: &Memory,
+    dy: &Tensor,
+    index: &Tensor,
+    table_rows: usize,
+) -> Result<Tensor> {
+    let op = "scatter rows";
+    let index = indices(op, index, table_rows, None, m)?;
+    let columns = *dy.shape().last().unwrap_or(&0);
+    let shape = [&index.shape()[..], &[columns]].concat();
+    if dy.shape()[..] != shape {
+        return Err(Error::shape(
+            op,
+            "the gradient",
+            dy.shape(),
+            format!("{shape:?}"),
+        ));
+    }
+    let dy = dy.contiguous(m)?;
+    let mut table = Tensor::zeros(m, dy.dtype(), &[table_rows, columns])?;
+    with_float!(op, dy.dtype(), T => {
+        if !table.is_planned() {
+            let (dy, index) = (dy.slice::<T>()?, index.slice::<i64>()?);
+            kernel::scatter_add_rows(dy, index, table.slice_mut::<T>()?, columns);
+        }
+    });
+    Ok(table)
+}
+
+/// Tensors one after the other along dimension `axis`.
+///
+/// # Errors
+/// No tensors; types, ranks or other dimensions that differ.
+pub fn concat(m: &Memory, parts: &[&Tensor], axis: usize) -> Result<Tensor> {
+    let op = "concat";
+    let Some(first) = parts.first() else {
+        return Err(Error::argument(op, "no tensors to join"));
+    };
+    if axis >= first.shape().rank() {
+        return Err(Error::argument(
+            op,
+            format!("dimension {axis} of {} does not exist", first.shape()),
+        ));
+    }
+    let mut length = 0;
+    for part in parts {
+        same_dtype(op, "a part", part, first.dtype())?;
+        let fits = part.shape().rank() == first.shape().rank()
+            && part.shape().replaced(axis, Some(0)) == first.shape().replaced(axis, Some(0));
+        if !fits {
+            let expected = format!("{} except in dimension {axis}", first.shape());
+            return Err(Error::shape(op, "a part", part.shape(), expected));
+        }
+        length += part.shape()[axis];
+    }
+    let shape = first.shape().replaced(axis, Some(length));
+    let mut y = Tensor::empty(m, first.dtype(), &shape)?;
+    let mut start = 0;
+    for part in parts {
+        write_block(m, &mut y, part, axis, start)?;
+        start += part.shape()[axis];
+    }
+    Ok(y)
+}
+
+/// Zeros of `shape` with `block` at `start` of dimension `axis`: the gradient of
+/// [`Tensor::narrow`].
+///
+/// # Errors
+/// A block that does not lie within `shape`.
+pub fn place(
+    m: &Memory,
+    block: &Tensor,
+    shape: &Shape,
+    axis: usize,
+    start: usize,
+) -> Result<Tensor> {
+    let fits = axis < shape.rank()
+        && block.shape().rank() == shape.rank()
+        && block.shape().replaced(axis, Some(0)) == shape.replaced(axis, Some(0))
+        && start + block.shape()[axis] <= shape[axis];
+    if !fits {
+        let expected = format!("a block within {shape} at {start} of dimension {axis}");
+        return Err(Error::shape("place", "the block", block.shape(), expected));
+    }
+    let mut y = Tensor::zeros(m, block.dtype(), shape)?;
+    write_block(m, &mut y, block, axis, start)?;
+    Ok(y)
+}
+
+fn write_block(
+    m: &Memory,
+    y: &mut Tensor,
+    block: &Tensor,
+    axis: usize,
+    start: usize,
+) -> Result<()> {
+    let block = block.contiguous(m)?;
+    if y.is_planned() || block.count() == 0 {
+        return Ok(());
+    }
+    let strides = *y.strides();
+    with_dtype!(block.dtype(), T => {
+        let to = &mut y.slice_mut::<T>()?[start * strides[axis]..];
+        copy::scatter_strided(block.shape(), block.slice::<T>()?, to, &strides);
+    });
+    Ok(())
+}
+
+fn matrix(op: &'static str, what: &str, x: &Tensor) -> Result<(usize, usize)> {
+    match x.shape()[..] {
+        [rows, columns] => Ok((rows, columns)),
+        _ => Err(Error::shape(op, what, x.shape(), "[rows, columns]")),
+    }
+}

@@ -1,0 +1,259 @@
+//! Matrix products: batched `matmul`, and `linear` with its bias and activation fused.
+
+use graft_kernels::activation::Activation;
+use graft_kernels::gemm::{Batch, Epilogue, MatRef};
+use graft_kernels::{Float, gemm as kernel, reduce as kernel_reduce};
+
+use super::{rows_of, same_dtype, vector, workspace};
+use crate::error::{Error, Result};
+use crate::tensor::TensorElement;
+use crate::{Memory, Shape, Tensor, with_float};
+
+/// How a weight matrix is stored.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
+pub enum WeightLayout {
+    /// `[out, in]`: most families
+    OutIn,
+    /// `[in, out]`: GPT-2's Conv1D
+    InOut,
+}
+
+/// What [`linear`] computes beside the product.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub struct Linear {
+    /// How the weight is stored
+    pub layout: WeightLayout,
+    /// Applied to `x·w + bias`
+    pub activation: Option<Activation>,
+}
+
+impl Linear {
+    /// `(in, out)` features of a weight.
+    fn features(&self, weight: &Tensor) -> Result<(usize, usize)> {
+        match (weight.shape().len(), self.layout) {
+            (2, WeightLayout::OutIn) => Ok((weight.shape()[1], weight.shape()[0])),
+            (2, WeightLayout::InOut) => Ok((weight.shape()[0], weight.shape()[1])),
+            _ => Err(Error::shape(
+                "linear",
+                "the weight",
+                weight.shape(),
+                match self.layout {
+                    WeightLayout::OutIn => "[out, in]",
+                    WeightLayout::InOut => "[in, out]",
+                },
+            )),
+        }
+    }
+
+    /// The weight as a view `[in, out]`.
+    pub fn input_by_output(&self, weight: &Tensor) -> Result<Tensor> {
+        match self.layout {
+            WeightLayout::OutIn => weight.t(),
+            WeightLayout::InOut => Ok(weight.clone()),
+        }
+    }
+}
+
+/// `activation(x·w + bias)`: `x [.., in]` gives `[.., out]`. With `save`, also the pre-activation,
+/// which the activation's backward needs.
+///
+/// # Errors
+/// Inner sizes that differ, a bias that is not `[out]`, types that differ.
+pub fn linear(
+    m: &Memory,
+    p: &Linear,
+    x: &Tensor,
+    weight: &Tensor,
+    bias: Option<&Tensor>,
+    save: bool,
+) -> Result<(Tensor, Option<Tensor>)> {
+    let op = "linear";
+    let (inputs, outputs) = p.features(weight)?;
+    let (rows, columns) = rows_of(op, "the input", x)?;
+    if columns != inputs {
+        return Err(Error::shape(
+            op,
+            format!("the input, for a weight {}", weight.shape()),
+            x.shape(),
+            format!("[.., {inputs}]"),
+        ));
+    }
+    same_dtype(op, "the weight", weight, x.dtype())?;
+    let bias = bias
+        .map(|bias| vector(op, "the bias", bias, outputs, x.dtype(), m))
+        .transpose()?;
+    let x = x.contiguous(m)?;
+    let weight = p.input_by_output(weight)?;
+    let shape = x.shape().replaced(x.shape().rank() - 1, Some(outputs));
+    let mut y = Tensor::empty(m, x.dtype(), &shape)?;
+    let mut pre = (save && p.activation.is_some())
+        .then(|| Tensor::empty(m, x.dtype(), &shape))
+        .transpose()?;
+    with_float!(op, x.dtype(), T => {
+        let needed = kernel::gemm_workspace::<T>(rows, outputs, inputs);
+        let mut scratch = workspace(m, x.dtype(), needed)?;
+        if !y.is_planned() {
+            let epilogue = Epilogue {
+                bias: bias.as_ref().map(|t| t.slice::<T>()).transpose()?,
+                activation: p.activation,
+                pre_activation: pre.as_mut().map(|t| t.slice_mut::<T>()).transpose()?,
+            };
+            kernel::gemm(
+                MatRef::row_major(x.slice::<T>()?, rows, inputs),
+                matrix::<T>(&weight, inputs, outputs)?,
+                y.slice_mut::<T>()?,
+                false,
+                epilogue,
+                scratch.slice_mut::<<T as Float>::Acc>()?,
+            );
+        }
+    });
+    Ok((y, pre))
+}
+
+/// The gradient of [`linear`]'s weight, in its layout: from `x [.., in]` and `dy [.., out]`, the
+/// gradient after the activation's backward.
+///
+/// # Errors
+/// Row counts or types that differ.
+pub fn weight_gradient(
+    m: &Memory,
+    layout: WeightLayout,
+    x: &Tensor,
+    dy: &Tensor,
+) -> Result<Tensor> {
+    let op = "linear backward";
+    let (rows, inputs) = rows_of(op, "the input", x)?;
+    let (dy_rows, outputs) = rows_of(op, "the gradient", dy)?;
+    if rows != dy_rows {
+        return Err(Error::shape(
+            op,
+            "the gradient",
+            dy.shape(),
+            format!("{rows} rows"),
+        ));
+    }
+    let x = x.contiguous(m)?.reshape(&[rows, inputs])?;
+    let dy = dy.contiguous(m)?.reshape(&[rows, outputs])?;
+    match layout {
+        WeightLayout::OutIn => matmul(m, &dy.t()?, &x),
+        WeightLayout::InOut => matmul(m, &x.t()?, &dy),
+    }
+}
+
+/// The sum over all rows of `x [.., columns]`: `[columns]`, the gradient of a bias.
+///
+/// # Errors
+/// A tensor without dimensions.
+pub fn sum_to_columns(m: &Memory, x: &Tensor) -> Result<Tensor> {
+    let op = "sum over rows";
+    let (rows, columns) = rows_of(op, "the input", x)?;
+    let x = x.contiguous(m)?;
+    let mut y = Tensor::empty(m, x.dtype(), &[columns])?;
+    with_float!(op, x.dtype(), T => {
+        let mut scratch = workspace(m, x.dtype(), kernel_reduce::sum_rows_workspace(rows, columns))?;
+        if !y.is_planned() {
+            kernel_reduce::sum_rows(
+                x.slice::<T>()?,
+                rows,
+                columns,
+                y.slice_mut::<T>()?,
+                false,
+                scratch.slice_mut::<<T as Float>::Acc>()?,
+            );
+        }
+    });
+    Ok(y)
+}
+
+/// `a·b` over the last two dimensions: `[.., m, k]` and `[.., k, n]` give `[.., m, n]`. Leading
+/// dimensions broadcast. Transposed views cost nothing.
+///
+/// # Errors
+/// Inner or leading dimensions that do not fit, types that differ.
+pub fn matmul(mem: &Memory, a: &Tensor, b: &Tensor) -> Result<Tensor> {
+    let op = "matmul";
+    same_dtype(op, "the second input", b, a.dtype())?;
+    let (ra, rb) = (a.shape().rank(), b.shape().rank());
+    if ra < 2 || rb < 2 || a.shape()[ra - 1] != b.shape()[rb - 2] {
+        return Err(Error::shape(
+            op,
+            format!("the second input, for a first one {}", a.shape()),
+            b.shape(),
+            match a.shape().last() {
+                Some(k) if ra >= 2 => format!("[.., {k}, _]"),
+                _ => "two matrices".into(),
+            },
+        ));
+    }
+    let (rows, inner, columns) = (a.shape()[ra - 2], a.shape()[ra - 1], b.shape()[rb - 1]);
+    let lead = Shape::from_dims(&a.shape()[..ra - 2])
+        .broadcast(&Shape::from_dims(&b.shape()[..rb - 2]))
+        .ok_or_else(|| {
+            Error::shape(
+                op,
+                "the second input's leading dimensions",
+                b.shape(),
+                format!("ones that broadcast with {}", a.shape()),
+            )
+        })?;
+    let full = |tail: [usize; 2]| [&lead[..], &tail].concat();
+    let mut c = Tensor::empty(mem, a.dtype(), &full([rows, columns]))?;
+    let (a, a_stride) = batch_stride(&a.expand(&full([rows, inner]))?, mem)?;
+    let (b, b_stride) = batch_stride(&b.expand(&full([inner, columns]))?, mem)?;
+    let batch = Batch {
+        count: lead.count(),
+        a_stride,
+        b_stride,
+        c_stride: rows * columns,
+    };
+    with_float!(op, a.dtype(), T => {
+        let needed = kernel::gemm_batched_workspace::<T>(batch.count, rows, columns, inner);
+        let mut scratch = workspace(mem, a.dtype(), needed)?;
+        if !c.is_planned() {
+            kernel::gemm_batched(
+                batch,
+                matrix::<T>(&a, rows, inner)?,
+                matrix::<T>(&b, inner, columns)?,
+                c.slice_mut::<T>()?,
+                false,
+                scratch.slice_mut::<<T as Float>::Acc>()?,
+            );
+        }
+    });
+    Ok(c)
+}
+
+/// The last two dimensions of a tensor as a kernel's matrix.
+fn matrix<T: TensorElement>(x: &Tensor, rows: usize, cols: usize) -> Result<MatRef<'_, T>> {
+    let rank = x.shape().rank();
+    Ok(MatRef {
+        data: x.strided_slice::<T>()?,
+        rows,
+        cols,
+        row_stride: x.strides()[rank - 2],
+        col_stride: x.strides()[rank - 1],
+    })
+}
+
+/// The distance between the matrices of a batch; a copy if no single distance leads through them.
+fn batch_stride(x: &Tensor, m: &Memory) -> Result<(Tensor, usize)> {
+    let lead = x.shape().rank() - 2;
+    let mut stride = 0;
+    let mut covered = 1;
+    for axis in (0..lead).rev() {
+        let (length, step) = (x.shape()[axis], x.strides()[axis]);
+        if length == 1 {
+            continue;
+        }
+        if covered == 1 {
+            stride = step;
+        } else if step != stride * covered {
+            let copy = x.copy(m)?;
+            let stride = copy.strides()[lead - 1];
+            return Ok((copy, stride));
+        }
+        covered *= length;
+    }
+    Ok((x.clone(), stride))
+}

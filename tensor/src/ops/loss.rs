@@ -1,0 +1,350 @@
+//! Losses: sums over rows, so that the caller decides what they are divided by.
+
+use graft_kernels::activation::Activation;
+use graft_kernels::{Float, cross_entropy as kernel, reduce as kernel_reduce};
+
+use super::linalg::{Linear, WeightLayout, linear, sum_to_columns, weight_gradient};
+use super::{accumulator, beside, indices, rows_of, same_dtype, vector};
+use crate::error::{Error, Result};
+use crate::{Memory, Tensor, with_float};
+
+/// The label that is left out of a cross-entropy.
+pub const IGNORE: i64 = -100;
+
+/// Classes of one chunk of [`linear_cross_entropy`]: large enough for the matrix product to run at
+/// full speed, small enough that the logits of a chunk stay a fraction of the activations.
+const CHUNK: usize = 4096;
+
+/// Cross-entropy of `logits [rows, classes]` against `targets i64 [rows]`, summed over the rows that
+/// are not [`IGNORE`]. Returns the sum as a scalar and the log-sum-exp of each row.
+///
+/// # Errors
+/// A target outside the classes, shapes that do not fit, smoothing outside `[0, 1)`.
+pub fn cross_entropy(
+    m: &Memory,
+    logits: &Tensor,
+    targets: &Tensor,
+    smoothing: f64,
+) -> Result<(Tensor, Tensor)> {
+    let op = "cross-entropy";
+    let (rows, classes) = check(op, logits, targets, smoothing)?;
+    let targets = indices(op, targets, classes, Some(IGNORE), m)?;
+    let logits = logits.contiguous(m)?;
+    let acc = accumulator(logits.dtype());
+    let mut losses = Tensor::empty(m, acc, &[rows])?;
+    let mut lse = Tensor::empty(m, acc, &[rows])?;
+    with_float!(op, logits.dtype(), T => {
+        if !losses.is_planned() {
+            kernel::cross_entropy(
+                logits.slice::<T>()?,
+                targets.slice::<i64>()?,
+                IGNORE,
+                smoothing,
+                losses.slice_mut::<<T as Float>::Acc>()?,
+                lse.slice_mut::<<T as Float>::Acc>()?,
+                classes,
+            );
+        }
+    });
+    Ok((total(m, &losses, logits.dtype())?, lse))
+}
+
+/// The gradient of [`cross_entropy`]'s logits, times the scalar `dy`.
+///
+/// # Errors
+/// As [`cross_entropy`].
+pub fn cross_entropy_backward(
+    m: &Memory,
+    logits: &Tensor,
+    targets: &Tensor,
+    smoothing: f64,
+    lse: &Tensor,
+    dy: &Tensor,
+) -> Result<Tensor> {
+    let op = "cross-entropy backward";
+    let (_, classes) = check(op, logits, targets, smoothing)?;
+    let targets = targets.contiguous(m)?;
+    let logits = logits.contiguous(m)?;
+    let mut dlogits = Tensor::empty(m, logits.dtype(), logits.shape())?;
+    with_float!(op, logits.dtype(), T => {
+        if !dlogits.is_planned() {
+            kernel::cross_entropy_backward(
+                logits.slice::<T>()?,
+                targets.slice::<i64>()?,
+                IGNORE,
+                smoothing,
+                lse.slice::<<T as Float>::Acc>()?,
+                dy.item()?,
+                dlogits.slice_mut::<T>()?,
+                classes,
+            );
+        }
+    });
+    Ok(dlogits)
+}
+
+fn check(
+    op: &'static str,
+    logits: &Tensor,
+    targets: &Tensor,
+    smoothing: f64,
+) -> Result<(usize, usize)> {
+    let (rows, classes) = rows_of(op, "the logits", logits)?;
+    if classes == 0 || logits.shape().rank() != 2 {
+        return Err(Error::shape(
+            op,
+            "the logits",
+            logits.shape(),
+            "[rows, classes]",
+        ));
+    }
+    if targets.shape()[..] != [rows] {
+        return Err(Error::shape(
+            op,
+            "the targets",
+            targets.shape(),
+            format!("[{rows}]"),
+        ));
+    }
+    if !(0.0..1.0).contains(&smoothing) {
+        return Err(Error::argument(
+            op,
+            format!("smoothing is {smoothing}, not in [0, 1)"),
+        ));
+    }
+    Ok((rows, classes))
+}
+
+/// Cross-entropy of `x·w + bias` against `targets`, summed, without ever holding all logits: the
+/// vocabulary is walked in chunks with an online softmax. `weight [classes, in]`. Returns the sum
+/// and the log-sum-exp of each row.
+///
+/// # Errors
+/// As [`cross_entropy`] and [`linear`].
+pub fn linear_cross_entropy(
+    m: &Memory,
+    x: &Tensor,
+    weight: &Tensor,
+    bias: Option<&Tensor>,
+    targets: &Tensor,
+    smoothing: f64,
+) -> Result<(Tensor, Tensor)> {
+    let op = "linear cross-entropy";
+    let (rows, classes) = check_linear(op, x, weight, targets, smoothing)?;
+    let checked = indices(op, targets, classes, Some(IGNORE), m)?;
+    let acc = accumulator(x.dtype());
+    let mut max = Tensor::full(m, acc, &[rows], f64::NEG_INFINITY)?;
+    let mut sum = Tensor::zeros(m, acc, &[rows])?;
+    let mut target_logit = Tensor::zeros(m, acc, &[rows])?;
+    let mut logit_sum = Tensor::zeros(m, acc, &[rows])?;
+    for first in (0..classes).step_by(CHUNK) {
+        let count = CHUNK.min(classes - first);
+        let logits = chunk_logits(m, x, weight, bias, first, count)?; // [rows, count]
+        with_float!(op, x.dtype(), T => {
+            if !logits.is_planned() {
+                kernel::cross_entropy_chunk(
+                    logits.slice::<T>()?,
+                    first,
+                    checked.slice::<i64>()?,
+                    max.slice_mut::<<T as Float>::Acc>()?,
+                    sum.slice_mut::<<T as Float>::Acc>()?,
+                    target_logit.slice_mut::<<T as Float>::Acc>()?,
+                    logit_sum.slice_mut::<<T as Float>::Acc>()?,
+                    count,
+                );
+            }
+        });
+    }
+    // lse = max + ln(sum); loss = lse - (1 - s) * target - s * mean, 0 where ignored
+    let log_sum = super::unary(m, super::Unary::Ln, &sum)?;
+    let lse = super::binary(m, super::Binary::Add, &max, &log_sum)?;
+    let hit = super::affine(m, &target_logit, -(1.0 - smoothing), 0.0)?;
+    let spread = super::affine(m, &logit_sum, -smoothing / classes as f64, 0.0)?;
+    let mut losses = super::binary(m, super::Binary::Add, &lse, &hit)?;
+    super::elementwise::add_assign(&mut losses, &spread)?;
+    let kept: Vec<f64> = checked
+        .slice::<i64>()?
+        .iter()
+        .map(|&t| if t == IGNORE { 0.0 } else { 1.0 })
+        .collect();
+    let kept = super::cast(m, &Tensor::from_vec(m, kept, &[rows])?, acc)?;
+    let losses = super::binary(m, super::Binary::Mul, &losses, &kept)?;
+    Ok((total(m, &losses, x.dtype())?, lse))
+}
+
+/// The gradients of [`linear_cross_entropy`]'s input, weight and bias, those that are asked for,
+/// times the scalar `dy`. Logits are recomputed chunk by chunk.
+///
+/// # Errors
+/// As [`linear_cross_entropy`].
+pub fn linear_cross_entropy_backward(
+    m: &Memory,
+    x: &Tensor,
+    weight: &Tensor,
+    bias: Option<&Tensor>,
+    targets: &Tensor,
+    smoothing: f64,
+    lse: &Tensor,
+    dy: &Tensor,
+    needs: [bool; 3],
+) -> Result<[Option<Tensor>; 3]> {
+    let op = "linear cross-entropy backward";
+    let (_, classes) = check_linear(op, x, weight, targets, smoothing)?;
+    let targets = targets.contiguous(m)?;
+    let mut dx: Option<Tensor> = None;
+    let mut dweight = Vec::new();
+    let mut dbias = Vec::new();
+    for first in (0..classes).step_by(CHUNK) {
+        let count = CHUNK.min(classes - first);
+        let mut logits = chunk_logits(m, x, weight, bias, first, count)?;
+        with_float!(op, x.dtype(), T => {
+            if !logits.is_planned() {
+                kernel::cross_entropy_chunk_backward(
+                    logits.slice_mut::<T>()?,
+                    first,
+                    targets.slice::<i64>()?,
+                    IGNORE,
+                    smoothing,
+                    lse.slice::<<T as Float>::Acc>()?,
+                    dy.item()?,
+                    classes,
+                    count,
+                );
+            }
+        });
+        let dlogits = logits; // [rows, count]
+        if needs[0] {
+            let part = super::matmul(m, &dlogits, &weight.narrow(0, first, count)?)?;
+            match &mut dx {
+                Some(dx) => super::elementwise::add_assign(dx, &part)?,
+                None => dx = Some(part),
+            }
+        }
+        if needs[1] {
+            dweight.push(weight_gradient(m, WeightLayout::OutIn, x, &dlogits)?);
+        }
+        if needs[2] {
+            dbias.push(sum_to_columns(m, &dlogits)?);
+        }
+    }
+    let join = |parts: Vec<Tensor>| match parts.len() {
+        0 => Ok(None),
+        1 => Ok(parts.into_iter().next()),
+        _ => super::concat(m, &parts.iter().collect::<Vec<_>>(), 0).map(Some),
+    };
+    Ok([dx, join(dweight)?, join(dbias)?])
+}
+
+fn check_linear(
+    op: &'static str,
+    x: &Tensor,
+    weight: &Tensor,
+    targets: &Tensor,
+    smoothing: f64,
+) -> Result<(usize, usize)> {
+    let (rows, inputs) = rows_of(op, "the input", x)?;
+    if weight.shape().rank() != 2 || weight.shape()[1] != inputs || weight.shape()[0] == 0 {
+        let expected = format!("[classes, {inputs}]");
+        return Err(Error::shape(op, "the weight", weight.shape(), expected));
+    }
+    if x.shape().rank() != 2 {
+        return Err(Error::shape(op, "the input", x.shape(), "[rows, in]"));
+    }
+    if targets.shape()[..] != [rows] {
+        return Err(Error::shape(
+            op,
+            "the targets",
+            targets.shape(),
+            format!("[{rows}]"),
+        ));
+    }
+    if !(0.0..1.0).contains(&smoothing) {
+        return Err(Error::argument(
+            op,
+            format!("smoothing is {smoothing}, not in [0, 1)"),
+        ));
+    }
+    Ok((rows, weight.shape()[0]))
+}
+
+fn chunk_logits(
+    m: &Memory,
+    x: &Tensor,
+    weight: &Tensor,
+    bias: Option<&Tensor>,
+    first: usize,
+    count: usize,
+) -> Result<Tensor> {
+    let p = Linear {
+        layout: WeightLayout::OutIn,
+        activation: None::<Activation>,
+    };
+    if let Some(bias) = bias {
+        vector("linear", "the bias", bias, weight.shape()[0], x.dtype(), m)?;
+    }
+    let bias = bias.map(|b| b.narrow(0, first, count)).transpose()?;
+    let weight = weight.narrow(0, first, count)?;
+    Ok(linear(m, &p, x, &weight, bias.as_ref(), false)?.0)
+}
+
+/// The sum of a vector of accumulators as a scalar of type `dtype`.
+fn total(m: &Memory, losses: &Tensor, dtype: crate::DType) -> Result<Tensor> {
+    let sum = if losses.is_planned() {
+        0.0
+    } else {
+        with_float!("sum", losses.dtype(), T => kernel_reduce::sum_all(losses.slice::<T>()?))
+    };
+    // A short type would lose the loss's digits; its gradient is what flows on.
+    Tensor::full(m, accumulator(dtype), &[], sum)
+}
+
+/// Binary cross-entropy of logits `x` against targets in `[0, 1]` of the same shape, summed.
+///
+/// # Errors
+/// Shapes or types that differ.
+pub fn bce_with_logits(m: &Memory, x: &Tensor, targets: &Tensor) -> Result<Tensor> {
+    let op = "binary cross-entropy";
+    let x = x.contiguous(m)?;
+    let targets = beside(op, "the targets", targets, &x, m)?;
+    let mut losses = Tensor::empty(m, accumulator(x.dtype()), x.shape())?;
+    with_float!(op, x.dtype(), T => {
+        if !losses.is_planned() {
+            let losses = losses.slice_mut::<<T as Float>::Acc>()?;
+            kernel::bce_with_logits(x.slice::<T>()?, targets.slice::<T>()?, losses);
+        }
+    });
+    total(m, &losses, x.dtype())
+}
+
+/// The gradient of [`bce_with_logits`]' input, times the scalar `dy`.
+///
+/// # Errors
+/// Shapes or types that differ.
+pub fn bce_with_logits_backward(
+    m: &Memory,
+    x: &Tensor,
+    targets: &Tensor,
+    dy: &Tensor,
+) -> Result<Tensor> {
+    let op = "binary cross-entropy backward";
+    let x = x.contiguous(m)?;
+    let targets = beside(op, "the targets", targets, &x, m)?;
+    let mut dx = Tensor::empty(m, x.dtype(), x.shape())?;
+    with_float!(op, x.dtype(), T => {
+        if !dx.is_planned() {
+            let (x, targets) = (x.slice::<T>()?, targets.slice::<T>()?);
+            kernel::bce_with_logits_backward(x, targets, dy.item()?, dx.slice_mut::<T>()?);
+        }
+    });
+    Ok(dx)
+}
+
+/// The sum of all elements, as a scalar of the accumulating type.
+///
+/// # Errors
+/// A type that is no float.
+pub fn sum_all(m: &Memory, x: &Tensor) -> Result<Tensor> {
+    same_dtype("sum", "the input", x, x.dtype())?;
+    let x = x.contiguous(m)?;
+    total(m, &x, x.dtype())
+}

@@ -1,0 +1,145 @@
+//! Operations: each checks its shapes, takes its output from the given [`Memory`], and calls one
+//! kernel by element type. None knows of gradients; those with a backward pass offer it as a
+//! function of its own, named `*_backward`.
+//!
+//! Over a planned memory an operation does everything but the arithmetic.
+
+pub mod attention;
+pub mod elementwise;
+pub mod index;
+pub mod linalg;
+pub mod loss;
+pub mod norm;
+pub mod optimizer;
+pub mod pool;
+pub mod random;
+pub mod reduce;
+pub mod rope;
+
+pub use attention::{Attention, attention, attention_backward};
+pub use elementwise::{
+    Activation, Binary, Glu, Needs, Unary, activation, activation_backward, affine, binary, cast,
+    dropout, glu, glu_backward, reduce_to_shape, unary, unary_backward,
+};
+pub use index::{concat, gather_rows, place, scatter_add_rows};
+pub use linalg::{Linear, WeightLayout, linear, matmul, sum_to_columns, weight_gradient};
+pub use pool::{Pool, pool, pool_backward};
+pub use reduce::{Reduce, argmax, max_backward, reduce};
+
+use crate::error::{Error, Result};
+use crate::{DType, Memory, Shape, Tensor};
+
+/// The type that sums over elements of `dtype` are kept in.
+pub fn accumulator(dtype: DType) -> DType {
+    if dtype == DType::F64 {
+        DType::F64
+    } else {
+        DType::F32
+    }
+}
+
+/// Scratch memory of `count` accumulators for one kernel call.
+fn workspace(memory: &Memory, dtype: DType, count: usize) -> Result<Tensor> {
+    let memory = memory.with(crate::Category::Workspace);
+    Tensor::empty(&memory, accumulator(dtype), &[count])
+}
+
+/// `(rows, columns)` of a tensor seen as rows of its last dimension.
+fn rows_of(op: &'static str, what: &str, x: &Tensor) -> Result<(usize, usize)> {
+    match x.shape().last() {
+        Some(&columns) => {
+            let rows = x.shape()[..x.shape().rank() - 1].iter().product();
+            Ok((rows, columns))
+        }
+        None => Err(Error::shape(op, what, x.shape(), "at least one dimension")),
+    }
+}
+
+fn same_shape(op: &'static str, what: &str, x: &Tensor, expected: &Shape) -> Result<()> {
+    if x.shape() == expected {
+        Ok(())
+    } else {
+        Err(Error::shape(op, what, x.shape(), expected))
+    }
+}
+
+fn same_dtype(op: &'static str, what: &str, x: &Tensor, expected: DType) -> Result<()> {
+    if x.dtype() == expected {
+        Ok(())
+    } else {
+        Err(Error::DType {
+            op,
+            what: what.into(),
+            found: x.dtype(),
+            expected: expected.to_string(),
+        })
+    }
+}
+
+/// Checks that `x` has the shape and type that `like` has, and makes it contiguous.
+fn beside(op: &'static str, what: &str, x: &Tensor, like: &Tensor, m: &Memory) -> Result<Tensor> {
+    same_shape(op, what, x, like.shape())?;
+    same_dtype(op, what, x, like.dtype())?;
+    x.contiguous(m)
+}
+
+/// Checks that `x` is a vector of `length` elements of type `dtype`, and makes it contiguous.
+fn vector(
+    op: &'static str,
+    what: &str,
+    x: &Tensor,
+    length: usize,
+    dtype: DType,
+    m: &Memory,
+) -> Result<Tensor> {
+    if x.shape()[..] != [length] {
+        return Err(Error::shape(op, what, x.shape(), format!("[{length}]")));
+    }
+    same_dtype(op, what, x, dtype)?;
+    x.contiguous(m)
+}
+
+/// Checks the values of an index tensor and returns it contiguous.
+fn indices(
+    op: &'static str,
+    index: &Tensor,
+    limit: usize,
+    ignore: Option<i64>,
+    m: &Memory,
+) -> Result<Tensor> {
+    same_dtype(op, "the index", index, DType::I64)?;
+    let index = index.contiguous(m)?;
+    let bad = index
+        .slice::<i64>()?
+        .iter()
+        .enumerate()
+        .find(|&(_, &i)| Some(i) != ignore && (i < 0 || i as u64 >= limit as u64));
+    match bad {
+        Some((position, &index)) => Err(Error::Index {
+            op,
+            index,
+            position,
+            limit,
+        }),
+        None => Ok(index),
+    }
+}
+
+/// Checks that `offsets` describe `tokens` packed rows; returns the number of sequences.
+fn sequences(op: &'static str, offsets: &Tensor, tokens: usize) -> Result<usize> {
+    same_dtype(op, "the offsets", offsets, DType::I64)?;
+    let values = offsets.slice::<i64>()?;
+    let valid = offsets.shape().rank() == 1
+        && values.first() == Some(&0)
+        && values.last() == Some(&(tokens as i64))
+        && values.windows(2).all(|pair| pair[0] <= pair[1]);
+    if valid {
+        Ok(values.len() - 1)
+    } else {
+        let mut found = format!("{:?}", &values[..values.len().min(8)]);
+        if values.len() > 8 {
+            found.push_str(" ...");
+        }
+        Err(Error::Offsets { op, tokens, found })
+    }
+}

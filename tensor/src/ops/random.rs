@@ -1,0 +1,37 @@
+//! Random numbers as functions of a key and a counter (Philox): the same on every machine and for
+//! any number of threads.
+
+use graft_kernels::philox as kernel;
+pub use graft_kernels::philox::Key;
+
+use crate::error::Result;
+use crate::{DType, Memory, Tensor};
+
+/// Uniform numbers in `[low, high)`, f32.
+///
+/// # Errors
+/// A shape that is refused.
+pub fn uniform(m: &Memory, key: Key, shape: &[usize], low: f32, high: f32) -> Result<Tensor> {
+    let mut y = Tensor::empty(m, DType::F32, shape)?;
+    if !y.is_planned() {
+        kernel::fill_uniform(key, y.slice_mut::<f32>()?, low, high);
+    }
+    Ok(y)
+}
+
+/// Normal numbers, f32.
+///
+/// # Errors
+/// A shape that is refused.
+pub fn normal(m: &Memory, key: Key, shape: &[usize], mean: f32, std: f32) -> Result<Tensor> {
+    let mut y = Tensor::empty(m, DType::F32, shape)?;
+    if !y.is_planned() {
+        kernel::fill_normal(key, y.slice_mut::<f32>()?, mean, std);
+    }
+    Ok(y)
+}
+
+/// Brings `items` into a random order (Fisher and Yates).
+pub fn shuffle(key: Key, items: &mut [usize]) {
+    kernel::shuffle(key, items);
+}

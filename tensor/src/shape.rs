@@ -1,0 +1,156 @@
+//! Shapes and strides: at most [`MAX_RANK`] dimensions, held inline.
+
+use std::fmt;
+use std::ops::Deref;
+
+use crate::error::{Error, Result};
+
+/// The most dimensions that a tensor can have.
+pub const MAX_RANK: usize = 6;
+
+/// The lengths (or strides) of a tensor's dimensions.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Shape {
+    dims: [usize; MAX_RANK],
+    rank: u8,
+}
+
+impl Shape {
+    /// From a slice of at most [`MAX_RANK`] lengths.
+    ///
+    /// # Errors
+    /// A rank above [`MAX_RANK`], or more elements than memory can be addressed with.
+    pub fn new(dims: &[usize]) -> Result<Shape> {
+        let shape = Shape::checked(dims)?;
+        let count = dims
+            .iter()
+            .try_fold(1usize, |product, &n| product.checked_mul(n.max(1)));
+        match count {
+            Some(count) if count <= isize::MAX as usize / 16 => Ok(shape),
+            _ => Err(Error::argument(
+                "shape",
+                format!("{shape} has more elements than can be addressed"),
+            )),
+        }
+    }
+
+    fn checked(dims: &[usize]) -> Result<Shape> {
+        if dims.len() > MAX_RANK {
+            return Err(Error::argument(
+                "shape",
+                format!("{dims:?} has {} dimensions, at most {MAX_RANK}", dims.len()),
+            ));
+        }
+        let mut inline = [0; MAX_RANK];
+        inline[..dims.len()].copy_from_slice(dims);
+        Ok(Shape {
+            dims: inline,
+            rank: dims.len() as u8,
+        })
+    }
+
+    /// Number of elements; 1 for a scalar.
+    pub fn count(&self) -> usize {
+        self.iter().product()
+    }
+
+    /// Number of dimensions.
+    pub fn rank(&self) -> usize {
+        self.rank as usize
+    }
+
+    /// Strides, in elements, of a contiguous row-major tensor of this shape.
+    pub fn row_major_strides(&self) -> Shape {
+        let mut strides = *self;
+        let mut step = 1;
+        for axis in (0..self.rank()).rev() {
+            strides.dims[axis] = step;
+            step *= self.dims[axis];
+        }
+        strides
+    }
+
+    /// The shape without dimension `axis`, or with `with` in its place.
+    pub(crate) fn replaced(&self, axis: usize, with: Option<usize>) -> Shape {
+        let mut dims = self.to_vec();
+        match with {
+            Some(n) => dims[axis] = n,
+            None => {
+                dims.remove(axis);
+            }
+        }
+        Shape::checked(&dims).expect("rank does not grow")
+    }
+
+    pub(crate) fn from_dims(dims: &[usize]) -> Shape {
+        Shape::checked(dims).expect("rank was checked by the caller")
+    }
+
+    /// The shape that two broadcast to: aligned at the last dimension, equal or 1.
+    pub fn broadcast(&self, other: &Shape) -> Option<Shape> {
+        let rank = self.rank().max(other.rank());
+        let mut dims = [0; MAX_RANK];
+        for i in 0..rank {
+            let from_end = |s: &Shape| {
+                let back = rank - i;
+                if back <= s.rank() {
+                    s[s.rank() - back]
+                } else {
+                    1
+                }
+            };
+            dims[i] = match (from_end(self), from_end(other)) {
+                (a, b) if a == b => a,
+                (1, b) => b,
+                (a, 1) => a,
+                _ => return None,
+            };
+        }
+        Shape::new(&dims[..rank]).ok()
+    }
+}
+
+impl Deref for Shape {
+    type Target = [usize];
+    fn deref(&self) -> &[usize] {
+        &self.dims[..self.rank as usize]
+    }
+}
+
+impl fmt::Display for Shape {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?}", &self[..])
+    }
+}
+
+impl fmt::Debug for Shape {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?}", &self[..])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn broadcasting_aligns_at_the_end() {
+        let s = |d: &[usize]| Shape::new(d).unwrap();
+        assert_eq!(s(&[3, 1]).broadcast(&s(&[4])), Some(s(&[3, 4])));
+        assert_eq!(s(&[]).broadcast(&s(&[2, 0])), Some(s(&[2, 0])));
+        assert_eq!(s(&[3]).broadcast(&s(&[4])), None);
+    }
+
+    #[test]
+    fn absurd_shapes_are_refused() {
+        assert!(Shape::new(&[1; 7]).is_err());
+        assert!(Shape::new(&[usize::MAX, 2]).is_err());
+        assert!(Shape::new(&[usize::MAX, 0]).is_err());
+    }
+
+    #[test]
+    fn strides_are_row_major() {
+        let s = Shape::new(&[2, 3, 4]).unwrap();
+        assert_eq!(&s.row_major_strides()[..], &[12, 4, 1]);
+    }
+}
