@@ -178,6 +178,49 @@ pub enum Error {
         reason: &'static str,
     },
 
+    /// A checkpoint whose tensors are not those of the model that its configuration describes.
+    #[error(
+        "{file} does not fit its configuration:{}{}{}\ncheck that config.json and the weights belong \
+         together",
+        listed("missing", missing),
+        listed("unexpected", unexpected),
+        listed("wrong shape", shapes)
+    )]
+    Mismatch {
+        /// The checkpoint.
+        file: String,
+        /// Parameters that it lacks.
+        missing: Vec<String>,
+        /// Tensors that the model has no place for.
+        unexpected: Vec<String>,
+        /// Tensors of the wrong shape, each with both shapes.
+        shapes: Vec<String>,
+    },
+
+    /// A sequence with more tokens than the model has positions.
+    #[error("a sequence has {tokens} tokens, and the model has positions for {limit}; truncate it")]
+    TooLong {
+        /// Tokens of the sequence.
+        tokens: usize,
+        /// Positions of the model.
+        limit: usize,
+    },
+
+    /// A strategy that trains more layers than there are.
+    #[error(
+        "the strategy last:{last} asks for {last} layers, and the model has {layers}; use at most last:{layers}"
+    )]
+    Strategy {
+        /// Layers asked for.
+        last: usize,
+        /// Layers of the model.
+        layers: usize,
+    },
+
+    /// From a layer.
+    #[error(transparent)]
+    Nn(#[from] graft_nn::Error),
+
     /// An output directory or file that cannot be replaced as asked.
     #[error("cannot write {}: {reason}; {help}", path.display())]
     Output {
@@ -188,6 +231,18 @@ pub enum Error {
         /// One thing to do.
         help: String,
     },
+}
+
+impl From<graft_tensor::Error> for Error {
+    fn from(error: graft_tensor::Error) -> Error {
+        Error::Nn(error.into())
+    }
+}
+
+impl From<graft_autograd::Error> for Error {
+    fn from(error: graft_autograd::Error) -> Error {
+        Error::Nn(error.into())
+    }
 }
 
 impl Error {
@@ -249,6 +304,17 @@ fn nearest(near: &Option<String>) -> String {
     match near {
         Some(name) => format!("; the nearest is `{}`", Shown(name)),
         None => String::new(),
+    }
+}
+
+/// A heading and one line per entry, or nothing.
+fn listed(heading: &str, entries: &[String]) -> String {
+    match entries.len() {
+        0 => String::new(),
+        count => {
+            let names: Vec<String> = entries.iter().map(|e| Shown(e).to_string()).collect();
+            format!("\n{heading} ({count}):{}", bullets(&names))
+        }
     }
 }
 

@@ -1,6 +1,9 @@
-//! What a pretrained model is on disk, and how to read and write it: where it lies ([`source`]), its weights
-//! ([`safetensors`]), its `config.json` ([`config`]), its tokenizer ([`tokenizer`]), and directories that are
-//! replaced in one step ([`atomic`]).
+//! Model families, and what a pretrained model is on disk.
+//!
+//! [`Encoder`] and [`Classifier`] build a family's layers from its configuration; [`load_parameters`] fills them from
+//! a checkpoint and accounts for every tensor in it. The other modules are about files: where a model lies
+//! ([`source`]), its weights ([`safetensors`]), its `config.json` ([`config`]), its tokenizer ([`tokenizer`]), and
+//! directories that are replaced in one step ([`atomic`]).
 //!
 //! Files come from strangers. Every reader here treats its input as hostile: sizes are checked before anything is
 //! allocated, names before they become paths, and whatever is refused is refused with the file, the place in it and
@@ -9,15 +12,23 @@
 
 mod archive;
 pub mod atomic;
+mod batch;
+mod classifier;
 pub mod config;
+mod encoder;
 pub mod error;
 mod json;
+mod load;
 pub mod safetensors;
 pub mod source;
 pub mod tokenizer;
 
+pub use batch::TokenBatch;
+pub use classifier::{Classifier, Strategy};
 pub use config::{DropoutRates, Family, HiddenAct, Labels, ModelConfig, ProblemType};
+pub use encoder::Encoder;
 pub use error::{Error, Result};
+pub use load::{LoadReport, load_parameters, save_parameters};
 pub use safetensors::{Checkpoint, SafetensorsFile, TensorInfo};
 pub use source::ModelSource;
 pub use tokenizer::{Encoding, Tokenizer};

@@ -1,0 +1,177 @@
+//! The encoders of the BERT family: BERT and MiniLM, RoBERTa, DistilBERT. One set of layers serves
+//! all three; they differ in the names of their tensors, in where positions begin, and in which
+//! embeddings and dropouts there are.
+
+mod names;
+
+use graft_autograd::Var;
+use graft_nn::layers::{Embedding, LayerNorm, Linear, Mlp, SelfAttention};
+use graft_nn::{Forward, Parameters};
+use graft_tensor::ops::{Activation, Attention};
+
+use crate::batch::{TokenBatch, TokenVars};
+use crate::config::{Family, HiddenAct, ModelConfig};
+use crate::error::{Error, Result};
+pub(crate) use names::{Names, is_dispensable, modern};
+
+/// Post-norm transformer layer (Vaswani et al., 2017).
+#[derive(Clone, Debug)]
+struct Layer {
+    attention: SelfAttention,
+    attention_norm: LayerNorm,
+    mlp: Mlp,
+    output_norm: LayerNorm,
+}
+
+/// Embeddings and layers, without a head.
+#[derive(Clone, Debug)]
+pub struct Encoder {
+    words: Embedding,
+    positions: Embedding,
+    /// BERT and RoBERTa
+    types: Option<Embedding>,
+    norm: LayerNorm,
+    layers: Vec<Layer>,
+    first_position: usize,
+    max_tokens: usize,
+    dropout: f64,
+    attention_output_dropout: f64,
+}
+
+impl Encoder {
+    /// Declares the encoder's parameters under the names that transformers has for them.
+    ///
+    /// # Errors
+    /// None for a configuration that was checked when it was read.
+    pub fn new(p: &mut Parameters, config: &ModelConfig) -> Result<Encoder> {
+        let names = config.family.names();
+        let (hidden, std) = (config.hidden_size, config.initializer_range);
+        let eps = config.layer_norm_eps;
+        let embeddings = format!("{}embeddings", names.prefix);
+        let table = |p: &mut Parameters, name: &str, rows: usize| {
+            Embedding::new(p, &format!("{embeddings}.{name}"), rows, hidden, std)
+        };
+        let words = table(p, "word_embeddings", config.vocab_size)?;
+        let positions = table(p, "position_embeddings", config.max_positions)?;
+        let types = match config.family {
+            Family::Bert | Family::Roberta => {
+                Some(table(p, "token_type_embeddings", config.type_vocab_size)?)
+            }
+            Family::DistilBert => None,
+        };
+        let norm = LayerNorm::new(p, &format!("{embeddings}.LayerNorm"), hidden, eps)?;
+        let layers = (0..config.layers)
+            .map(|i| Layer::new(p, config, &names, i))
+            .collect::<Result<_>>()?;
+        Ok(Encoder {
+            words,
+            positions,
+            types,
+            norm,
+            layers,
+            first_position: config.first_position(),
+            max_tokens: config.max_tokens(),
+            dropout: config.dropout.hidden,
+            // DistilBERT has no dropout behind its attention.
+            attention_output_dropout: match config.family {
+                Family::Bert | Family::Roberta => config.dropout.hidden,
+                Family::DistilBert => 0.0,
+            },
+        })
+    }
+
+    /// Number of layers.
+    pub fn layers(&self) -> usize {
+        self.layers.len()
+    }
+
+    /// The last hidden state `[tokens, hidden]` and the offsets `i64 [sequences + 1]`.
+    ///
+    /// # Errors
+    /// Ids outside the vocabulary, sequences longer than the positions.
+    pub fn forward(&self, f: &mut Forward, batch: &TokenBatch) -> Result<(Var, Var)> {
+        let longest = batch.offsets.windows(2).map(|pair| pair[1] - pair[0]).max();
+        if let Some(tokens) = longest.filter(|&n| n > self.max_tokens as i64) {
+            return Err(Error::TooLong {
+                tokens: tokens as usize,
+                limit: self.max_tokens,
+            });
+        }
+        let tokens = TokenVars::new(f, batch, self.first_position)?;
+        let mut x = self.words.forward(f, &tokens.ids)?; // [tokens, hidden]
+        if let Some(types) = &self.types {
+            let types = types.forward(f, &tokens.type_ids)?;
+            x = f.tape.add(&x, &types)?;
+        }
+        let positions = self.positions.forward(f, &tokens.positions)?;
+        x = self.norm.forward(f, &x, Some(&positions))?;
+        drop(positions);
+        x = f.dropout(&x, self.dropout)?;
+        for layer in &self.layers {
+            x = layer.forward(
+                f,
+                x,
+                &tokens.offsets,
+                self.attention_output_dropout,
+                self.dropout,
+            )?;
+        }
+        Ok((x, tokens.offsets))
+    }
+}
+
+impl Layer {
+    fn new(p: &mut Parameters, config: &ModelConfig, names: &Names, i: usize) -> Result<Layer> {
+        let (hidden, std) = (config.hidden_size, config.initializer_range);
+        let (inner, eps) = (config.intermediate_size, config.layer_norm_eps);
+        let at = |name: &str| format!("{}{}.{i}.{name}", names.prefix, names.layer);
+        let attention = SelfAttention {
+            query: Linear::new(p, &at(names.query), hidden, hidden, std)?,
+            key: Linear::new(p, &at(names.key), hidden, hidden, std)?,
+            value: Linear::new(p, &at(names.value), hidden, hidden, std)?,
+            output: Linear::new(p, &at(names.attention_output), hidden, hidden, std)?,
+            attention: Attention {
+                dropout: config.dropout.attention,
+                ..Attention::bidirectional(config.heads, config.head_size())
+            },
+        };
+        let attention_norm = LayerNorm::new(p, &at(names.attention_norm), hidden, eps)?;
+        let mlp = Mlp {
+            up: Linear::new(p, &at(names.up), hidden, inner, std)?,
+            down: Linear::new(p, &at(names.down), inner, hidden, std)?,
+            activation: match config.hidden_act {
+                HiddenAct::Gelu => Activation::Gelu,
+                HiddenAct::GeluTanh => Activation::GeluTanh,
+                HiddenAct::Relu => Activation::Relu,
+                HiddenAct::Silu => Activation::Silu,
+                HiddenAct::Tanh => Activation::Tanh,
+            },
+        };
+        let output_norm = LayerNorm::new(p, &at(names.output_norm), hidden, eps)?;
+        Ok(Layer {
+            attention,
+            attention_norm,
+            mlp,
+            output_norm,
+        })
+    }
+
+    /// `x [tokens, hidden]` to `[tokens, hidden]`. Takes `x`, so that in a frozen layer it is freed
+    /// as soon as it was used for the last time.
+    fn forward(
+        &self,
+        f: &mut Forward,
+        x: Var,
+        offsets: &Var,
+        attention_dropout: f64,
+        dropout: f64,
+    ) -> Result<Var> {
+        let heads = self.attention.forward(f, &x, offsets)?;
+        let heads = f.dropout(&heads, attention_dropout)?;
+        let h = self.attention_norm.forward(f, &heads, Some(&x))?;
+        drop((x, heads));
+        let inner = self.mlp.forward(f, &h)?;
+        let inner = f.dropout(&inner, dropout)?;
+        Ok(self.output_norm.forward(f, &inner, Some(&h))?)
+    }
+}

@@ -1,0 +1,141 @@
+//! Parameters from a checkpoint and back: every tensor accounted for.
+
+use std::collections::HashMap;
+use std::path::Path;
+
+use graft_nn::{ParamId, Parameters};
+use graft_tensor::Tensor;
+
+use crate::classifier::Classifier;
+use crate::config::ModelConfig;
+use crate::encoder::{is_dispensable, modern};
+use crate::error::{Error, Result};
+use crate::safetensors::{Checkpoint, TensorView, pt_metadata, write};
+
+/// What loading left out or had to make up.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct LoadReport {
+    /// Tensors of the checkpoint that a classifier has no use for
+    pub unused: Vec<String>,
+    /// Parameters that were initialised, because the task is new
+    pub initialised: Vec<String>,
+}
+
+/// Fills `parameters` from `checkpoint`. With `new_head`, the parameters of the classification
+/// head are initialised from that seed, whatever the checkpoint holds for them.
+///
+/// # Errors
+/// [`Error::Mismatch`], which lists missing, unexpected and wrongly shaped tensors together; and
+/// whatever reading the file refuses.
+pub fn load_parameters(
+    parameters: &mut Parameters,
+    config: &ModelConfig,
+    checkpoint: &mut Checkpoint,
+    new_head: Option<u64>,
+) -> Result<LoadReport> {
+    let file = checkpoint.name().to_owned();
+    let prefix = config.family.names().prefix;
+    // A bare encoder (BertModel) has no prefix in front of its tensors.
+    let bare = !checkpoint.tensors().any(|t| t.name.starts_with(prefix));
+    let find = |parameters: &Parameters, stored: &str| -> Option<ParamId> {
+        let name = modern(stored);
+        let direct = parameters.find(&name).ok();
+        direct.or_else(|| {
+            let full = format!("{prefix}{name}");
+            bare.then(|| parameters.find(&full).ok()).flatten()
+        })
+    };
+    let fresh = |name: &str| new_head.is_some() && Classifier::is_task_specific(config, name);
+
+    let mut report = LoadReport::default();
+    let mut unexpected = Vec::new();
+    let mut shapes = Vec::new();
+    let mut found = vec![false; parameters.len()];
+    let mut places: HashMap<String, ParamId> = HashMap::new();
+    for tensor in checkpoint.tensors() {
+        match find(parameters, &tensor.name) {
+            Some(id) if fresh(parameters.get(id).name()) => {
+                report.unused.push(tensor.name.clone());
+            }
+            Some(id) => {
+                let expected = parameters.get(id).shape();
+                let same = expected.len() == tensor.shape.len()
+                    && expected
+                        .iter()
+                        .zip(&tensor.shape)
+                        .all(|(&a, &b)| a as u64 == b);
+                if std::mem::replace(&mut found[id.key()], true) {
+                    unexpected.push(format!("{} (a second time)", tensor.name));
+                } else if same {
+                    places.insert(tensor.name.clone(), id);
+                } else {
+                    let name = &tensor.name;
+                    shapes.push(format!("{name}: {:?}, expected {expected}", tensor.shape));
+                }
+            }
+            None if is_dispensable(&tensor.name) => report.unused.push(tensor.name.clone()),
+            // The head of another kind of model for another task.
+            None if new_head.is_some() && is_other_head(&tensor.name) => {
+                report.unused.push(tensor.name.clone());
+            }
+            None => unexpected.push(tensor.name.clone()),
+        }
+    }
+    let missing: Vec<String> = parameters
+        .iter()
+        .filter(|(id, p)| !found[id.key()] && !fresh(p.name()))
+        .map(|(_, p)| p.name().to_owned())
+        .collect();
+    if !(missing.is_empty() && unexpected.is_empty() && shapes.is_empty()) {
+        return Err(Error::Mismatch {
+            file,
+            missing,
+            unexpected,
+            shapes,
+        });
+    }
+
+    checkpoint.read_each(&mut |t| places.contains_key(&t.name), &mut |t, bytes| {
+        let id = places[&t.name];
+        let dtype = t
+            .dtype
+            .dtype()
+            .expect("read_each refuses types that it cannot read");
+        let shape = *parameters.get(id).shape();
+        let value = Tensor::from_bytes(parameters.memory(), dtype, &shape, bytes)?;
+        parameters.set(id, value)?;
+        Ok(())
+    })?;
+    report.initialised = parameters
+        .iter()
+        .filter(|(_, p)| !p.has_value())
+        .map(|(_, p)| p.name().to_owned())
+        .collect();
+    if let Some(seed) = new_head {
+        parameters.initialise(seed)?;
+    }
+    Ok(report)
+}
+
+fn is_other_head(name: &str) -> bool {
+    name.starts_with("classifier.") || name.starts_with("pre_classifier.")
+}
+
+/// Writes all parameters to one safetensors file at `path`, under their own names.
+///
+/// # Errors
+/// What the file system refuses.
+pub fn save_parameters(parameters: &Parameters, path: &Path) -> Result<()> {
+    let mut bytes = Vec::with_capacity(parameters.len());
+    for (id, parameter) in parameters.iter() {
+        let value = parameters.value(id)?;
+        bytes.push((parameter, value.dtype(), value.to_bytes()?));
+    }
+    let views = bytes.iter().map(|(parameter, dtype, data)| TensorView {
+        name: parameter.name(),
+        dtype: *dtype,
+        shape: parameter.shape(),
+        data,
+    });
+    write(path, &pt_metadata(), views)
+}
