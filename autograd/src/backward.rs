@@ -155,9 +155,11 @@ pub(crate) fn backward(
             let needs_weight = *weight && need(at_weight);
             let needs_bias = *bias && need(at_bias);
             let mut gradients = vec![None; needs.len()];
-            if !needs_input && !needs_weight {
-                // The bias alone reads nothing that was saved.
+            if needs_bias {
+                // By itself, so that its bits do not depend on whether the weight is trained too.
                 gradients[at_bias] = Some(ops::sum_to_columns(m, dy)?);
+            }
+            if !needs_input && !needs_weight {
                 return Ok(gradients);
             }
             let (mean, scale) = (&saved.extras[0], &saved.extras[1]);
@@ -170,16 +172,10 @@ pub(crate) fn backward(
                 }
                 gradients[0] = need(0).then_some(dx);
             }
-            if needs_weight || needs_bias {
-                let wanted = [needs_weight, needs_bias];
-                let [dweight, dbias] =
-                    norm::layer_norm_backward_params(m, s, mean, scale, dy, wanted)?;
-                if needs_weight {
-                    gradients[at_weight] = dweight;
-                }
-                if needs_bias {
-                    gradients[at_bias] = dbias;
-                }
+            if needs_weight {
+                let wanted = [true, false];
+                let [dweight, _] = norm::layer_norm_backward_params(m, s, mean, scale, dy, wanted)?;
+                gradients[at_weight] = dweight;
             }
             gradients
         }

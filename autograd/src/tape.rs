@@ -130,6 +130,11 @@ impl Tape {
         self.nodes.is_empty()
     }
 
+    /// True if a trainable parameter leads to the value.
+    pub fn needs_gradient(&self, x: &Var) -> bool {
+        self.nodes[x.node].needs_gradient
+    }
+
     /// A value from outside that needs no gradient: token ids, offsets, cached features.
     pub fn input(&mut self, value: Tensor) -> Var {
         self.leaf(value, None, false)

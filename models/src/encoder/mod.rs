@@ -1,6 +1,9 @@
 //! The encoders of the BERT family: BERT and MiniLM, RoBERTa, DistilBERT. One set of layers serves
 //! all three; they differ in the names of their tensors, in where positions begin, and in which
 //! embeddings and dropouts there are.
+//!
+//! Dropout begins where training does: layers below the lowest trained parameter compute as in
+//! evaluation. A frozen trunk's outputs are then the same in every epoch, and can be kept.
 
 mod names;
 
@@ -106,7 +109,7 @@ impl Encoder {
         let positions = self.positions.forward(f, &tokens.positions)?;
         x = self.norm.forward(f, &x, Some(&positions))?;
         drop(positions);
-        x = f.dropout(&x, self.dropout)?;
+        x = trained_dropout(f, &x, self.dropout)?;
         for layer in &self.layers {
             x = layer.forward(
                 f,
@@ -167,11 +170,20 @@ impl Layer {
         dropout: f64,
     ) -> Result<Var> {
         let heads = self.attention.forward(f, &x, offsets)?;
-        let heads = f.dropout(&heads, attention_dropout)?;
+        let heads = trained_dropout(f, &heads, attention_dropout)?;
         let h = self.attention_norm.forward(f, &heads, Some(&x))?;
         drop((x, heads));
         let inner = self.mlp.forward(f, &h)?;
-        let inner = f.dropout(&inner, dropout)?;
+        let inner = trained_dropout(f, &inner, dropout)?;
         Ok(self.output_norm.forward(f, &inner, Some(&h))?)
     }
+}
+
+/// Dropout where a trained parameter leads to `x`.
+fn trained_dropout(f: &mut Forward, x: &Var, p: f64) -> Result<Var> {
+    Ok(if f.tape.needs_gradient(x) {
+        f.dropout(x, p)?
+    } else {
+        x.clone()
+    })
 }

@@ -18,7 +18,8 @@ pub struct SelfAttention {
     pub value: Linear,
     /// Projection of the heads' outputs
     pub output: Linear,
-    /// Heads, masks, scale, dropout of the weights (in training only)
+    /// Heads, masks, scale; dropout of the weights, in training and unless query, key and value are
+    /// all frozen
     pub attention: Attention,
 }
 
@@ -31,7 +32,8 @@ impl SelfAttention {
         let q = self.query.forward(f, x)?;
         let k = self.key.forward(f, x)?;
         let v = self.value.forward(f, x)?;
-        let dropout = if f.is_training() {
+        let trained = [&q, &k, &v].into_iter().any(|x| f.tape.needs_gradient(x));
+        let dropout = if f.is_training() && trained {
             self.attention.dropout
         } else {
             0.0
