@@ -10,41 +10,28 @@
 //! N. Gimelshein, "Online normalizer calculation for softmax", arXiv:1805.02867).
 
 use crate::element::{Float, Real};
-use crate::gemm::Isa;
-use crate::lanes::{self, Arch, Job, exp, widen};
-use crate::split::{self, Shared};
-use rayon::prelude::*;
+use crate::math::exp;
+use crate::parallel::{self, rows};
+use crate::simd::{Arch, Isa, kernel};
+use crate::sums::{LANES, total};
 
-/// Values that are summed side by side; the order of a sum depends on the row's length alone.
-const LANES: usize = 32;
-
-/// The largest element and the sums of `exp(x - largest)` and of `x` over a row.
+/// The largest element and the sums of `exp(x - largest)` and, if asked for, of `x` over a row.
 #[inline(always)]
 fn row_sums<A: Arch, T: Float>(x: &[T], with_total: bool) -> (T::Acc, T::Acc, T::Acc) {
     let zero = T::Acc::ZERO;
-    let mut best = [T::Acc::NEG_INFINITY; LANES];
-    let mut total = [zero; LANES];
     let (whole, rest) = x.as_chunks::<LANES>();
+    let mut best = [T::Acc::NEG_INFINITY; LANES];
     for x in whole {
         for l in 0..LANES {
-            let x = widen(x[l]);
+            let x = x[l].widen();
             best[l] = if x > best[l] { x } else { best[l] };
         }
     }
     for (l, x) in rest.iter().enumerate() {
-        let x = widen(*x);
+        let x = x.widen();
         best[l] = if x > best[l] { x } else { best[l] };
     }
-    if with_total {
-        for x in whole {
-            for l in 0..LANES {
-                total[l] += widen(x[l]);
-            }
-        }
-        for (l, x) in rest.iter().enumerate() {
-            total[l] += widen(*x);
-        }
-    }
+    // NaN is not looked for here: it will show in the sum.
     let max = best
         .into_iter()
         .fold(T::Acc::NEG_INFINITY, |a, b| if b > a { b } else { a });
@@ -55,40 +42,22 @@ fn row_sums<A: Arch, T: Float>(x: &[T], with_total: bool) -> (T::Acc, T::Acc, T:
         max
     };
     let mut sum = [zero; LANES];
+    let mut all = [zero; LANES];
     for x in whole {
         for l in 0..LANES {
-            sum[l] += exp::<A, _>(widen(x[l]) - shift);
+            sum[l] += exp::<A, T::Acc>(x[l].widen() - shift);
+        }
+        if with_total {
+            for l in 0..LANES {
+                all[l] += x[l].widen();
+            }
         }
     }
     for (l, x) in rest.iter().enumerate() {
-        sum[l] += exp::<A, _>(widen(*x) - shift);
+        sum[l] += exp::<A, T::Acc>(x.widen() - shift);
+        all[l] += x.widen();
     }
-    (max, tree(sum), tree(total))
-}
-
-/// Sum of the lanes by halving.
-#[inline(always)]
-fn tree<R: Real>(mut lanes: [R; LANES]) -> R {
-    let mut half = LANES / 2;
-    while half > 0 {
-        for l in 0..half {
-            let other = lanes[l + half];
-            lanes[l] += other;
-        }
-        half /= 2;
-    }
-    lanes[0]
-}
-
-/// Runs `work(rows)` for fixed ranges of rows, each in a job of its own.
-fn over_rows(rows: usize, cols: usize, work: impl Fn(std::ops::Range<usize>) + Sync) {
-    let step = split::rows_per_task(cols);
-    if rows <= step {
-        return work(0..rows);
-    }
-    (0..rows.div_ceil(step))
-        .into_par_iter()
-        .for_each(|n| work(n * step..rows.min((n + 1) * step)));
+    (max, total(sum), total(all))
 }
 
 /// The loss of a row from its sums.
@@ -132,68 +101,41 @@ pub fn cross_entropy_with<T: Float>(
     lse: &mut [T::Acc],
     classes: usize,
 ) {
-    let rows = targets.len();
+    let count = targets.len();
     assert_eq!(
         logits.len(),
-        rows * classes,
+        count * classes,
         "cross_entropy: logits are not [rows, classes]"
     );
-    assert_eq!(losses.len(), rows, "cross_entropy: losses are not [rows]");
-    assert_eq!(lse.len(), rows, "cross_entropy: lse is not [rows]");
-    let (losses, lse) = (Shared::new(losses), Shared::new(lse));
-    over_rows(rows, classes, |range| {
-        // SAFETY: tasks have different rows.
-        let (losses, lse) = unsafe {
-            (
-                losses.part(range.start, range.len()),
-                lse.part(range.start, range.len()),
-            )
-        };
-        let logits = &logits[range.start * classes..range.end * classes];
-        let targets = &targets[range];
-        lanes::call(
-            isa,
-            Forward {
-                logits,
-                targets,
-                ignore,
-                smoothing,
-                losses,
-                lse,
-                classes,
-            },
-        );
-    });
+    assert_eq!(losses.len(), count, "cross_entropy: losses are not [rows]");
+    assert_eq!(lse.len(), count, "cross_entropy: lse is not [rows]");
+    let slices = (rows(logits, classes), targets, losses, lse);
+    parallel::for_each_row_block(
+        count,
+        classes,
+        slices,
+        |_, (logits, targets, losses, lse)| {
+            forward(
+                isa, logits, targets, ignore, smoothing, losses, lse, classes,
+            );
+        },
+    );
 }
 
-struct Forward<'a, T: Float> {
-    logits: &'a [T],
-    targets: &'a [i64],
-    ignore: i64,
-    smoothing: f64,
-    losses: &'a mut [T::Acc],
-    lse: &'a mut [T::Acc],
-    classes: usize,
-}
-
-impl<T: Float> Job for Forward<'_, T> {
-    #[inline(always)]
-    fn run<A: Arch>(self) {
-        for (row, &target) in self.targets.iter().enumerate() {
-            let x = &self.logits[row * self.classes..(row + 1) * self.classes];
-            let (max, sum, total) = row_sums::<A, T>(x, self.smoothing != 0.0);
+kernel! {
+    fn forward[A: Arch, T: Float](
+        isa: Isa, logits: &[T], targets: &[i64], ignore: i64, smoothing: f64,
+        losses: &mut [T::Acc], lses: &mut [T::Acc], classes: usize,
+    ) {
+        for (row, &target) in targets.iter().enumerate() {
+            let x = &logits[row * classes..(row + 1) * classes];
+            let (max, sum, total) = row_sums::<A, T>(x, smoothing != 0.0);
             let lse = max + sum.ln();
-            self.lse[row] = lse;
-            self.losses[row] = if target == self.ignore {
+            lses[row] = lse;
+            losses[row] = if target == ignore {
                 T::Acc::ZERO
             } else {
-                loss(
-                    lse,
-                    x[target as usize].widen(),
-                    total,
-                    self.smoothing,
-                    self.classes,
-                )
+                loss(lse, x[target as usize].widen(), total, smoothing, classes)
             };
         }
     }
@@ -236,7 +178,7 @@ pub fn cross_entropy_backward<T: Float>(
     );
 }
 
-/// Which classes a chunk holds.
+/// Which classes a chunk holds, and of how many in all.
 #[derive(Clone, Copy)]
 struct Classes {
     first: usize,
@@ -255,89 +197,76 @@ fn backward<T: Float>(
     scale: f64,
     classes: Classes,
 ) {
-    let (rows, chunk) = (targets.len(), classes.chunk);
+    let (count, chunk) = (targets.len(), classes.chunk);
     assert_eq!(
         dlogits.len(),
-        rows * chunk,
+        count * chunk,
         "cross_entropy_backward: dlogits are not [rows, classes]"
     );
-    assert_eq!(lse.len(), rows, "cross_entropy_backward: lse is not [rows]");
-    let output = Shared::new(dlogits);
-    over_rows(rows, chunk, |range| {
-        // SAFETY: tasks have different rows.
-        let dlogits = unsafe { output.part(range.start * chunk, range.len() * chunk) };
-        let logits = logits.map(|x| &x[range.start * chunk..range.end * chunk]);
-        let (targets, lse) = (&targets[range.clone()], &lse[range]);
-        lanes::call(
-            isa,
-            Backward {
-                logits,
-                dlogits,
-                targets,
-                ignore,
-                smoothing,
-                lse,
-                scale,
-                classes,
-            },
-        );
-    });
+    assert_eq!(
+        lse.len(),
+        count,
+        "cross_entropy_backward: lse is not [rows]"
+    );
+    let slices = (
+        logits.map(|x| rows(x, chunk)),
+        rows(dlogits, chunk),
+        targets,
+        lse,
+    );
+    parallel::for_each_row_block(
+        count,
+        chunk,
+        slices,
+        |_, (logits, dlogits, targets, lse)| {
+            gradient(
+                isa, logits, dlogits, targets, ignore, smoothing, lse, scale, classes,
+            );
+        },
+    );
 }
 
-struct Backward<'a, T: Float> {
-    /// None: they are in `dlogits`.
-    logits: Option<&'a [T]>,
-    dlogits: &'a mut [T],
-    targets: &'a [i64],
-    ignore: i64,
-    smoothing: f64,
-    lse: &'a [T::Acc],
-    scale: f64,
-    classes: Classes,
-}
-
-impl<T: Float> Job for Backward<'_, T> {
-    #[inline(always)]
-    fn run<A: Arch>(self) {
-        let Classes {
-            first,
-            total,
-            chunk,
-        } = self.classes;
+kernel! {
+    /// Where no logits are given, they are in `dlogits`.
+    fn gradient[A: Arch, T: Float](
+        isa: Isa, logits: Option<&[T]>, dlogits: &mut [T], targets: &[i64], ignore: i64,
+        smoothing: f64, lse: &[T::Acc], scale: f64, classes: Classes,
+    ) {
+        let Classes { first, total, chunk } = classes;
         let real = T::Acc::from_f64;
-        let scale = real(self.scale);
-        let smooth = real(self.smoothing / total as f64);
-        let at_target = real(1.0 - self.smoothing);
-        for (row, &target) in self.targets.iter().enumerate() {
-            let dx = &mut self.dlogits[row * chunk..(row + 1) * chunk];
-            if target == self.ignore {
+        let smooth = real(smoothing / total as f64);
+        let at_target = real((1.0 - smoothing) * scale);
+        let scale = real(scale);
+        for (row, &target) in targets.iter().enumerate() {
+            let dx = &mut dlogits[row * chunk..(row + 1) * chunk];
+            if target == ignore {
                 dx.fill(T::default());
                 continue;
             }
-            let lse = self.lse[row];
+            let lse = lse[row];
             let here = (target as usize).checked_sub(first).filter(|&t| t < chunk);
-            let gradient = |x: T| (exp::<A, _>(widen(x) - lse) - smooth) * scale;
+            let x = logits.map(|logits| &logits[row * chunk..(row + 1) * chunk]);
             // The target's element is rounded once, not after having been rounded to T.
-            let target_gradient = |x: T| T::narrow(gradient(x) - at_target * scale);
-            match self.logits {
-                Some(logits) => {
-                    let x = &logits[row * chunk..(row + 1) * chunk];
-                    for (dx, &x) in dx.iter_mut().zip(x) {
-                        *dx = T::narrow(gradient(x));
-                    }
-                    if let Some(t) = here {
-                        dx[t] = target_gradient(x[t]);
+            let special = here.map(|t| {
+                let x = x.map_or(dx[t], |x| x[t]).widen();
+                (t, T::narrow((exp::<A, T::Acc>(x - lse) - smooth) * scale - at_target))
+            });
+            match x {
+                Some(x) => {
+                    for (dx, x) in dx.iter_mut().zip(x) {
+                        let p = exp::<A, T::Acc>(x.widen() - lse);
+                        *dx = T::narrow((p - smooth) * scale);
                     }
                 }
                 None => {
-                    let kept = here.map(|t| (t, target_gradient(dx[t])));
                     for dx in dx.iter_mut() {
-                        *dx = T::narrow(gradient(*dx));
-                    }
-                    if let Some((t, value)) = kept {
-                        dx[t] = value;
+                        let p = exp::<A, T::Acc>(dx.widen() - lse);
+                        *dx = T::narrow((p - smooth) * scale);
                     }
                 }
+            }
+            if let Some((t, value)) = special {
+                dx[t] = value;
             }
         }
     }
@@ -358,10 +287,10 @@ pub fn cross_entropy_chunk<T: Float>(
     logit_sum: &mut [T::Acc],
     chunk: usize,
 ) {
-    let rows = targets.len();
+    let count = targets.len();
     assert_eq!(
         logits.len(),
-        rows * chunk,
+        count * chunk,
         "cross_entropy_chunk: logits are not [rows, chunk]"
     );
     for (name, len) in [
@@ -370,72 +299,52 @@ pub fn cross_entropy_chunk<T: Float>(
         ("target_logit", target_logit.len()),
         ("logit_sum", logit_sum.len()),
     ] {
-        assert_eq!(len, rows, "cross_entropy_chunk: {name} is not [rows]");
+        assert_eq!(len, count, "cross_entropy_chunk: {name} is not [rows]");
     }
     let isa = Isa::detect();
-    let state = [
-        Shared::new(max),
-        Shared::new(sum),
-        Shared::new(target_logit),
-        Shared::new(logit_sum),
-    ];
-    over_rows(rows, chunk, |range| {
-        // SAFETY: tasks have different rows.
-        let state = state
-            .each_ref()
-            .map(|part| unsafe { part.part(range.start, range.len()) });
-        let logits = &logits[range.start * chunk..range.end * chunk];
-        let targets = &targets[range];
-        lanes::call(
-            isa,
-            Chunk {
-                logits,
-                first: first_class,
-                targets,
-                state,
-                chunk,
-            },
-        );
-    });
+    let slices = (
+        rows(logits, chunk),
+        targets,
+        max,
+        sum,
+        target_logit,
+        logit_sum,
+    );
+    parallel::for_each_row_block(
+        count,
+        chunk,
+        slices,
+        |_, (logits, targets, max, sum, target_logit, logit_sum)| {
+            let state = [max, sum, target_logit, logit_sum];
+            update(isa, logits, first_class, targets, state, chunk);
+        },
+    );
 }
 
-struct Chunk<'a, T: Float> {
-    logits: &'a [T],
-    first: usize,
-    targets: &'a [i64],
-    state: [&'a mut [T::Acc]; 4],
-    chunk: usize,
-}
-
-impl<T: Float> Job for Chunk<'_, T> {
-    #[inline(always)]
-    fn run<A: Arch>(self) {
-        let [max, sum, target_logit, logit_sum] = self.state;
-        if self.first == 0 {
+kernel! {
+    fn update[A: Arch, T: Float](
+        isa: Isa, logits: &[T], first: usize, targets: &[i64], state: [&mut [T::Acc]; 4],
+        chunk: usize,
+    ) {
+        let [max, sum, target_logit, logit_sum] = state;
+        if first == 0 {
             max.fill(T::Acc::NEG_INFINITY);
-            for zeros in [&mut *sum, target_logit, logit_sum] {
-                zeros.fill(T::Acc::ZERO);
-            }
+            sum.fill(T::Acc::ZERO);
+            target_logit.fill(T::Acc::ZERO);
+            logit_sum.fill(T::Acc::ZERO);
         }
-        for (row, &target) in self.targets.iter().enumerate() {
-            let x = &self.logits[row * self.chunk..(row + 1) * self.chunk];
+        for (row, &target) in targets.iter().enumerate() {
+            let x = &logits[row * chunk..(row + 1) * chunk];
             let (largest, exponentials, total) = row_sums::<A, T>(x, true);
             let old = max[row];
             let new = if largest > old { largest } else { old };
             // Both sums are 0 where their maximum is -infinity; the shift keeps NaN out.
-            let shift = if new == T::Acc::NEG_INFINITY {
-                T::Acc::ZERO
-            } else {
-                new
-            };
-            sum[row] =
-                sum[row] * exp::<A, _>(old - shift) + exponentials * exp::<A, _>(largest - shift);
+            let shift = if new == T::Acc::NEG_INFINITY { T::Acc::ZERO } else { new };
+            sum[row] = sum[row] * exp::<A, T::Acc>(old - shift)
+                + exponentials * exp::<A, T::Acc>(largest - shift);
             max[row] = new;
             logit_sum[row] += total;
-            if let Some(t) = (target as usize)
-                .checked_sub(self.first)
-                .filter(|&t| t < self.chunk)
-            {
+            if let Some(t) = (target as usize).checked_sub(first).filter(|&t| t < chunk) {
                 target_logit[row] = x[t].widen();
             }
         }
@@ -530,7 +439,7 @@ pub fn bce_with_logits<T: Float>(x: &[T], targets: &[T], losses: &mut [T::Acc]) 
         losses.len(),
         "bce_with_logits: x and losses differ in length"
     );
-    split::chunks_mut(losses, split::GRAIN, |first, chunk| {
+    parallel::chunks_mut(losses, parallel::CHUNK, |first, chunk| {
         for (i, loss) in chunk.iter_mut().enumerate() {
             let (x, t) = (
                 x[first + i].widen().to_f64(),
@@ -553,7 +462,7 @@ pub fn bce_with_logits_backward<T: Float>(x: &[T], targets: &[T], scale: f64, dx
         dx.len(),
         "bce_with_logits_backward: x and dx differ in length"
     );
-    split::chunks_mut(dx, split::GRAIN, |first, chunk| {
+    parallel::chunks_mut(dx, parallel::CHUNK, |first, chunk| {
         for (i, dx) in chunk.iter_mut().enumerate() {
             let (x, t) = (
                 x[first + i].widen().to_f64(),

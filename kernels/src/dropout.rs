@@ -4,8 +4,8 @@
 //! JMLR 15 (2014), in the inverted form: what is kept is scaled up while training.
 
 use crate::element::{Float, Real};
+use crate::parallel;
 use crate::philox::{self, Key, WIDE_ITEMS};
-use crate::split;
 
 /// Elements per task; a multiple of [`WIDE_ITEMS`].
 const CHUNK: usize = 16 * 1024;
@@ -21,7 +21,7 @@ pub fn dropout<T: Float>(x: &[T], y: &mut [T], p: f64, key: Key) {
     assert_eq!(x.len(), y.len(), "dropout: x and y differ in length");
     let from = philox::keep_from(p);
     let scale = T::Acc::from_f64(kept_scale(p));
-    split::chunks_mut(y, CHUNK, |first, chunk| {
+    parallel::chunks_mut(y, CHUNK, |first, chunk| {
         let x = &x[first..first + chunk.len()];
         for (n, (x, y)) in x
             .chunks(WIDE_ITEMS)

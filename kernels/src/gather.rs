@@ -1,7 +1,8 @@
 //! Rows of a table by index, and the gradient of that.
 
 use crate::element::{Element, Float};
-use crate::split::{self, Shared};
+use crate::parallel::{self, rows};
+use crate::shared::Shared;
 use rayon::prelude::*;
 
 /// `y[i, :] = table[index[i], :]` with `table` `[rows, cols]`, `y` `[index.len(), cols]`.
@@ -19,13 +20,17 @@ pub fn gather_rows<T: Element>(table: &[T], index: &[i64], y: &mut [T], cols: us
         table.len().is_multiple_of(cols),
         "gather_rows: table is not [rows, cols]"
     );
-    let rows_per_task = split::rows_per_task(cols);
-    split::chunks_mut(y, rows_per_task * cols, |first, chunk| {
-        for (y, &row) in chunk.chunks_exact_mut(cols).zip(&index[first / cols..]) {
-            let start = row as usize * cols;
-            y.copy_from_slice(&table[start..start + cols]);
-        }
-    });
+    parallel::for_each_row_block(
+        index.len(),
+        cols,
+        (index, rows(y, cols)),
+        |_, (index, y)| {
+            for (y, &row) in y.chunks_exact_mut(cols).zip(index) {
+                let start = row as usize * cols;
+                y.copy_from_slice(&table[start..start + cols]);
+            }
+        },
+    );
 }
 
 /// Columns that one task of [`scatter_add_rows`] owns.
@@ -49,14 +54,14 @@ pub fn scatter_add_rows<T: Float>(dy: &[T], index: &[i64], dtable: &mut [T], col
         dtable.len().is_multiple_of(cols),
         "scatter_add_rows: dtable is not [rows, cols]"
     );
-    let rows = dtable.len() / cols;
+    let count = dtable.len() / cols;
     let table = Shared::new(dtable);
     let block = |first: usize| {
         let len = COLUMNS.min(cols - first);
         for (dy, &row) in dy.chunks_exact(cols).zip(index) {
             assert!(
-                row >= 0 && (row as usize) < rows,
-                "scatter_add_rows: row {row} of {rows}"
+                row >= 0 && (row as usize) < count,
+                "scatter_add_rows: row {row} of {count}"
             );
             // SAFETY: each task has columns of its own and holds one part at a time.
             let sums = unsafe { table.part(row as usize * cols + first, len) };
@@ -66,7 +71,7 @@ pub fn scatter_add_rows<T: Float>(dy: &[T], index: &[i64], dtable: &mut [T], col
         }
     };
     let blocks = cols.div_ceil(COLUMNS);
-    if dy.len() < 2 * split::GRAIN {
+    if dy.len() < parallel::GRAIN {
         (0..blocks).for_each(|n| block(n * COLUMNS));
     } else {
         (0..blocks).into_par_iter().for_each(|n| block(n * COLUMNS));

@@ -14,7 +14,6 @@ pub mod dropout;
 pub mod element;
 pub mod gather;
 pub mod gemm;
-mod lanes;
 pub mod math;
 pub mod norm;
 pub mod optimizer;
@@ -23,9 +22,9 @@ pub mod philox;
 pub mod pool;
 pub mod reduce;
 pub mod rope;
+mod shared;
 pub mod simd;
 pub mod softmax;
-mod split;
 mod strided;
 mod sums;
 

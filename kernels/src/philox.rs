@@ -5,7 +5,7 @@
 //! of a mask is the same however the work is split, on whichever device, and whether it is drawn
 //! once in the forward pass or again in the backward pass.
 
-use crate::split;
+use crate::parallel;
 
 const MULTIPLIER_0: u32 = 0xD251_1F53;
 const MULTIPLIER_1: u32 = 0xCD9E_8D57;
@@ -145,7 +145,7 @@ const CHUNK: usize = 16 * 1024;
 /// `y[i] = lo + (hi - lo) * uniform(key, i)`.
 pub fn fill_uniform(key: Key, y: &mut [f32], lo: f32, hi: f32) {
     let width = hi - lo;
-    split::chunks_mut(y, CHUNK, |first, chunk| {
+    parallel::chunks_mut(y, CHUNK, |first, chunk| {
         for (n, part) in chunk.chunks_mut(WIDE_ITEMS).enumerate() {
             let words = wide_words(key, (first + n * WIDE_ITEMS) as u64);
             for (y, word) in part.iter_mut().zip(words) {
@@ -165,7 +165,7 @@ pub fn fill_normal(key: Key, y: &mut [f32], mean: f32, std: f32) {
         let (sin, cos) = (std::f64::consts::TAU * f64::from(b) * unit).sin_cos();
         [radius * cos, radius * sin]
     };
-    split::chunks_mut(y, CHUNK, |first, chunk| {
+    parallel::chunks_mut(y, CHUNK, |first, chunk| {
         for (n, part) in chunk.chunks_mut(4).enumerate() {
             let number = (first / 4 + n) as u64;
             let [a, b, c, d] = block(key, [number as u32, (number >> 32) as u32, 0, 0]);

@@ -1,7 +1,7 @@
 //! One vector per sequence from its tokens' vectors.
 
 use crate::element::{Float, Real};
-use crate::split;
+use crate::parallel::{self, rows};
 
 /// How a sequence's tokens become one vector. An empty sequence gives zeros.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -39,16 +39,16 @@ pub fn pool<T: Float>(kind: Pool, x: &[T], offsets: &[i64], y: &mut [T], cols: u
         return;
     }
     let one = |x: &[T], y: &mut [T]| {
-        let rows = x.len() / cols;
-        if rows == 0 {
+        let count = x.len() / cols;
+        if count == 0 {
             y.fill(T::default());
             return;
         }
         match kind {
             Pool::First => y.copy_from_slice(&x[..cols]),
-            Pool::Last => y.copy_from_slice(&x[(rows - 1) * cols..]),
+            Pool::Last => y.copy_from_slice(&x[(count - 1) * cols..]),
             Pool::Mean | Pool::Max => {
-                let by = T::Acc::from_f64(1.0 / rows as f64);
+                let by = T::Acc::from_f64(1.0 / count as f64);
                 for (n, y) in y.chunks_mut(COLUMNS).enumerate() {
                     let mut best = [T::Acc::ZERO; COLUMNS];
                     if kind == Pool::Max {
@@ -71,11 +71,11 @@ pub fn pool<T: Float>(kind: Pool, x: &[T], offsets: &[i64], y: &mut [T], cols: u
             }
         }
     };
-    // A task's cost is its tokens; the mean length stands for each sequence's.
-    let per_task = split::rows_per_task(x.len() / sequences.max(1)) * cols;
-    split::chunks_mut(y, per_task, |first, chunk| {
-        for (n, y) in chunk.chunks_exact_mut(cols).enumerate() {
-            let tokens = tokens(offsets, first / cols + n);
+    // A sequence costs its tokens; the mean length stands for each one's.
+    let cost = x.len() / sequences.max(1);
+    parallel::for_each_row_block(sequences, cost, rows(y, cols), |first, y| {
+        for (n, y) in y.chunks_exact_mut(cols).enumerate() {
+            let tokens = tokens(offsets, first + n);
             one(&x[tokens.start * cols..tokens.end * cols], y);
         }
     });
@@ -129,8 +129,9 @@ pub fn pool_backward<T: Float>(
         match kind {
             Pool::Mean => {
                 let by = T::Acc::from_f64(1.0 / tokens.len() as f64);
-                split::chunks_mut(dx, split::rows_per_task(cols) * cols, |_, chunk| {
-                    for dx in chunk.chunks_exact_mut(cols) {
+                let count = tokens.len();
+                parallel::for_each_row_block(count, cols, rows(dx, cols), |_, dx| {
+                    for dx in dx.chunks_exact_mut(cols) {
                         for (dx, dy) in dx.iter_mut().zip(dy) {
                             *dx = T::narrow(dy.widen() * by);
                         }

@@ -4,7 +4,7 @@
 //! arXiv:2104.09864: pairs of dimensions are turned by an angle that grows with the position.
 
 use crate::element::{Float, Real};
-use crate::split;
+use crate::parallel::{self, rows};
 
 /// Turns each head's first `rotary_dim` dimensions by its token's angles and copies the others.
 ///
@@ -42,10 +42,10 @@ pub fn rope<T: Float>(
     }
     let sign = if inverse { -T::Acc::ONE } else { T::Acc::ONE };
     let wide = |x: f32| T::Acc::from_f64(f64::from(x));
-    split::chunks_mut(y, split::rows_per_task(width) * width, |first, chunk| {
-        let x = &x[first..first + chunk.len()];
-        let rows = x.chunks_exact(width).zip(chunk.chunks_exact_mut(width));
-        for ((x, y), &position) in rows.zip(&positions[first / width..]) {
+    let slices = (rows(x, width), rows(y, width), positions);
+    parallel::for_each_row_block(positions.len(), width, slices, |_, (x, y, positions)| {
+        let tokens = x.chunks_exact(width).zip(y.chunks_exact_mut(width));
+        for ((x, y), &position) in tokens.zip(positions) {
             let start = position as usize * half;
             let (cos, sin) = (&cos[start..start + half], &sin[start..start + half]);
             for (x, y) in x.chunks_exact(head_dim).zip(y.chunks_exact_mut(head_dim)) {

@@ -7,8 +7,8 @@ use super::rows::{self, Scores, Source};
 use super::tile::{At, COLS, Order, Products, ROWS};
 use super::{Attention, Packed};
 use crate::element::{Float, Real};
+use crate::shared::Shared;
 use crate::simd::Isa;
-use crate::split::Shared;
 
 /// Which gradients are asked for.
 #[derive(Clone, Copy)]

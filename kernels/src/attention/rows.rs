@@ -4,7 +4,6 @@ use super::Attention;
 use super::tile::COLS;
 use crate::element::{Float, Real};
 use crate::gemm::{self, MatRef};
-use crate::lanes::widen;
 use crate::math::{exp, tanh};
 use crate::philox::{self, WIDE_ITEMS};
 use crate::simd::{Isa, kernel};
@@ -43,7 +42,7 @@ kernel! {
         for (r, dst) in dst.chunks_exact_mut(dim_padded).enumerate() {
             if r < src.rows {
                 for (y, x) in dst.iter_mut().zip(src.row(r)) {
-                    *y = widen(*x) * factor;
+                    *y = x.widen() * factor;
                 }
                 dst[src.dim..].fill(T::Acc::ZERO);
             } else {
@@ -297,11 +296,11 @@ kernel! {
             let (ys, y_rest) = y.as_chunks::<COLS>();
             for (x, y) in xs.iter().zip(ys) {
                 for l in 0..COLS {
-                    sums[l] = A::fma(widen(x[l]), widen(y[l]), sums[l]);
+                    sums[l] = A::fma(x[l].widen(), y[l].widen(), sums[l]);
                 }
             }
             for (l, (x, y)) in x_rest.iter().zip(y_rest).enumerate() {
-                sums[l] = A::fma(widen(*x), widen(*y), sums[l]);
+                sums[l] = A::fma(x.widen(), y.widen(), sums[l]);
             }
             dots[r] = fold(sums, |a, b| a + b);
         }

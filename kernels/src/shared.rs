@@ -1,29 +1,4 @@
-//! Rows of an output over threads, in chunks that depend on the sizes alone.
-
-use rayon::prelude::*;
-
-/// Element operations worth a task of their own; less than twice as many stay on the calling
-/// thread, because waking another one costs more.
-pub(crate) const GRAIN: usize = 16 * 1024;
-
-/// Calls `work(first, chunk)` for each chunk of `len` elements of `y`, the last one shorter,
-/// where `first` is the index of the chunk's first element in `y`.
-pub(crate) fn chunks_mut<T: Send>(y: &mut [T], len: usize, work: impl Fn(usize, &mut [T]) + Sync) {
-    if y.len() <= len {
-        if !y.is_empty() {
-            work(0, y);
-        }
-        return;
-    }
-    y.par_chunks_mut(len)
-        .enumerate()
-        .for_each(|(n, chunk)| work(n * len, chunk));
-}
-
-/// Rows of `cols` elements for a task of about [`GRAIN`] operations, at least 1.
-pub(crate) fn rows_per_task(cols: usize) -> usize {
-    GRAIN.div_ceil(cols.max(1))
-}
+//! One output, many tasks, where no slice can be cut: columns of a matrix, heads of a token.
 
 /// A pointer to an output whose parts different tasks write.
 pub(crate) struct Shared<T>(*mut T, usize);
