@@ -29,12 +29,7 @@ pub fn copy_strided<E: Element>(shape: &[usize], src: &[E], strides: &[usize], d
                 let dst = &mut dst[done..done + n * width];
                 done += n * width;
                 let [start] = walk.offsets(row * width);
-                for j in 0..width {
-                    let src = &src[start + j * step..][..n];
-                    for (i, &value) in src.iter().enumerate() {
-                        dst[i * width + j] = value;
-                    }
-                }
+                transpose(&src[start..], step, n, dst, width);
             });
         });
         return;
@@ -52,6 +47,33 @@ pub fn copy_strided<E: Element>(shape: &[usize], src: &[E], strides: &[usize], d
             }
         });
     });
+}
+
+/// `dst[i, j] = src[j·step + i]` for i < n <= TILE; dst `[n, width]`.
+fn transpose<E: Element>(src: &[E], step: usize, n: usize, dst: &mut [E], width: usize) {
+    // Through a small square, because rows of dst are often a power of two apart and would then
+    // push each other out of the cache.
+    let mut square = [[E::default(); TILE]; TILE];
+    let mut j = 0;
+    while j < width {
+        let count = TILE.min(width - j);
+        if n == TILE {
+            for (k, line) in square[..count].iter_mut().enumerate() {
+                line.copy_from_slice(&src[(j + k) * step..][..TILE]);
+            }
+        } else {
+            for (k, line) in square[..count].iter_mut().enumerate() {
+                line[..n].copy_from_slice(&src[(j + k) * step..][..n]);
+            }
+        }
+        for i in 0..n {
+            let dst = &mut dst[i * width + j..][..count];
+            for (line, dst) in square.iter().zip(dst) {
+                *dst = line[i];
+            }
+        }
+        j += count;
+    }
 }
 
 /// Cuts `count` rows from `first` on into runs of at most `TILE` that do not cross a multiple of

@@ -44,14 +44,14 @@ fn add_residual<T: Float>(x: &[T], residual: &[T], s: &mut [T]) {
 #[inline(always)]
 fn moments<A: Arch, T: Float>(s: &[T], inverse: T::Acc) -> (T::Acc, T::Acc, T::Acc) {
     let mut lanes = [T::Acc::ZERO; LANES];
-    each_lane!(s.len(), |lane, i| {
-        lanes[lane] += s[i].widen();
+    each_lane!([s = s], |lane| {
+        lanes[lane] += s.widen();
     });
     let mean = total(lanes) * inverse;
     let mut lanes = [T::Acc::ZERO; LANES];
     let mut squares = [T::Acc::ZERO; LANES];
-    each_lane!(s.len(), |lane, i| {
-        let d = s[i].widen() - mean;
+    each_lane!([s = s], |lane| {
+        let d = s.widen() - mean;
         lanes[lane] += d;
         squares[lane] = A::fma(d, d, squares[lane]);
     });
@@ -194,16 +194,16 @@ kernel! {
             match weight {
                 Some(weight) => {
                     let weight = &weight[..cols];
-                    each_lane!(cols, |lane, i| {
-                        let g = dy[i].widen() * weight[i].widen();
+                    each_lane!([s = s, dy = dy, weight = weight], |lane| {
+                        let g = dy.widen() * weight.widen();
                         sums[lane] += g;
-                        dots[lane] = A::fma(g, s[i].widen() - mean, dots[lane]);
+                        dots[lane] = A::fma(g, s.widen() - mean, dots[lane]);
                     });
                 }
-                None => each_lane!(cols, |lane, i| {
-                    let g = dy[i].widen();
+                None => each_lane!([s = s, dy = dy], |lane| {
+                    let g = dy.widen();
                     sums[lane] += g;
-                    dots[lane] = A::fma(g, s[i].widen() - mean, dots[lane]);
+                    dots[lane] = A::fma(g, s.widen() - mean, dots[lane]);
                 }),
             }
             // dx = rstd·(g - mean(g) - n·mean(g·n)) with n = (s - mean)·rstd
@@ -337,8 +337,8 @@ public! {
 fn dot<A: Arch, T: Float>(a: &[T], b: &[T]) -> T::Acc {
     let b = &b[..a.len()];
     let mut lanes = [T::Acc::ZERO; LANES];
-    each_lane!(a.len(), |lane, i| {
-        lanes[lane] = A::fma(a[i].widen(), b[i].widen(), lanes[lane]);
+    each_lane!([a = a, b = b], |lane| {
+        lanes[lane] = A::fma(a.widen(), b.widen(), lanes[lane]);
     });
     total(lanes)
 }
@@ -411,9 +411,9 @@ kernel! {
             let (s, dy, dx) = (&s[range.clone()], &dy[range.clone()], &mut dx[range]);
             // dx = rstd·(g - n·mean(g·n)) with g = dy·(weight + offset), n = s·rstd
             let mut lanes = [T::Acc::ZERO; LANES];
-            each_lane!(cols, |lane, i| {
-                let g = dy[i].widen() * (weight[i].widen() + offset);
-                lanes[lane] = A::fma(g, s[i].widen(), lanes[lane]);
+            each_lane!([s = s, dy = dy, weight = weight], |lane| {
+                let g = dy.widen() * (weight.widen() + offset);
+                lanes[lane] = A::fma(g, s.widen(), lanes[lane]);
             });
             let slope = -(total(lanes) * inverse * rstd * rstd);
             for (((s, dy), weight), dx) in s.iter().zip(dy).zip(weight).zip(dx) {

@@ -236,8 +236,8 @@ kernel! {
     fn finite_chunk[A: Arch, T: Float](isa: Isa, x: &[T]) -> bool {
         // x·0 is 0 for what is finite, else NaN, which stays in a sum.
         let mut lanes = [T::Acc::ZERO; crate::sums::LANES];
-        crate::sums::each_lane!(x.len(), |lane, i| {
-            lanes[lane] += x[i].widen() * T::Acc::ZERO;
+        crate::sums::each_lane!([x = x], |lane| {
+            lanes[lane] += x.widen() * T::Acc::ZERO;
         });
         crate::sums::total(lanes) == T::Acc::ZERO
     }

@@ -28,8 +28,8 @@ pub(crate) fn row_sum<T: Float>(x: &[T]) -> T::Acc {
     let mut sum = T::Acc::ZERO;
     for x in x.chunks(RUN * LANES) {
         let mut lanes = [T::Acc::ZERO; LANES];
-        each_lane!(x.len(), |lane, i| {
-            lanes[lane] += x[i].widen();
+        each_lane!([x = x], |lane| {
+            lanes[lane] += x.widen();
         });
         sum += total(lanes);
     }

@@ -13,8 +13,8 @@ use crate::sums::{LANES, each_lane, larger, largest, total};
 #[inline(always)]
 pub(crate) fn row_max<T: Float>(x: &[T]) -> T::Acc {
     let mut lanes = [T::Acc::NEG_INFINITY; LANES];
-    each_lane!(x.len(), |lane, i| {
-        lanes[lane] = larger(lanes[lane], x[i].widen());
+    each_lane!([x = x], |lane| {
+        lanes[lane] = larger(lanes[lane], x.widen());
     });
     largest(lanes)
 }
@@ -23,8 +23,8 @@ pub(crate) fn row_max<T: Float>(x: &[T]) -> T::Acc {
 #[inline(always)]
 fn row_exp_sum<A: Arch, T: Float>(x: &[T], max: T::Acc) -> T::Acc {
     let mut lanes = [T::Acc::ZERO; LANES];
-    each_lane!(x.len(), |lane, i| {
-        lanes[lane] += math::exp::<A, T::Acc>(x[i].widen() - max);
+    each_lane!([x = x], |lane| {
+        lanes[lane] += math::exp::<A, T::Acc>(x.widen() - max);
     });
     total(lanes)
 }
@@ -40,8 +40,8 @@ kernel! {
                     *y = T::narrow(math::exp::<A, T::Acc>(x.widen() - max));
                 }
                 let mut lanes = [T::Acc::ZERO; LANES];
-                each_lane!(cols, |lane, i| {
-                    lanes[lane] += y[i].widen();
+                each_lane!([y = y], |lane| {
+                    lanes[lane] += y.widen();
                 });
                 let scale = T::Acc::ONE / total(lanes);
                 for y in y {
@@ -64,8 +64,8 @@ kernel! {
         let slices = y.chunks_exact(cols).zip(dy.chunks_exact(cols));
         for ((y, dy), dx) in slices.zip(dx.chunks_exact_mut(cols)) {
             let mut lanes = [T::Acc::ZERO; LANES];
-            each_lane!(cols, |lane, i| {
-                lanes[lane] = A::fma(y[i].widen(), dy[i].widen(), lanes[lane]);
+            each_lane!([y = y, dy = dy], |lane| {
+                lanes[lane] = A::fma(y.widen(), dy.widen(), lanes[lane]);
             });
             let dot = total(lanes);
             for ((y, dy), dx) in y.iter().zip(dy).zip(dx) {
@@ -94,8 +94,8 @@ kernel! {
         let slices = y.chunks_exact(cols).zip(dy.chunks_exact(cols));
         for ((y, dy), dx) in slices.zip(dx.chunks_exact_mut(cols)) {
             let mut lanes = [T::Acc::ZERO; LANES];
-            each_lane!(cols, |lane, i| {
-                lanes[lane] += dy[i].widen();
+            each_lane!([dy = dy], |lane| {
+                lanes[lane] += dy.widen();
             });
             let sum = total(lanes);
             for ((y, dy), dx) in y.iter().zip(dy).zip(dx) {

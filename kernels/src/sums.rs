@@ -15,7 +15,7 @@ pub(crate) fn total<R: Real>(mut lanes: [R; LANES]) -> R {
     let mut width = LANES / 2;
     while width > 0 {
         for i in 0..width {
-            lanes[i] = lanes[i] + lanes[i + width];
+            lanes[i] += lanes[i + width];
         }
         width /= 2;
     }
@@ -42,25 +42,34 @@ pub(crate) fn larger<R: Real>(a: R, b: R) -> R {
     if a > b || a != a { a } else { b }
 }
 
-/// Runs a statement for each element of slices of equal length, as `index` in `lane`: whole
-/// groups of [`LANES`] first, so that the inner loop has a fixed length, then what is left.
+/// Runs a statement for each index of slices of equal length: `each_lane!([a = x, b = y], |lane|
+/// { … })` has `a` and `b` stand for the elements of x and y that belong to `lane`.
 ///
-/// A macro and not a function with a closure, because a closure that is not inlined would be
-/// compiled without the kernel's instructions.
+/// The slices are taken apart into arrays, so that no bounds check keeps the loop from being
+/// vectorised. A macro and not a function with a closure, because a closure that is not inlined
+/// would be compiled without the kernel's instructions.
 macro_rules! each_lane {
-    ($n:expr, |$lane:ident, $index:ident| $body:block) => {{
-        let n = $n;
-        let whole = n - n % $crate::sums::LANES;
-        let mut start = 0;
-        while start < whole {
-            for $lane in 0..$crate::sums::LANES {
-                let $index = start + $lane;
-                $body
+    ([$first:ident = $slice:expr $(, $other:ident = $more:expr)* $(,)?], |$lane:ident| $body:block) => {{
+        let $first = $slice.as_chunks::<{ $crate::sums::LANES }>();
+        $(let $other = $more.as_chunks::<{ $crate::sums::LANES }>();)*
+        {
+            let $first = $first.0;
+            $(let $other = &$other.0[..$first.len()];)*
+            for chunk in 0..$first.len() {
+                let $first = &$first[chunk];
+                $(let $other = &$other[chunk];)*
+                for $lane in 0..$crate::sums::LANES {
+                    let $first = $first[$lane];
+                    $(let $other = $other[$lane];)*
+                    $body
+                }
             }
-            start += $crate::sums::LANES;
         }
-        for $lane in 0..n - whole {
-            let $index = whole + $lane;
+        let $first = $first.1;
+        $(let $other = &$other.1[..$first.len()];)*
+        for $lane in 0..$first.len().min($crate::sums::LANES) {
+            let $first = $first[$lane];
+            $(let $other = $other[$lane];)*
             $body
         }
     }};
