@@ -6,6 +6,7 @@
 use crate::element::{Float, Real};
 use crate::parallel;
 use crate::philox::{self, Key, WIDE_ITEMS};
+use crate::simd::{Isa, kernel};
 
 /// Elements per task; a multiple of [`WIDE_ITEMS`].
 const CHUNK: usize = 16 * 1024;
@@ -19,26 +20,26 @@ pub(crate) fn kept_scale(p: f64) -> f64 {
 /// same function, with the same key, applied to the gradient.
 pub fn dropout<T: Float>(x: &[T], y: &mut [T], p: f64, key: Key) {
     assert_eq!(x.len(), y.len(), "dropout: x and y differ in length");
-    let from = philox::keep_from(p);
-    let scale = T::Acc::from_f64(kept_scale(p));
-    parallel::chunks_mut(y, CHUNK, |first, chunk| {
-        let x = &x[first..first + chunk.len()];
-        for (n, (x, y)) in x
-            .chunks(WIDE_ITEMS)
-            .zip(chunk.chunks_mut(WIDE_ITEMS))
-            .enumerate()
-        {
+    let isa = Isa::detect();
+    parallel::chunks_mut(y, CHUNK, |first, y| {
+        drop(isa, &x[first..first + y.len()], y, first, p, key);
+    });
+}
+
+kernel! {
+    fn drop[A: Arch, T: Float](
+        isa: Isa, x: &[T], y: &mut [T], first: usize, p: f64, key: Key,
+    ) {
+        let from = philox::keep_from(p);
+        let scale = T::Acc::from_f64(kept_scale(p));
+        for (n, (x, y)) in x.chunks(WIDE_ITEMS).zip(y.chunks_mut(WIDE_ITEMS)).enumerate() {
             let words = philox::wide_words(key, (first + n * WIDE_ITEMS) as u64);
             for ((x, y), word) in x.iter().zip(y).zip(words) {
                 let kept = T::narrow(x.widen() * scale);
-                *y = if word >> 8 >= from {
-                    kept
-                } else {
-                    T::default()
-                };
+                *y = if word >> 8 >= from { kept } else { T::default() };
             }
         }
-    });
+    }
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@
 //! once in the forward pass or again in the backward pass.
 
 use crate::parallel;
+use crate::simd::{Isa, kernel};
 
 const MULTIPLIER_0: u32 = 0xD251_1F53;
 const MULTIPLIER_1: u32 = 0xCD9E_8D57;
@@ -144,15 +145,24 @@ const CHUNK: usize = 16 * 1024;
 
 /// `y[i] = lo + (hi - lo) * uniform(key, i)`.
 pub fn fill_uniform(key: Key, y: &mut [f32], lo: f32, hi: f32) {
-    let width = hi - lo;
+    let isa = Isa::detect();
     parallel::chunks_mut(y, CHUNK, |first, chunk| {
-        for (n, part) in chunk.chunks_mut(WIDE_ITEMS).enumerate() {
+        uniform_chunk(isa, key, first, chunk, lo, hi)
+    });
+}
+
+kernel! {
+    fn uniform_chunk[A: Arch](
+        isa: Isa, key: Key, first: usize, y: &mut [f32], lo: f32, hi: f32,
+    ) {
+        let width = hi - lo;
+        for (n, part) in y.chunks_mut(WIDE_ITEMS).enumerate() {
             let words = wide_words(key, (first + n * WIDE_ITEMS) as u64);
             for (y, word) in part.iter_mut().zip(words) {
                 *y = lo + width * unit(word);
             }
         }
-    });
+    }
 }
 
 /// Normally distributed numbers by the method of G. E. P. Box and M. E. Muller (1958): the two
