@@ -6,8 +6,8 @@
 //! registers. Each number is the best of several repeats, since other programs may be running.
 
 use graft_kernels::Float;
-use graft_kernels::gemm::{Epilogue, Isa, MatRef, gemm, gemm_workspace};
-use half::bf16;
+use graft_kernels::gemm::{Activation, Epilogue, Isa, MatRef, gemm, gemm_workspace};
+use half::{bf16, f16};
 use std::hint::black_box;
 use std::time::Instant;
 
@@ -91,14 +91,26 @@ fn peak() -> f64 {
     0.0
 }
 
-fn product<T: Float<Acc: From<f32>>>(m: usize, n: usize, k: usize, a_t: bool, b_t: bool) -> f64 {
+/// One measured case.
+struct Case {
+    group: &'static str,
+    sizes: [usize; 3],
+    /// A, B given transposed.
+    transposed: [bool; 2],
+    activation: Option<Activation>,
+}
+
+fn product<T: Float<Acc: From<f32>>>(case: &Case) -> f64 {
+    let [m, n, k] = case.sizes;
     let random = |len: usize| -> Vec<T> {
         (0..len)
             .map(|i| T::narrow((((i * 7919) % 1009) as f32 / 1009.0 - 0.5).into()))
             .collect()
     };
     let (a, b, mut c) = (random(m * k), random(k * n), vec![T::default(); m * n]);
+    let (bias, mut pre) = (random(n), vec![T::default(); m * n]);
     let mut workspace = vec![T::Acc::default(); gemm_workspace::<T>(m, n, k)];
+    let [a_t, b_t] = case.transposed;
     let a = if a_t {
         MatRef::row_major(&a, k, m).t()
     } else {
@@ -110,14 +122,13 @@ fn product<T: Float<Acc: From<f32>>>(m: usize, n: usize, k: usize, a_t: bool, b_
         MatRef::row_major(&b, k, n)
     };
     best(|| {
-        gemm(
-            a,
-            b,
-            black_box(&mut c),
-            false,
-            Epilogue::default(),
-            &mut workspace,
-        )
+        let extra = case.activation.is_some();
+        let epilogue = Epilogue {
+            bias: extra.then_some(&bias[..]),
+            activation: case.activation,
+            pre_activation: extra.then_some(&mut pre[..]),
+        };
+        gemm(a, b, black_box(&mut c), false, epilogue, &mut workspace);
     })
 }
 
@@ -133,6 +144,21 @@ fn main() {
         Isa::detect()
     );
     let mut cases = Vec::new();
+    let mut add = |group, m, n, k| {
+        // The gradient of a weight has the same three sizes as m = in, n = out, k = tokens.
+        for (sizes, transposed) in [
+            ([m, n, k], [false, false]),
+            ([m, n, k], [false, true]),
+            ([k, n, m], [true, false]),
+        ] {
+            cases.push(Case {
+                group,
+                sizes,
+                transposed,
+                activation: None,
+            });
+        }
+    };
     for (k, n) in [
         (384, 384),
         (384, 1536),
@@ -141,47 +167,77 @@ fn main() {
         (768, 3072),
         (3072, 768),
     ] {
-        cases.push(("step", 4096, n, k));
+        add("step", 4096, n, k);
     }
-    cases.push(("vocabulary", 1024, 50257, 768));
-    cases.push(("deep", 384, 384, 4096));
+    add("vocabulary", 1024, 50257, 768);
+    add("deep", 384, 384, 4096);
     for m in [1, 2, 4, 8] {
-        cases.push(("generate", m, 3072, 768));
+        add("generate", m, 3072, 768);
     }
-    cases.push(("head", 4096, 12, 768));
-    cases.push(("head", 8, 2, 768));
-    cases.push(("lora", 4096, 8, 768));
-    cases.push(("lora", 4096, 768, 8));
-    cases.push(("square", 1024, 1024, 1024));
+    add("head", 4096, 12, 768);
+    add("head", 8, 2, 768);
+    add("lora", 4096, 8, 768);
+    add("lora", 4096, 768, 8);
+    add("square", 1024, 1024, 1024);
+    for kind in [
+        Activation::Gelu,
+        Activation::GeluTanh,
+        Activation::Relu,
+        Activation::Silu,
+    ] {
+        let (sizes, transposed) = ([4096, 1536, 384], [false, true]);
+        cases.push(Case {
+            group: "activation",
+            sizes,
+            transposed,
+            activation: Some(kind),
+        });
+    }
     println!(
-        "{:<12} {:>20} {:>4} {:>5} {:>9} {:>8} {:>6}",
-        "", "m x n x k", "", "", "µs", "GFLOP/s", "peak"
+        "{:<12} {:>16} {:>14} {:>9} {:>8} {:>6}",
+        "", "m x n x k", "", "µs", "GFLOP/s", "peak"
     );
-    for (group, m, n, k) in cases {
-        // The same three sizes appear in the gradient of a weight as m = in, n = out, k = tokens.
-        let forms = [("NN", m, n, k), ("NT", m, n, k), ("TN", k, n, m)];
-        for (form, m, n, k) in forms {
-            for dtype in ["f32", "bf16", "f64"] {
-                let name = format!("{group} {m}x{n}x{k} {form} {dtype}");
-                let chosen = wanted.iter().all(|part| name.contains(&**part));
-                if !chosen || wanted.is_empty() && dtype == "f64" {
-                    continue;
-                }
-                let (a_t, b_t) = (form == "TN", form == "NT");
-                let seconds = match dtype {
-                    "f32" => product::<f32>(m, n, k, a_t, b_t),
-                    "f64" => product::<f64>(m, n, k, a_t, b_t),
-                    _ => product::<bf16>(m, n, k, a_t, b_t),
-                };
-                peak_now = peak_now.max(if group == "step" { peak() } else { 0.0 });
-                let speed = 2.0 * (m * n) as f64 * k as f64 / seconds / 1e9;
-                println!(
-                    "{group:<12} {:>20} {form:>4} {dtype:>5} {:>9.1} {speed:>8.1} {:>5.1}%",
-                    format!("{m}x{n}x{k}"),
-                    seconds * 1e6,
-                    100.0 * speed / peak_now
-                );
+    for case in &cases {
+        let [m, n, k] = case.sizes;
+        let form = match case.transposed {
+            [false, false] => "NN",
+            [false, true] => "NT",
+            _ => "TN",
+        };
+        for dtype in ["f32", "bf16", "f16", "f64"] {
+            let extra = case
+                .activation
+                .map_or(String::new(), |kind| format!(" {kind:?}"));
+            let size = format!("{m}x{n}x{k}");
+            let what = format!("{form} {dtype}{extra}");
+            let name = format!("{} {size} {what}", case.group);
+            let chosen = wanted.iter().all(|part| name.contains(&**part));
+            if !chosen || wanted.is_empty() && (dtype == "f64" || dtype == "f16") {
+                continue;
             }
+            let seconds = match dtype {
+                "f32" => product::<f32>(case),
+                "f64" => product::<f64>(case),
+                "f16" => product::<f16>(case),
+                _ => product::<bf16>(case),
+            };
+            if case.group == "step" {
+                // Another program may have disturbed the first measurement.
+                peak_now = peak_now.max(peak());
+            }
+            let speed = 2.0 * (m * n) as f64 * k as f64 / seconds / 1e9;
+            // f64 has half the lanes.
+            let most = if dtype == "f64" {
+                peak_now / 2.0
+            } else {
+                peak_now
+            };
+            println!(
+                "{:<12} {size:>16} {what:>14} {:>9.1} {speed:>8.1} {:>5.1}%",
+                case.group,
+                seconds * 1e6,
+                100.0 * speed / most
+            );
         }
     }
 }

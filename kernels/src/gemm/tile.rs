@@ -2,6 +2,7 @@
 //! registers.
 
 use crate::element::{Float, Real};
+use crate::simd;
 use half::f16;
 use std::any::TypeId;
 
@@ -39,7 +40,7 @@ pub(super) unsafe trait Kernel: Copy + Send + Sync {
     /// Rows of a tile; a panel of packed A is `[kb, MR]`.
     const MR: usize;
     /// Its arithmetic, for what is done to a tile before it is written.
-    type Arch: crate::simd::Arch;
+    type Arch: simd::Arch;
     /// Bytes in a row of a tile; a panel of packed B is `[kb, NR_BYTES / size_of::<R>()]`.
     const NR_BYTES: usize;
 
@@ -127,9 +128,12 @@ pub(super) struct Portable;
 
 // SAFETY: needs no instructions beyond the target's baseline.
 unsafe impl Kernel for Portable {
-    type Arch = crate::simd::Plain;
     const MR: usize = if cfg!(target_arch = "aarch64") { 8 } else { 4 };
     const NR_BYTES: usize = 32;
+    #[cfg(target_arch = "aarch64")]
+    type Arch = simd::Fused;
+    #[cfg(not(target_arch = "aarch64"))]
+    type Arch = simd::Plain;
 
     #[inline(always)]
     fn call<J: Job>(self, job: J) {

@@ -2,6 +2,7 @@
 
 use super::{Job, Kernel, same};
 use crate::element::{Float, Real};
+use crate::simd::{Fused, Isa};
 use half::{bf16, f16};
 use std::arch::x86_64::*;
 
@@ -15,19 +16,13 @@ pub(in super::super) struct Avx2(());
 
 impl Avx512 {
     pub fn new() -> Option<Self> {
-        (is_x86_feature_detected!("avx512f")
-            && is_x86_feature_detected!("avx512bw")
-            && Avx2::new().is_some())
-        .then_some(Self(()))
+        Isa::Avx512.is_available().then_some(Self(()))
     }
 }
 
 impl Avx2 {
     pub fn new() -> Option<Self> {
-        (is_x86_feature_detected!("avx2")
-            && is_x86_feature_detected!("fma")
-            && is_x86_feature_detected!("f16c"))
-        .then_some(Self(()))
+        Isa::Avx2.is_available().then_some(Self(()))
     }
 }
 
@@ -124,9 +119,9 @@ tile!(avx2_f64, choose_avx2_f64, "avx2,fma", f64, 4, 6,
 
 // SAFETY: `new` is the only constructor and asks the processor.
 unsafe impl Kernel for Avx512 {
-    type Arch = crate::simd::Fused;
     const MR: usize = 12;
     const NR_BYTES: usize = 128;
+    type Arch = Fused;
 
     #[inline(always)]
     fn covers(size: usize, cols: usize) -> usize {
@@ -136,7 +131,7 @@ unsafe impl Kernel for Avx512 {
 
     #[inline(always)]
     fn call<J: Job>(self, job: J) {
-        #[target_feature(enable = "avx512f,avx512bw,avx2,fma,f16c")]
+        #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
         fn with<J: Job>(job: J) {
             job.run();
         }
@@ -237,9 +232,9 @@ unsafe impl Kernel for Avx512 {
 
 // SAFETY: `new` is the only constructor and asks the processor.
 unsafe impl Kernel for Avx2 {
-    type Arch = crate::simd::Fused;
     const MR: usize = 6;
     const NR_BYTES: usize = 64;
+    type Arch = Fused;
 
     #[inline(always)]
     fn covers(size: usize, cols: usize) -> usize {
