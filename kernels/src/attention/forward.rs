@@ -42,7 +42,9 @@ pub(super) fn run<T: Float>(
         let mut cursor = Cursor::new(offsets);
         let tasks = |len: usize| len.div_ceil(plan.queries) * p.heads;
         while let Some((start, len, task)) = cursor.find(claim(), tasks) {
-            let (chunk, head) = (task / p.heads, task % p.heads);
+            // Chunks of one head follow each other: they share its keys and values.
+            let chunks = len.div_ceil(plan.queries);
+            let (head, chunk) = (task / chunks, task % chunks);
             let first = chunk * plan.queries;
             let count = plan.queries.min(len - first);
             let task = Task {

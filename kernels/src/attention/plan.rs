@@ -13,7 +13,7 @@ pub(super) const KEYS: usize = 128;
 pub(super) const STRIP: usize = 32;
 /// Queries of a task of the forward pass: packing and transposing a block of keys is shared by
 /// so many, and a long sequence gives enough tasks to share out.
-pub(super) const QUERIES: usize = 128;
+pub(super) const QUERIES: usize = 256;
 /// At most so many lanes, hence threads.
 const LANES: usize = 32;
 /// Fewer multiply-adds than this stay on the calling thread.
