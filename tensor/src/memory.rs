@@ -98,6 +98,8 @@ pub(crate) struct Block {
     /// Elements that the buffer has room for; what is counted
     capacity: usize,
     dtype: DType,
+    /// Kept for reuse when it is freed
+    pooled: bool,
 }
 
 #[derive(Default)]
@@ -191,6 +193,7 @@ impl Memory {
                 buffer: Buffer::Planned,
                 capacity,
                 dtype,
+                pooled: true,
             })
         };
         let real = !self.planned || !dtype.is_float();
@@ -200,17 +203,19 @@ impl Memory {
         block
     }
 
-    /// Takes a filled vector as a block of its own.
-    pub(crate) fn adopt(&self, buffer: Buffer, dtype: DType, count: usize) -> Block {
+    /// Counts a vector that was filled elsewhere as a block of its own. It came from the system and
+    /// goes back there: kept for reuse, the inputs of every step would pile up.
+    pub(crate) fn adopt(&self, dtype: DType, count: usize) -> Block {
         let bytes = count * dtype.size();
         let mut pool = self.lock();
         pool.usage.held += bytes;
         pool.usage.peak_held = pool.usage.peak_held.max(pool.usage.held);
         pool.count(self.category, bytes);
         Block {
-            buffer,
+            buffer: Buffer::Planned,
             capacity: count,
             dtype,
+            pooled: false,
         }
     }
 
@@ -223,12 +228,16 @@ impl Memory {
         pool.count(to, bytes);
     }
 
-    /// Gives a block back for reuse.
+    /// Gives a block back: for reuse, or to the system if it was adopted.
     pub(crate) fn release(&self, block: Block) {
         let bytes = block.capacity * block.dtype.size();
         let mut pool = self.lock();
         pool.usage.live[self.category as usize] -= bytes;
         if bytes == 0 {
+            return;
+        }
+        if !block.pooled {
+            pool.usage.held -= bytes;
             return;
         }
         pool.free_bytes += bytes;

@@ -154,14 +154,15 @@ impl Tensor {
                 format!("{} for {shape}", shape.count()),
             ));
         }
-        if memory.is_planned() && T::DTYPE.is_float() {
-            return Tensor::empty(memory, T::DTYPE, &shape);
-        }
-        let count = data.len();
-        let block = memory.adopt(Buffer::Planned, T::DTYPE, count);
+        let block = memory.adopt(T::DTYPE, data.len());
+        let buffer = if memory.is_planned() && T::DTYPE.is_float() {
+            BufferRef(Buffer::Planned)
+        } else {
+            T::wrap(data)
+        };
         Ok(Tensor {
             storage: Arc::new(Storage {
-                buffer: T::wrap(data),
+                buffer,
                 block: Some(block),
                 memory: memory.clone(),
             }),
