@@ -115,7 +115,9 @@ pub fn place(
     let fits = axis < shape.rank()
         && block.shape().rank() == shape.rank()
         && block.shape().replaced(axis, Some(0)) == shape.replaced(axis, Some(0))
-        && start + block.shape()[axis] <= shape[axis];
+        && start
+            .checked_add(block.shape()[axis])
+            .is_some_and(|end| end <= shape[axis]);
     if !fits {
         let expected = format!("a block within {shape} at {start} of dimension {axis}");
         return Err(Error::shape("place", "the block", block.shape(), expected));
