@@ -91,13 +91,15 @@ impl Parameters {
     /// # Errors
     /// A name that is taken, a shape that is refused.
     pub fn declare(&mut self, name: &str, shape: &[usize], init: Init) -> Result<ParamId> {
-        let id = ParamId(self.list.len());
-        if self.by_name.insert(name.to_owned(), id).is_some() {
+        if self.by_name.contains_key(name) {
             return Err(Error::Duplicate { name: name.into() });
         }
+        let shape = Shape::new(shape)?;
+        let id = ParamId(self.list.len());
+        self.by_name.insert(name.to_owned(), id);
         self.list.push(Parameter {
             name: name.to_owned(),
-            shape: Shape::new(shape)?,
+            shape,
             init,
             value: None,
         });
