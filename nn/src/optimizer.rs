@@ -140,8 +140,8 @@ impl Optimizer {
     /// `max_norm`, they are first scaled so that their global norm is at most that.
     ///
     /// # Errors
-    /// A trained parameter without a gradient, or with one that is not finite; nothing is updated
-    /// then.
+    /// A trained parameter without a gradient, or with one that is not finite, or whose value
+    /// something else still holds; nothing is updated then.
     pub fn step(
         &mut self,
         parameters: &mut Parameters,
@@ -154,6 +154,13 @@ impl Optimizer {
             .ids()
             .map(|id| (id.key(), parameters.get(id).name()));
         gradients.require(trained)?;
+        for id in trainable.ids() {
+            let value = parameters.value(id)?;
+            if !value.is_unique() {
+                let shape = *value.shape();
+                return Err(graft_tensor::Error::Shared { shape }.into());
+            }
+        }
         let gradient_norm = self.global_norm(parameters, trainable, gradients)?;
         // PyTorch's clip_grad_norm_, with its guard against a division by zero.
         let clip = max_norm.map_or(1.0, |most| (most / (gradient_norm + 1e-6)).min(1.0));
