@@ -239,6 +239,10 @@ fn matrix<T: TensorElement>(x: &Tensor, rows: usize, cols: usize) -> Result<MatR
 /// The distance between the matrices of a batch; a copy if no single distance leads through them.
 fn batch_stride(x: &Tensor, m: &Memory) -> Result<(Tensor, usize)> {
     let lead = x.shape().rank() - 2;
+    if x.count() == 0 {
+        // An empty view's strides may lead past its storage.
+        return Ok((x.clone(), 0));
+    }
     let mut stride = 0;
     let mut covered = 1;
     for axis in (0..lead).rev() {
