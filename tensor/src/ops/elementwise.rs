@@ -252,7 +252,8 @@ pub fn reduce_to_shape(m: &Memory, dy: &Tensor, shape: &Shape) -> Result<Tensor>
     Ok(dy)
 }
 
-/// The same values as another float type, rounded to nearest.
+/// The same values as another float type, rounded to nearest; from f64 to a short type by way of
+/// f32.
 ///
 /// # Errors
 /// Types that are no floats.
