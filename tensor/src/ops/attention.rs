@@ -55,7 +55,7 @@ impl Attention {
     ) -> Result<kernel::Attention> {
         let op = "attention";
         let refuse = |what: String| Err(Error::argument(op, what));
-        if self.heads == 0 || self.kv_heads == 0 || self.heads % self.kv_heads != 0 {
+        if self.heads == 0 || self.kv_heads == 0 || !self.heads.is_multiple_of(self.kv_heads) {
             return refuse(format!(
                 "{} query heads cannot share {} key heads",
                 self.heads, self.kv_heads
@@ -67,7 +67,7 @@ impl Attention {
         if self.window == Some(0) {
             return refuse("a window of 0 leaves nothing to attend to".into());
         }
-        if q.shape().rank() != 2 || q.shape()[1] % self.heads != 0 {
+        if q.shape().rank() != 2 || !q.shape()[1].is_multiple_of(self.heads) {
             let expected = format!("[tokens, {} heads x head_dim]", self.heads);
             return Err(Error::shape(op, "the query", q.shape(), expected));
         }

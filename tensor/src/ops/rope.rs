@@ -43,7 +43,7 @@ pub fn rope(
     };
     let fits = p.heads > 0
         && columns % p.heads == 0
-        && p.rotary_dim % 2 == 0
+        && p.rotary_dim.is_multiple_of(2)
         && p.rotary_dim <= columns / p.heads;
     if !fits {
         let expected = format!("{} heads of at least {}", p.heads, p.rotary_dim);
