@@ -141,18 +141,18 @@ fn constant<R: Real>(value: f64) -> R {
 const ROOT_2_OVER_PI: f64 = std::f64::consts::FRAC_2_SQRT_PI * std::f64::consts::FRAC_1_SQRT_2;
 const CUBIC: f64 = 0.044715;
 
-/// (1 + tanh(u)) / 2 = sigmoid(2u) with u = √(2/π)·(x + 0.044715 x³).
+/// (1 + tanh(u)) / 2 = sigmoid(2u), and 1 minus that, with u = √(2/π)·(x + 0.044715 x³).
 #[inline(always)]
-fn tanh_gate<A: Arch, R: Real>(x: R) -> R {
+fn tanh_gate<A: Arch, R: Real>(x: R) -> (R, R) {
     let inner = A::fma(constant::<R>(2.0 * ROOT_2_OVER_PI * CUBIC) * x, x * x, {
         constant::<R>(2.0 * ROOT_2_OVER_PI) * x
     });
-    math::sigmoid::<A, R>(inner)
+    math::logistic::<A, R>(inner)
 }
 
 #[inline(always)]
 fn gelu_tanh_slope<A: Arch, R: Real>(x: R) -> R {
-    let s = tanh_gate::<A, R>(x);
+    let (s, rest) = tanh_gate::<A, R>(x);
     // Beyond |x| = 1000 the factor s(1-s) is 0; the square must not become infinite.
     let (square, limit) = (x * x, constant::<R>(1e6));
     let square = if square > limit { limit } else { square };
@@ -161,7 +161,7 @@ fn gelu_tanh_slope<A: Arch, R: Real>(x: R) -> R {
         square,
         constant::<R>(2.0 * ROOT_2_OVER_PI),
     );
-    A::fma(x * s * (R::ONE - s), growth, s)
+    A::fma(x * s * rest, growth, s)
 }
 
 #[inline(always)]
@@ -172,8 +172,8 @@ fn gelu_slope<A: Arch, R: Real>(x: R) -> R {
 
 #[inline(always)]
 fn silu_slope<A: Arch, R: Real>(x: R) -> R {
-    let s = math::sigmoid::<A, R>(x);
-    A::fma(x * s, R::ONE - s, s)
+    let (s, rest) = math::logistic::<A, R>(x);
+    A::fma(x * s, rest, s)
 }
 
 #[inline(always)]
@@ -207,9 +207,13 @@ op!(
     |x| x * math::normal::<A, R>(x).0,
     |x, _y| gelu_slope::<A, R>(x)
 );
-op!(GeluTanh, Input, A, |x| x * tanh_gate::<A, R>(x), |x, _y| {
-    gelu_tanh_slope::<A, R>(x)
-});
+op!(
+    GeluTanh,
+    Input,
+    A,
+    |x| x * tanh_gate::<A, R>(x).0,
+    |x, _y| gelu_tanh_slope::<A, R>(x)
+);
 op!(Silu, Input, A, |x| x * math::sigmoid::<A, R>(x), |x, _y| {
     silu_slope::<A, R>(x)
 });

@@ -20,8 +20,8 @@ pub trait Functions: Sized {
     fn ln_on<A: Arch>(self) -> Self;
     /// See [`tanh`].
     fn tanh_on<A: Arch>(self) -> Self;
-    /// See [`sigmoid`].
-    fn sigmoid_on<A: Arch>(self) -> Self;
+    /// See [`logistic`].
+    fn logistic_on<A: Arch>(self) -> (Self, Self);
     /// See [`erf`].
     fn erf_on<A: Arch>(self) -> Self;
     /// See [`normal`].
@@ -49,7 +49,14 @@ pub fn tanh<A: Arch, R: Real>(x: R) -> R {
 /// 1 / (1 + e⁻ˣ), at most 3 ulp off for `f32`, also where it is tiny.
 #[inline(always)]
 pub fn sigmoid<A: Arch, R: Real>(x: R) -> R {
-    x.sigmoid_on::<A>()
+    x.logistic_on::<A>().0
+}
+
+/// ([`sigmoid`] of x, [`sigmoid`] of -x): the second is 1 minus the first, without the
+/// cancellation.
+#[inline(always)]
+pub fn logistic<A: Arch, R: Real>(x: R) -> (R, R) {
+    x.logistic_on::<A>()
 }
 
 /// The error function, at most 1.5 ulp off for `f32`.
@@ -186,11 +193,11 @@ impl Functions for f32 {
     }
 
     #[inline(always)]
-    fn sigmoid_on<A: Arch>(self) -> f32 {
+    fn logistic_on<A: Arch>(self) -> (f32, f32) {
         let x = at_most(self.abs(), 105.0);
         let z = exp_sum::<A>(-x, 0.0);
         let s = 1.0 / (1.0 + z);
-        if self < 0.0 { z * s } else { s }
+        if self < 0.0 { (z * s, s) } else { (s, z * s) }
     }
 
     #[inline(always)]
@@ -241,13 +248,10 @@ impl Functions for f64 {
         self.tanh()
     }
     #[inline(always)]
-    fn sigmoid_on<A: Arch>(self) -> f64 {
+    fn logistic_on<A: Arch>(self) -> (f64, f64) {
         let z = (-self.abs()).exp();
-        if self < 0.0 {
-            z / (1.0 + z)
-        } else {
-            1.0 / (1.0 + z)
-        }
+        let s = 1.0 / (1.0 + z);
+        if self < 0.0 { (z * s, s) } else { (s, z * s) }
     }
     #[inline(always)]
     fn erf_on<A: Arch>(self) -> f64 {

@@ -1,0 +1,10 @@
+//! The elementwise and row-wise kernels against oracles in f64.
+
+mod activation;
+mod binary;
+mod copy;
+mod norm;
+mod optimizer;
+mod reduce;
+mod softmax;
+mod support;
