@@ -2,7 +2,7 @@
 
 use graft_autograd::Var;
 use graft_nn::layers::Linear;
-use graft_nn::{Forward, FreezePolicy, Parameters, Rule};
+use graft_nn::{Forward, FreezePolicy, Parameters, Rule, TrainableSet};
 use graft_tensor::ops::{Activation, Pool};
 
 use crate::batch::TokenBatch;
@@ -132,10 +132,29 @@ impl Classifier {
     /// # Errors
     /// Ids outside the vocabulary, empty or too long sequences.
     pub fn forward(&self, f: &mut Forward, batch: &TokenBatch) -> Result<Var> {
-        let (x, offsets) = self.encoder.forward(f, batch)?;
-        let first = f.tape.pool(Pool::First, &x, &offsets)?; // [sequences, hidden]
-        drop(x);
+        let first = self.first_tokens(f, batch)?;
         self.classify(f, &first)
+    }
+
+    /// The last hidden state of each sequence's first token, `[sequences, hidden]`: all that the head
+    /// sees of the encoder.
+    ///
+    /// # Errors
+    /// As [`Classifier::forward`].
+    pub fn first_tokens(&self, f: &mut Forward, batch: &TokenBatch) -> Result<Var> {
+        let (x, offsets) = self.encoder.forward(f, batch)?;
+        Ok(f.tape.pool(Pool::First, &x, &offsets)?)
+    }
+
+    /// True if nothing below the head is trained.
+    pub fn trunk_is_frozen(&self, p: &Parameters, set: &TrainableSet) -> bool {
+        let is_head = |name: &str| {
+            self.head
+                .globs
+                .iter()
+                .any(|glob| Rule::train(*glob).matches(name))
+        };
+        set.ids().all(|id| is_head(p.get(id).name()))
     }
 
     /// The logits of first tokens' hidden states, `[sequences, hidden]` to `[sequences, labels]`:

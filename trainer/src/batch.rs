@@ -1,9 +1,7 @@
-//! From tokenized examples to packed batches.
+//! Which examples go into which batch.
 //!
 //! An epoch is a list of batches, each a list of example numbers, in which every example stands exactly once.
-//! A batch is packed: the tokens of its examples one after the other, with offsets and no padding.
 
-use graft_models::Encoding;
 use serde::Serialize;
 
 /// How large a batch may be.
@@ -76,66 +74,6 @@ fn cut(order: &[usize], lengths: &[usize], size: BatchSize) -> Vec<Vec<usize>> {
             }
             batches
         }
-    }
-}
-
-/// Packed examples. `total` is the number of tokens, `n` of examples.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct PackedBatch {
-    /// Token ids, `[total]`.
-    pub ids: Vec<u32>,
-    /// Segment of each token, `[total]`.
-    pub type_ids: Vec<u32>,
-    /// Place of each token in its example, from 0, `[total]`.
-    pub positions: Vec<u32>,
-    /// Where each example begins, and the end of the last: `[n + 1]`, from 0 to `total`.
-    pub offsets: Vec<usize>,
-    /// Number of each example's label, `[n]`.
-    pub labels: Vec<u32>,
-}
-
-impl PackedBatch {
-    /// Packs the examples of those numbers, in that order. `labels` has a number for each example; empty, all are
-    /// 0, as for examples whose labels nobody knows.
-    ///
-    /// # Panics
-    /// When a number is out of range or an example's `type_ids` are not as many as its `ids`.
-    pub fn pack(examples: &[Encoding], labels: &[u32], batch: &[usize]) -> PackedBatch {
-        let total = batch.iter().map(|&i| examples[i].ids.len()).sum();
-        let mut packed = PackedBatch {
-            ids: Vec::with_capacity(total),
-            type_ids: Vec::with_capacity(total),
-            positions: Vec::with_capacity(total),
-            offsets: Vec::with_capacity(batch.len() + 1),
-            labels: Vec::with_capacity(batch.len()),
-        };
-        packed.offsets.push(0);
-        for &i in batch {
-            let example = &examples[i];
-            assert_eq!(
-                example.ids.len(),
-                example.type_ids.len(),
-                "type ids of example {i}"
-            );
-            packed.ids.extend_from_slice(&example.ids);
-            packed.type_ids.extend_from_slice(&example.type_ids);
-            packed.positions.extend(0..example.ids.len() as u32);
-            packed.offsets.push(packed.ids.len());
-            packed
-                .labels
-                .push(if labels.is_empty() { 0 } else { labels[i] });
-        }
-        packed
-    }
-
-    /// Number of examples.
-    pub fn examples(&self) -> usize {
-        self.labels.len()
-    }
-
-    /// Number of tokens.
-    pub fn tokens(&self) -> usize {
-        self.ids.len()
     }
 }
 
@@ -237,28 +175,5 @@ mod tests {
             }
         });
         assert_eq!(reversed, kept);
-    }
-
-    #[test]
-    fn packing_by_hand() {
-        let example = |ids: &[u32], types: &[u32]| Encoding {
-            ids: ids.to_vec(),
-            type_ids: types.to_vec(),
-            truncated: false,
-        };
-        let examples = [
-            example(&[1, 5, 2], &[0, 0, 0]),
-            example(&[1, 2], &[0, 0]),
-            example(&[1, 6, 2, 7, 2], &[0, 0, 0, 1, 1]),
-        ];
-        let packed = PackedBatch::pack(&examples, &[1, 0, 2], &[2, 0]);
-        assert_eq!(packed.ids, [1, 6, 2, 7, 2, 1, 5, 2]);
-        assert_eq!(packed.type_ids, [0, 0, 0, 1, 1, 0, 0, 0]);
-        assert_eq!(packed.positions, [0, 1, 2, 3, 4, 0, 1, 2]);
-        assert_eq!(packed.offsets, [0, 5, 8]);
-        assert_eq!(packed.labels, [2, 1]);
-        assert_eq!((packed.examples(), packed.tokens()), (2, 8));
-        let unlabelled = PackedBatch::pack(&examples, &[], &[1]);
-        assert_eq!((unlabelled.ids, unlabelled.labels), (vec![1, 2], vec![0]));
     }
 }

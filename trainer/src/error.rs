@@ -66,6 +66,24 @@ pub enum Error {
     Model(#[from] graft_models::Error),
 }
 
+impl From<graft_nn::Error> for Error {
+    fn from(error: graft_nn::Error) -> Error {
+        Error::Model(error.into())
+    }
+}
+
+impl From<graft_tensor::Error> for Error {
+    fn from(error: graft_tensor::Error) -> Error {
+        Error::Model(error.into())
+    }
+}
+
+impl From<graft_autograd::Error> for Error {
+    fn from(error: graft_autograd::Error) -> Error {
+        Error::Model(error.into())
+    }
+}
+
 /// The result of everything in this crate that can fail.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 

@@ -64,6 +64,8 @@ pub struct RunReport {
     pub best: Option<BestEvaluation>,
     /// Largest resident memory, in bytes, where the system tells.
     pub peak_rss: Option<u64>,
+    /// The most bytes that the tensors of each category took.
+    pub usage: Vec<(graft_tensor::Category, usize)>,
     /// The run directory.
     pub out: String,
 }
@@ -140,6 +142,16 @@ impl fmt::Display for RunReport {
                 "peak memory",
                 format!("{} MiB", thousands(bytes.div_ceil(1 << 20))),
             );
+        }
+        if !self.usage.is_empty() {
+            let parts: Vec<String> = self
+                .usage
+                .iter()
+                .map(|(category, bytes)| {
+                    format!("{category} {:.1}", *bytes as f64 / f64::from(1 << 20))
+                })
+                .collect();
+            table.row("of tensors, MiB", parts.join(", "));
         }
         table.row("output", &self.out);
         write!(f, "{table}")
@@ -250,6 +262,7 @@ mod tests {
                 },
             }),
             peak_rss: Some(3 << 20),
+            usage: vec![],
             out: "runs/a".into(),
         };
         let want = "  strategy     head

@@ -3,6 +3,7 @@
 //! 0 is success, 1 anything a user can correct (with a message and a help on standard error), 2 a usage error that
 //! clap reports.
 
+mod commands;
 mod run_args;
 
 use std::ffi::OsString;
@@ -31,10 +32,115 @@ pub struct Cli {
 /// The subcommands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
+    /// Train a classifier on your data.
+    Train(Box<TrainArgs>),
+    /// Measure a trained classifier on labelled data.
+    Eval(EvalArgs),
+    /// Label texts.
+    Predict(PredictArgs),
+    /// List a model's tensors, and what a strategy would train of them.
+    Inspect(InspectArgs),
     /// Check a configuration and print it with every default filled in.
     Config(Box<ConfigArgs>),
     /// Check that a run's model is what its certificate says, tensor by tensor.
     Verify(VerifyArgs),
+}
+
+/// Arguments of `trainer train`.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  trainer train run.toml --set optimizer.lr=1e-4
+  trainer train --model DIR --train train.jsonl --eval test.jsonl --strategy head --out runs/head
+  trainer train --model DIR --train train.csv --strategy last:2 --epochs 5 --out runs/last2
+
+`trainer config --keys` lists every setting.")]
+pub struct TrainArgs {
+    /// The run's settings.
+    #[command(flatten)]
+    pub run: RunArgs,
+}
+
+/// The columns of a data file.
+#[derive(Debug, Args)]
+pub struct ColumnArgs {
+    /// Column of the text.
+    #[arg(long, value_name = "NAME", default_value = "text")]
+    pub text_column: String,
+    /// Column of the second text.
+    #[arg(long, value_name = "NAME")]
+    pub text_pair_column: Option<String>,
+}
+
+/// Arguments of `trainer eval`.
+#[derive(Debug, Args)]
+#[command(after_help = "Example:
+  trainer eval --model runs/head --data test.jsonl")]
+pub struct EvalArgs {
+    /// A run directory, or any classifier of a supported family.
+    #[arg(long, value_name = "DIR")]
+    pub model: String,
+    /// Labelled examples (.jsonl, .csv, .tsv).
+    #[arg(long, value_name = "FILE")]
+    pub data: PathBuf,
+    /// Column of the label.
+    #[arg(long, value_name = "NAME", default_value = "label")]
+    pub label_column: String,
+    /// The columns.
+    #[command(flatten)]
+    pub columns: ColumnArgs,
+    /// Most tokens of one example; a longer one is cut.
+    #[arg(long, value_name = "N")]
+    pub max_length: Option<usize>,
+    /// Print one JSON object instead of a table.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Arguments of `trainer predict`.
+#[derive(Debug, Args)]
+#[command(after_help = "Writes a JSON object for each text, in their order.
+
+Example:
+  trainer predict --model runs/head --data texts.jsonl --out labels.jsonl")]
+pub struct PredictArgs {
+    /// A run directory, or any classifier of a supported family.
+    #[arg(long, value_name = "DIR")]
+    pub model: String,
+    /// Texts (.jsonl, .csv, .tsv).
+    #[arg(long, value_name = "FILE")]
+    pub data: PathBuf,
+    /// File to write; standard output if absent.
+    #[arg(long, value_name = "FILE")]
+    pub out: Option<PathBuf>,
+    /// The columns.
+    #[command(flatten)]
+    pub columns: ColumnArgs,
+    /// Most tokens of one text; a longer one is cut.
+    #[arg(long, value_name = "N")]
+    pub max_length: Option<usize>,
+    /// Add the raw logits, in the order of the model's labels.
+    #[arg(long)]
+    pub logits: bool,
+}
+
+/// Arguments of `trainer inspect`.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  trainer inspect DIR
+  trainer inspect DIR --strategy last:2 --labels 12")]
+pub struct InspectArgs {
+    /// Model: a directory, a .whl or .zip with one in it, or a hub id in the local cache.
+    #[arg(value_name = "DIR")]
+    pub model: String,
+    /// Mark what this strategy would train: head, last:K or full.
+    #[arg(long, value_name = "STRATEGY")]
+    pub strategy: Option<String>,
+    /// A rule to refine the strategy with, `train GLOB` or `freeze GLOB`; may be repeated.
+    #[arg(long, value_name = "RULE", requires = "strategy")]
+    pub rule: Vec<String>,
+    /// Show the model with a head for this many labels.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(2..=1_000_000))]
+    pub labels: Option<u32>,
 }
 
 /// Arguments of `trainer config`.
@@ -83,6 +189,10 @@ where
         }
     };
     let outcome = match &cli.command {
+        Command::Train(args) => train(args),
+        Command::Eval(args) => commands::eval(args),
+        Command::Predict(args) => commands::predict(args),
+        Command::Inspect(args) => commands::inspect(args),
         Command::Config(args) => config(args),
         Command::Verify(args) => verify(args),
     };
@@ -93,6 +203,11 @@ where
             ExitCode::FAILURE
         }
     }
+}
+
+fn train(args: &TrainArgs) -> Result<()> {
+    let report = crate::train::train(&args.run.resolve()?)?;
+    print(&report.to_string())
 }
 
 fn config(args: &ConfigArgs) -> Result<()> {

@@ -1,0 +1,168 @@
+//! A model's logits on a data set, and how good they are.
+
+use std::path::Path;
+
+use graft_models::Labels;
+use graft_nn::Forward;
+
+use crate::batch::{BatchSize, in_order};
+use crate::data::{Columns, Dataset, count_labels, encode_labels};
+use crate::encode::Encoded;
+use crate::error::Result;
+use crate::features::Features;
+use crate::metrics::Confusion;
+use crate::model::Model;
+
+/// Tokens of one batch of an evaluation: enough to keep every core busy, few enough to need less memory than a
+/// training step.
+const EVALUATION_BATCH: BatchSize = BatchSize::Tokens(2048);
+
+/// The logits of every example, in their order: a row of `labels` numbers each. With `features`, the trunk is only
+/// run for examples that are not in there yet.
+///
+/// # Errors
+/// As the model's forward pass.
+pub fn logits(
+    model: &Model,
+    data: &Encoded,
+    mut features: Option<&mut Features>,
+) -> Result<Vec<Vec<f32>>> {
+    let labels = model.config.num_labels();
+    let mut all = Vec::with_capacity(data.encodings.len());
+    for batch in in_order(&data.lengths, EVALUATION_BATCH) {
+        let mut f = Forward::evaluate(&model.parameters);
+        let logits = match &mut features {
+            Some(features) => {
+                let first = features.rows(model, data, &batch)?;
+                let first = f.input(first);
+                model.classifier.classify(&mut f, &first)?
+            }
+            None => model.classifier.forward(&mut f, &data.pack(&batch))?,
+        };
+        let values = logits.value().to_vec::<f32>()?;
+        all.extend(values.chunks(labels).map(<[f32]>::to_vec));
+    }
+    Ok(all)
+}
+
+/// The number of a row's largest logit, the first if several are.
+pub fn best_label(logits: &[f32]) -> u32 {
+    let best = logits
+        .iter()
+        .enumerate()
+        .fold(0, |best, (i, x)| if *x > logits[best] { i } else { best });
+    best as u32
+}
+
+/// Softmax of a row of logits.
+pub fn probabilities(logits: &[f32]) -> Vec<f64> {
+    let top = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let powers: Vec<f64> = logits.iter().map(|&x| f64::from(x - top).exp()).collect();
+    let sum: f64 = powers.iter().sum();
+    powers.into_iter().map(|p| p / sum).collect()
+}
+
+/// How a model does on labelled examples.
+#[derive(Debug, Clone)]
+pub struct Evaluation {
+    /// Mean cross-entropy
+    pub loss: f64,
+    /// True against predicted labels
+    pub confusion: Confusion,
+    /// The same for always guessing the class most frequent in training
+    pub baseline: Confusion,
+}
+
+impl Evaluation {
+    /// Of given logits and true labels, `[n]` each; `training_counts` has a count for each label.
+    pub fn new(logits: &[Vec<f32>], truth: &[u32], training_counts: &[usize]) -> Evaluation {
+        let classes = training_counts.len();
+        let predicted: Vec<u32> = logits.iter().map(|row| best_label(row)).collect();
+        let losses = logits
+            .iter()
+            .zip(truth)
+            .map(|(row, &t)| -probabilities(row)[t as usize].ln());
+        Evaluation {
+            loss: losses.sum::<f64>() / truth.len().max(1) as f64,
+            confusion: Confusion::of(classes, truth, &predicted),
+            baseline: Confusion::majority_baseline(training_counts, truth),
+        }
+    }
+
+    /// Whether this is the better of two: by accuracy, then macro-F1, then loss.
+    pub fn beats(&self, other: &Evaluation) -> bool {
+        let rank = |e: &Evaluation| {
+            let score = e.confusion.score();
+            [score.accuracy, score.macro_f1, -e.loss]
+        };
+        rank(self).partial_cmp(&rank(other)) == Some(std::cmp::Ordering::Greater)
+    }
+}
+
+/// Labelled examples, ready to be evaluated on.
+#[derive(Debug)]
+pub struct Labelled {
+    /// The tokens
+    pub encoded: Encoded,
+    /// A label number for each example
+    pub labels: Vec<u32>,
+    /// Examples without any text
+    pub empty: usize,
+}
+
+impl Labelled {
+    /// Reads and tokenizes a file whose labels the model knows.
+    ///
+    /// # Errors
+    /// A file that cannot be used, a label that the model does not know.
+    pub fn read(
+        model: &Model,
+        path: &Path,
+        columns: &Columns,
+        max_length: Option<usize>,
+    ) -> Result<Labelled> {
+        let data = Dataset::read(path, columns)?;
+        Labelled::new(model, &data, max_length)
+    }
+
+    /// Tokenizes a data set whose labels the model knows.
+    ///
+    /// # Errors
+    /// A label that the model does not know.
+    pub fn new(model: &Model, data: &Dataset, max_length: Option<usize>) -> Result<Labelled> {
+        Ok(Labelled {
+            labels: encode_labels(&model.config.labels, data)?,
+            encoded: Encoded::new(model, data, max_length)?,
+            empty: data.empty_texts(),
+        })
+    }
+
+    /// Examples of each label.
+    pub fn counts(&self, labels: &Labels) -> Vec<usize> {
+        count_labels(labels.count(), &self.labels)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn probabilities_add_up_and_ties_go_to_the_first() {
+        let p = probabilities(&[1000.0, 1000.0, -1000.0]);
+        assert!((p[0] - 0.5).abs() < 1e-12 && p[2] == 0.0);
+        assert_eq!(best_label(&[0.0, 2.0, 2.0]), 1);
+    }
+
+    #[test]
+    fn accuracy_decides_then_f1_then_loss() {
+        let logits = |sure: f32| vec![vec![sure, 0.0], vec![0.0, sure]];
+        let sure = Evaluation::new(&logits(5.0), &[0, 1], &[1, 1]);
+        let unsure = Evaluation::new(&logits(1.0), &[0, 1], &[1, 1]);
+        let wrong = Evaluation::new(&logits(9.0), &[1, 1], &[1, 1]);
+        assert!(sure.beats(&unsure) && !unsure.beats(&sure));
+        assert!(unsure.beats(&wrong));
+        assert!(!sure.beats(&sure));
+        assert!((unsure.loss - (1.0 + (-1.0f64).exp()).ln()).abs() < 1e-6);
+    }
+}

@@ -1,0 +1,87 @@
+//! What a model holds, and what a strategy would train of it.
+
+use std::fmt::Write as _;
+
+use graft_models::{Classifier, Labels, ModelConfig, ModelSource, ProblemType};
+use graft_nn::{Parameters, TrainableSet};
+use graft_tensor::{DType, Memory};
+
+use crate::config::{Rule, Strategy};
+use crate::error::Result;
+use crate::report::thousands;
+use crate::train::policy;
+
+/// A table of a classifier's tensors: name, shape, elements, and whether `strategy` and `rules` would train it. A model
+/// that is no classifier yet is shown with a head for `labels` labels. No weight is read.
+///
+/// # Errors
+/// A model that cannot be used, a rule that matches nothing.
+pub fn inspect(
+    spec: &str,
+    strategy: Option<Strategy>,
+    rules: &[Rule],
+    labels: Option<usize>,
+) -> Result<String> {
+    let source = ModelSource::resolve(spec)?;
+    let mut config = ModelConfig::load(&source)?;
+    if let Some(count) = labels {
+        config.set_classification(Labels::numbered(count), ProblemType::SingleLabel);
+    }
+    let stored = source.checkpoint()?;
+    let mut parameters = Parameters::new(&Memory::planned(), DType::F32);
+    let classifier = Classifier::new(&mut parameters, &config)?;
+    let set = match strategy {
+        Some(strategy) => Some(policy(&classifier, strategy, rules)?.resolve(&parameters)?),
+        None => None,
+    };
+    let mut text = format!(
+        "{spec}: {}, {} layers, hidden {}, {} labels, up to {} tokens; {} tensors stored\n\n",
+        config.family.model_type(),
+        config.layers,
+        config.hidden_size,
+        config.num_labels(),
+        config.max_tokens(),
+        stored.len(),
+    );
+    // Writing to a String cannot fail.
+    let _ = table(&mut text, &parameters, set.as_ref());
+    let total = parameters.count();
+    let _ = writeln!(
+        text,
+        "\n{} tensors, {} parameters",
+        parameters.len(),
+        thousands(total as u64)
+    );
+    if let (Some(strategy), Some(set)) = (strategy, &set) {
+        let count = set.count(&parameters);
+        let _ = writeln!(
+            text,
+            "{strategy} trains {} tensors, {} parameters ({:.2} %); AdamW's state for them takes {} bytes",
+            set.len(),
+            thousands(count as u64),
+            100.0 * count as f64 / total as f64,
+            thousands(8 * count as u64),
+        );
+    }
+    Ok(text)
+}
+
+fn table(
+    text: &mut String,
+    parameters: &Parameters,
+    set: Option<&TrainableSet>,
+) -> std::fmt::Result {
+    let names = parameters.iter().map(|(_, p)| p.name().len());
+    let width = names.max().unwrap_or(0);
+    for (id, p) in parameters.iter() {
+        let mark = match set.map(|set| set.contains(id)) {
+            Some(true) => "  train",
+            Some(false) => "  freeze",
+            None => "",
+        };
+        let shape = p.shape().to_string();
+        let count = thousands(p.shape().count() as u64);
+        writeln!(text, "{:<width$}  {shape:<14}  {count:>12}{mark}", p.name())?;
+    }
+    Ok(())
+}

@@ -1,0 +1,41 @@
+//! Predictions as JSON lines.
+
+use std::io::Write;
+use std::path::Path;
+
+use serde_json::{Map, Value, json};
+
+use crate::encode::Encoded;
+use crate::error::{Error, Result};
+use crate::evaluate::{best_label, logits, probabilities};
+use crate::model::Model;
+
+/// Writes one JSON object for each example, in their order: `label`, `probabilities` by label, and `logits` if asked
+/// for, in the order of the model's labels.
+///
+/// # Errors
+/// As the model's forward pass; `out`, called `name` in messages, cannot be written.
+pub fn write_predictions(
+    model: &Model,
+    data: &Encoded,
+    raw: bool,
+    out: &mut dyn Write,
+    name: &Path,
+) -> Result<()> {
+    let names = model.config.labels.names();
+    for row in logits(model, data, None)? {
+        let by_label: Map<String, Value> = names
+            .iter()
+            .zip(probabilities(&row))
+            .map(|(name, p)| (name.clone(), json!(p)))
+            .collect();
+        let mut line = Map::new();
+        line.insert("label".into(), json!(names[best_label(&row) as usize]));
+        line.insert("probabilities".into(), Value::Object(by_label));
+        if raw {
+            line.insert("logits".into(), json!(row));
+        }
+        writeln!(out, "{}", Value::Object(line)).map_err(|e| Error::io("write", name, e))?;
+    }
+    out.flush().map_err(|e| Error::io("write", name, e))
+}
