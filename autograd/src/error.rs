@@ -79,9 +79,9 @@ pub enum Error {
         /// Number of the node
         leaf: usize,
         /// Shape on the tape
-        expected: Shape,
+        expected: String,
         /// Shape that was fed
-        found: Shape,
+        found: String,
     },
 }
 

@@ -118,10 +118,11 @@ pub fn gradcheck(
             let numeric = (8.0 * (at(h)? - at(-h)?) - (at(2.0 * h)? - at(-2.0 * h)?)) / (12.0 * h);
             let size = numeric.abs().max(analytic[element].abs()).max(1.0);
             let error = (numeric - analytic[element]).abs() / size;
-            // A NaN must count as the worst.
-            if !(error <= worst) {
-                worst = if error.is_nan() { f64::INFINITY } else { error };
-                if !(error <= options.tolerance) {
+            // A NaN counts as the worst.
+            let error = if error.is_nan() { f64::INFINITY } else { error };
+            if error > worst {
+                worst = error;
+                if error > options.tolerance {
                     failure = Some(Error::GradCheck {
                         input: i,
                         element,

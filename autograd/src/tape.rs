@@ -359,8 +359,8 @@ impl Tape {
             if *value.shape() != node.shape {
                 return Err(Error::Replay {
                     leaf: i,
-                    expected: node.shape,
-                    found: *value.shape(),
+                    expected: node.shape.to_string(),
+                    found: value.shape().to_string(),
                 });
             }
             values.insert(i, value);

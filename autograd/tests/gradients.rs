@@ -290,7 +290,7 @@ fn case(kind: OpKind, d: &Draw) -> Option<Case> {
                 dropout: if d.flags[3] { 0.3 } else { 0.0 },
                 ..Attention::bidirectional(heads, head_dim)
             };
-            if d.pick % 3 == 0 && kv_heads == heads {
+            if d.pick.is_multiple_of(3) && kv_heads == heads {
                 // Query, key and value as strided slices of one fused projection.
                 let width = heads * head_dim;
                 let inputs = vec![d.spread(0, &[tokens, 3 * width]), offsets];

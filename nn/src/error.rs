@@ -1,7 +1,7 @@
 //! What can go wrong with layers, parameters and optimizers.
 
 use graft_autograd::Error as AutogradError;
-use graft_tensor::{Error as TensorError, Shape};
+use graft_tensor::Error as TensorError;
 
 /// A refused declaration, policy, step or layer.
 #[derive(Debug, Clone, thiserror::Error, PartialEq)]
@@ -32,9 +32,9 @@ pub enum Error {
         /// The parameter
         name: String,
         /// The declared shape
-        expected: Shape,
+        expected: String,
         /// The shape that was given
-        found: Shape,
+        found: String,
     },
     /// A parameter that was declared but neither loaded nor initialised.
     #[error("the parameter {name} has no value yet: load a checkpoint or initialise it first")]

@@ -1,6 +1,7 @@
 //! Optimizers over the trainable set. State exists for trained parameters only.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 
 use graft_autograd::Gradients;
 use graft_tensor::{Category, Tensor, ops::optimizer as kernel};
@@ -217,14 +218,16 @@ impl Optimizer {
             Rule::AdamW { .. } => 2,
             Rule::Sgd { momentum, .. } => usize::from(momentum > 0.0),
         };
-        if !self.slots.contains_key(&id) {
-            let memory = weight.memory().with(Category::Optimizer);
-            let tensors = (0..states)
-                .map(|_| Tensor::zeros(&memory, weight.dtype(), weight.shape()))
-                .collect::<graft_tensor::Result<_>>()?;
-            self.slots.insert(id, Slot { step: 0, tensors });
-        }
-        let slot = self.slots.get_mut(&id).expect("just inserted");
+        let slot = match self.slots.entry(id) {
+            Entry::Occupied(slot) => slot.into_mut(),
+            Entry::Vacant(place) => {
+                let memory = weight.memory().with(Category::Optimizer);
+                let tensors = (0..states)
+                    .map(|_| Tensor::zeros(&memory, weight.dtype(), weight.shape()))
+                    .collect::<graft_tensor::Result<_>>()?;
+                place.insert(Slot { step: 0, tensors })
+            }
+        };
         slot.step += 1;
         match (self.rule, &mut slot.tensors[..]) {
             (Rule::AdamW { beta1, beta2, eps }, [m, v]) => {

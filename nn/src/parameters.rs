@@ -176,8 +176,8 @@ impl Parameters {
         if *value.shape() != parameter.shape {
             return Err(Error::ParameterShape {
                 name: parameter.name.clone(),
-                expected: parameter.shape,
-                found: *value.shape(),
+                expected: parameter.shape.to_string(),
+                found: value.shape().to_string(),
             });
         }
         let value = ops::cast(&self.memory, &value, self.dtype)?.contiguous(&self.memory)?;

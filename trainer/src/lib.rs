@@ -6,6 +6,7 @@
 pub mod batch;
 pub mod certificate;
 pub mod cli;
+pub mod compare;
 pub mod config;
 pub mod data;
 pub mod encode;

@@ -42,7 +42,7 @@ pub fn rope(
         ));
     };
     let fits = p.heads > 0
-        && columns % p.heads == 0
+        && columns.is_multiple_of(p.heads)
         && p.rotary_dim.is_multiple_of(2)
         && p.rotary_dim <= columns / p.heads;
     if !fits {

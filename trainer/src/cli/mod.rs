@@ -40,6 +40,8 @@ pub enum Command {
     Predict(PredictArgs),
     /// List a model's tensors, and what a strategy would train of them.
     Inspect(InspectArgs),
+    /// Set runs beside each other: what was trained, how well, at what price.
+    Compare(CompareArgs),
     /// Check a configuration and print it with every default filled in.
     Config(Box<ConfigArgs>),
     /// Check that a run's model is what its certificate says, tensor by tensor.
@@ -143,6 +145,16 @@ pub struct InspectArgs {
     pub labels: Option<u32>,
 }
 
+/// Arguments of `trainer compare`.
+#[derive(Debug, Args)]
+#[command(after_help = "Example:
+  trainer compare runs/head runs/last2 runs/full")]
+pub struct CompareArgs {
+    /// Run directories.
+    #[arg(value_name = "RUN", required = true)]
+    pub runs: Vec<PathBuf>,
+}
+
 /// Arguments of `trainer config`.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
@@ -193,6 +205,9 @@ where
         Command::Eval(args) => commands::eval(args),
         Command::Predict(args) => commands::predict(args),
         Command::Inspect(args) => commands::inspect(args),
+        Command::Compare(args) => {
+            crate::compare::compare(&args.runs).and_then(|table| print(&table))
+        }
         Command::Config(args) => config(args),
         Command::Verify(args) => verify(args),
     };

@@ -1,0 +1,106 @@
+//! Runs beside each other, from what they wrote down.
+
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+
+use crate::config::Settings;
+use crate::error::{Error, Result};
+use crate::report::{duration, thousands};
+use crate::run_dir::{CONFIG_FILE, METRICS_FILE};
+
+/// A table with a row for each run: strategy, trained parameters and their share, accuracy and macro-F1 of the model
+/// that was kept, duration and peak memory.
+///
+/// # Errors
+/// A directory that is no run, or whose metrics are not those of a run that ended.
+pub fn compare(runs: &[PathBuf]) -> Result<String> {
+    let header = [
+        "run",
+        "strategy",
+        "trained",
+        "share",
+        "accuracy",
+        "macro-F1",
+        "time",
+        "peak memory",
+    ];
+    let mut rows = vec![header.map(str::to_owned)];
+    for run in runs {
+        rows.push(row(run)?);
+    }
+    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max();
+    let widths: Vec<usize> = (0..header.len()).map(|c| width(c).unwrap_or(0)).collect();
+    let mut text = String::new();
+    for row in &rows {
+        for (column, cell) in row.iter().enumerate() {
+            let width = widths[column];
+            // Names to the left, numbers to the right.
+            let cell = match column {
+                0 | 1 => format!("{cell:<width$}"),
+                _ => format!("{cell:>width$}"),
+            };
+            text.push_str(&cell);
+            text.push_str(if column + 1 < header.len() {
+                "  "
+            } else {
+                "\n"
+            });
+        }
+    }
+    Ok(text)
+}
+
+fn row(run: &Path) -> Result<[String; 8]> {
+    let config = Settings::from_file(&run.join(CONFIG_FILE))?;
+    let config = crate::config::RunConfig::resolve(config)?;
+    let path = run.join(METRICS_FILE);
+    let text = std::fs::read_to_string(&path).map_err(|e| Error::io("read", &path, e))?;
+    let (mut start, mut best, mut end) = (None, None, None);
+    for (i, line) in text.lines().enumerate() {
+        let record: Value = serde_json::from_str(line).map_err(|e| {
+            let what = format!("this is no record of a run: {e}");
+            Error::data(
+                &path,
+                Some(i + 1),
+                what,
+                "restore the file that the run wrote",
+            )
+        })?;
+        match record["kind"].as_str() {
+            Some("start") => start = Some(record),
+            Some("eval") if record["best"] == true => best = Some(record),
+            Some("end") => end = Some(record),
+            _ => {}
+        }
+    }
+    let (Some(start), Some(end)) = (start, end) else {
+        let what = "the run's start or end is missing";
+        return Err(Error::data(
+            &path,
+            None,
+            what,
+            "restore the file that the run wrote",
+        ));
+    };
+    let number = |record: &Value, key: &str| record[key].as_f64().unwrap_or(f64::NAN);
+    let score = |key: &str| match &best {
+        Some(record) => format!("{:.4}", number(record, key)),
+        None => "-".to_owned(),
+    };
+    let (trainable, all) = (number(&start, "trainable"), number(&start, "parameters"));
+    let seconds = number(&end, "seconds").max(0.0);
+    Ok([
+        run.display().to_string(),
+        config.strategy.name.to_string(),
+        thousands(trainable as u64),
+        format!("{:.2} %", 100.0 * trainable / all),
+        score("accuracy"),
+        score("macro_f1"),
+        duration(std::time::Duration::from_secs_f64(seconds)),
+        match end["peak_rss"].as_u64() {
+            Some(bytes) => format!("{} MiB", thousands(bytes >> 20)),
+            None => "-".to_owned(),
+        },
+    ])
+}
