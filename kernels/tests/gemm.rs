@@ -376,6 +376,35 @@ fn threads_do_not_change_a_bit() {
     same::<f64>(130, 90, 700);
 }
 
+/// A row of C has the same bits whatever other rows and columns are computed with it.
+#[test]
+fn neighbours_do_not_change_a_bit() {
+    let (m, n, k) = (50, 70, 1100);
+    let (a, b) = (random::<f32>(m * k, 1), random::<f32>(k * n, 2));
+    let product = |rows: usize, cols: usize| {
+        let mut c = vec![0f32; rows * cols];
+        let mut workspace = vec![f32::NAN; gemm_workspace::<f32>(rows, cols, k)];
+        let b = MatRef {
+            cols,
+            ..MatRef::row_major(&b, k, n)
+        };
+        let a = MatRef {
+            rows,
+            ..MatRef::row_major(&a, m, k)
+        };
+        gemm(a, b, &mut c, false, Epilogue::default(), &mut workspace);
+        c
+    };
+    let whole = product(m, n);
+    for (rows, cols) in [(1, 1), (1, n), (5, 16), (13, 33), (m, 7)] {
+        let part = product(rows, cols);
+        for i in 0..rows {
+            let (have, want) = (&part[i * cols..][..cols], &whole[i * n..][..cols]);
+            assert_eq!(have, want, "row {i} of {rows} x {cols}");
+        }
+    }
+}
+
 #[test]
 fn an_inner_size_of_zero_gives_the_bias() {
     let mut c = [9f32; 6];
