@@ -52,7 +52,7 @@ pub(super) fn run<T: Float>(
     [dq, dk, dv]: [Option<&mut [T]>; 3],
     workspace: &mut [T::Acc],
 ) {
-    let plan = Plan::new(p, offsets);
+    let plan = Plan::backward(p, offsets);
     let need = Need {
         q: dq.is_some(),
         k: dk.is_some(),

@@ -30,7 +30,7 @@ pub(super) fn run<T: Float>(
     lse: &mut [T::Acc],
     workspace: &mut [T::Acc],
 ) {
-    let plan = Plan::new(p, offsets);
+    let plan = Plan::forward(p, offsets);
     if plan.longest == 0 || p.heads == 0 {
         return;
     }

@@ -156,13 +156,13 @@ impl Attention {
 
 /// Workspace of [`attention`], in elements of `T::Acc`.
 pub fn attention_workspace(p: &Attention, offsets: &[i64]) -> usize {
-    let plan = Plan::new(p, offsets);
+    let plan = Plan::forward(p, offsets);
     plan.workspace(forward::lane(&plan))
 }
 
 /// Workspace of [`attention_backward`], in elements of `T::Acc`.
 pub fn attention_backward_workspace(p: &Attention, offsets: &[i64]) -> usize {
-    let plan = Plan::new(p, offsets);
+    let plan = Plan::backward(p, offsets);
     plan.workspace(backward::lane(&plan, p))
 }
 

@@ -39,12 +39,24 @@ pub(super) struct Plan {
 }
 
 impl Plan {
-    pub fn new(p: &Attention, offsets: &[i64]) -> Plan {
+    /// For tasks of some queries of one head.
+    pub fn forward(p: &Attention, offsets: &[i64]) -> Plan {
+        Plan::new(p, offsets, |len| len.div_ceil(QUERIES) * p.heads)
+    }
+
+    /// For tasks of one key head: fewer lanes where there are few, because each holds sums for
+    /// all queries of a sequence.
+    pub fn backward(p: &Attention, offsets: &[i64]) -> Plan {
+        Plan::new(p, offsets, |len| len.min(1) * p.kv_heads)
+    }
+
+    /// `tasks(len)` is the number of tasks of a sequence.
+    fn new(p: &Attention, offsets: &[i64], tasks: impl Fn(usize) -> usize) -> Plan {
         let lengths = || offsets.windows(2).map(|pair| (pair[1] - pair[0]) as usize);
         let longest = lengths().max().unwrap_or(0);
         let cost = |len: usize| len * p.window.map_or(len, |w| len.min(w.saturating_mul(2)));
         let products = lengths().map(cost).sum::<usize>() * p.heads * p.head_dim;
-        let tasks = lengths().map(|len| len.div_ceil(QUERIES)).sum::<usize>() * p.heads;
+        let tasks = lengths().map(tasks).sum::<usize>();
         Plan {
             dim: p.head_dim,
             padded: p.head_dim.next_multiple_of(COLS),
