@@ -94,7 +94,8 @@ fn suggestion(nearest: &Option<String>) -> String {
         .map_or_else(String::new, |name| format!("; the nearest name is {name}"))
 }
 
-/// The candidate with the smallest edit distance (Levenshtein) to `name`.
+/// The candidate with the smallest edit distance (Levenshtein) to `name`, in which `*` and `?` stand
+/// for any characters and for any one.
 pub fn nearest<'a>(name: &str, candidates: impl Iterator<Item = &'a str>) -> Option<String> {
     candidates
         .map(|candidate| (distance(name, candidate), candidate))
@@ -105,10 +106,18 @@ pub fn nearest<'a>(name: &str, candidates: impl Iterator<Item = &'a str>) -> Opt
 fn distance(a: &str, b: &str) -> usize {
     let b: Vec<char> = b.chars().collect();
     let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, x) in a.chars().enumerate() {
-        let mut diagonal = std::mem::replace(&mut row[0], i + 1);
+    for x in a.chars() {
+        if x == '*' {
+            // Whatever it takes in costs nothing.
+            for j in 0..b.len() {
+                row[j + 1] = row[j + 1].min(row[j]);
+            }
+            continue;
+        }
+        let mut diagonal = row[0];
+        row[0] += 1;
         for (j, &y) in b.iter().enumerate() {
-            let substitute = diagonal + usize::from(x != y);
+            let substitute = diagonal + usize::from(x != y && x != '?');
             diagonal = row[j + 1];
             row[j + 1] = substitute.min(row[j] + 1).min(diagonal + 1);
         }
@@ -126,5 +135,13 @@ mod tests {
         let found = nearest("clasifier.weigth", names.into_iter());
         assert_eq!(found.as_deref(), Some("classifier.weight"));
         assert_eq!(nearest("x", std::iter::empty()), None);
+        let layers = [
+            "pooler.bias",
+            "layer.1.query.weight",
+            "layer.10.query.weight",
+        ];
+        let found = |glob| nearest(glob, layers.into_iter()).unwrap();
+        assert_eq!(found("layer.12.*"), "layer.1.query.weight");
+        assert_eq!(found("lyer.1?.*.weight"), "layer.10.query.weight");
     }
 }
