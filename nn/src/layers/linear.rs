@@ -28,17 +28,8 @@ impl Linear {
         outputs: usize,
         std: f64,
     ) -> Result<Linear> {
-        let weight = p.declare(
-            &format!("{name}.weight"),
-            &[outputs, inputs],
-            Init::Normal(std),
-        )?;
-        let bias = p.declare(&format!("{name}.bias"), &[outputs], Init::Zeros)?;
-        Ok(Linear {
-            weight,
-            bias: Some(bias),
-            layout: WeightLayout::OutIn,
-        })
+        let bias = Some(outputs);
+        Linear::declare(p, name, [outputs, inputs], bias, WeightLayout::OutIn, std)
     }
 
     /// Declares `NAME.weight [outputs, inputs]` alone.
@@ -52,16 +43,7 @@ impl Linear {
         outputs: usize,
         std: f64,
     ) -> Result<Linear> {
-        let weight = p.declare(
-            &format!("{name}.weight"),
-            &[outputs, inputs],
-            Init::Normal(std),
-        )?;
-        Ok(Linear {
-            weight,
-            bias: None,
-            layout: WeightLayout::OutIn,
-        })
+        Linear::declare(p, name, [outputs, inputs], None, WeightLayout::OutIn, std)
     }
 
     /// Declares GPT-2's Conv1D: `NAME.weight [inputs, outputs]` and `NAME.bias [outputs]`.
@@ -75,16 +57,26 @@ impl Linear {
         outputs: usize,
         std: f64,
     ) -> Result<Linear> {
-        let weight = p.declare(
-            &format!("{name}.weight"),
-            &[inputs, outputs],
-            Init::Normal(std),
-        )?;
-        let bias = p.declare(&format!("{name}.bias"), &[outputs], Init::Zeros)?;
+        let bias = Some(outputs);
+        Linear::declare(p, name, [inputs, outputs], bias, WeightLayout::InOut, std)
+    }
+
+    fn declare(
+        p: &mut Parameters,
+        name: &str,
+        shape: [usize; 2],
+        bias: Option<usize>,
+        layout: WeightLayout,
+        std: f64,
+    ) -> Result<Linear> {
+        let weight = p.declare(&format!("{name}.weight"), &shape, Init::Normal(std))?;
+        let bias = bias
+            .map(|outputs| p.declare(&format!("{name}.bias"), &[outputs], Init::Zeros))
+            .transpose()?;
         Ok(Linear {
             weight,
-            bias: Some(bias),
-            layout: WeightLayout::InOut,
+            bias,
+            layout,
         })
     }
 

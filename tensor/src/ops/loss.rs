@@ -4,7 +4,7 @@ use graft_kernels::activation::Activation;
 use graft_kernels::{Float, cross_entropy as kernel, reduce as kernel_reduce};
 
 use super::linalg::{Linear, WeightLayout, linear, sum_to_columns, weight_gradient};
-use super::{accumulator, beside, indices, rows_of, same_dtype, vector};
+use super::{accumulator, beside, indices, same_dtype, vector};
 use crate::error::{Error, Result};
 use crate::{Memory, Tensor, with_float};
 
@@ -83,36 +83,37 @@ pub fn cross_entropy_backward(
     Ok(dlogits)
 }
 
+/// `(rows, classes)` of a cross-entropy.
 fn check(
     op: &'static str,
     logits: &Tensor,
     targets: &Tensor,
     smoothing: f64,
 ) -> Result<(usize, usize)> {
-    let (rows, classes) = rows_of(op, "the logits", logits)?;
-    if classes == 0 || logits.shape().rank() != 2 {
-        return Err(Error::shape(
+    match logits.shape()[..] {
+        [rows, classes] if classes > 0 => {
+            check_targets(op, rows, targets, smoothing)?;
+            Ok((rows, classes))
+        }
+        _ => Err(Error::shape(
             op,
             "the logits",
             logits.shape(),
             "[rows, classes]",
-        ));
+        )),
     }
+}
+
+fn check_targets(op: &'static str, rows: usize, targets: &Tensor, smoothing: f64) -> Result<()> {
     if targets.shape()[..] != [rows] {
-        return Err(Error::shape(
-            op,
-            "the targets",
-            targets.shape(),
-            format!("[{rows}]"),
-        ));
+        let expected = format!("[{rows}]");
+        return Err(Error::shape(op, "the targets", targets.shape(), expected));
     }
     if !(0.0..1.0).contains(&smoothing) {
-        return Err(Error::argument(
-            op,
-            format!("smoothing is {smoothing}, not in [0, 1)"),
-        ));
+        let what = format!("smoothing is {smoothing}, not in [0, 1)");
+        return Err(Error::argument(op, what));
     }
-    Ok((rows, classes))
+    Ok(())
 }
 
 /// Cross-entropy of `x·w + bias` against `targets`, summed, without ever holding all logits: the
@@ -245,29 +246,19 @@ fn check_linear(
     targets: &Tensor,
     smoothing: f64,
 ) -> Result<(usize, usize)> {
-    let (rows, inputs) = rows_of(op, "the input", x)?;
-    if weight.shape().rank() != 2 || weight.shape()[1] != inputs || weight.shape()[0] == 0 {
-        let expected = format!("[classes, {inputs}]");
-        return Err(Error::shape(op, "the weight", weight.shape(), expected));
-    }
-    if x.shape().rank() != 2 {
+    let [rows, inputs] = x.shape()[..] else {
         return Err(Error::shape(op, "the input", x.shape(), "[rows, in]"));
+    };
+    match weight.shape()[..] {
+        [classes, columns] if columns == inputs && classes > 0 => {
+            check_targets(op, rows, targets, smoothing)?;
+            Ok((rows, classes))
+        }
+        _ => {
+            let expected = format!("[classes, {inputs}]");
+            Err(Error::shape(op, "the weight", weight.shape(), expected))
+        }
     }
-    if targets.shape()[..] != [rows] {
-        return Err(Error::shape(
-            op,
-            "the targets",
-            targets.shape(),
-            format!("[{rows}]"),
-        ));
-    }
-    if !(0.0..1.0).contains(&smoothing) {
-        return Err(Error::argument(
-            op,
-            format!("smoothing is {smoothing}, not in [0, 1)"),
-        ));
-    }
-    Ok((rows, weight.shape()[0]))
 }
 
 fn chunk_logits(
