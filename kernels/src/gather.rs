@@ -85,6 +85,8 @@ mod tests {
     use proptest::prelude::*;
 
     proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
         #[test]
         fn scatter_is_the_transpose_of_gather(
             (rows, cols) in (1usize..9, 0usize..150),

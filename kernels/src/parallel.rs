@@ -235,6 +235,8 @@ mod tests {
     use proptest::prelude::*;
 
     proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
         #[test]
         fn every_row_is_visited_once(
             count in 0usize..200, block in 0usize..40, wide in any::<bool>(), width in 0usize..4

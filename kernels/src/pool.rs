@@ -204,6 +204,8 @@ mod tests {
     }
 
     proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
         #[test]
         fn forward_and_finite_differences(
             lengths in proptest::collection::vec(0usize..9, 0..5),

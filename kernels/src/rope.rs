@@ -79,6 +79,8 @@ mod tests {
     use proptest::prelude::*;
 
     proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
         #[test]
         fn turns_by_the_angle_and_back(
             tokens in 0usize..40, heads in 1usize..4, half in 0usize..20, plain in 0usize..5,

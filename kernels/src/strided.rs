@@ -169,6 +169,8 @@ mod tests {
     use proptest::prelude::*;
 
     proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
         #[test]
         fn runs_visit_what_offsets_say(
             dims in prop::collection::vec((1usize..5, 0usize..9, 0usize..9), 0..=6),

@@ -251,7 +251,7 @@ fn cases(longest: usize) -> impl Strategy<Value = Case> {
 const FULL: [bool; 3] = [true; 3];
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(200))]
+    #![proptest_config(ProptestConfig { cases: 200, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn forward_is_the_definition(case in cases(300)) {

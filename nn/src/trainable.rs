@@ -234,6 +234,8 @@ mod tests {
     }
 
     proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
         #[test]
         fn globs_match_by_their_definition(glob in "[ab*?.]{0,8}", name in "[ab.]{0,10}") {
             prop_assert_eq!(

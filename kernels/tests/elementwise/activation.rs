@@ -219,7 +219,7 @@ fn gated<T: Stored>(n: usize, seed: u64) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(24))]
+    #![proptest_config(ProptestConfig { cases: 24, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn values_match_the_oracle(n in 0usize..300, seed in any::<u32>()) {

@@ -96,7 +96,7 @@ fn broadcast(kind: Binary, shape: &[usize], stretch: &[(bool, bool)], seed: u64)
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(48))]
+    #![proptest_config(ProptestConfig { cases: 48, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn same_shapes(n in 0usize..400, seed in any::<u32>()) {

@@ -21,6 +21,8 @@ fn permutation(rank: usize) -> impl Strategy<Value = Vec<usize>> {
 }
 
 proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
     #[test]
     fn permuted_views_are_gathered_and_scattered_back(
         (shape, order) in prop::collection::vec(1usize..8, 0..=6)

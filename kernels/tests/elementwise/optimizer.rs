@@ -56,7 +56,7 @@ fn adam_steps<T: Stored>(n: usize, steps: u64, seed: u64, tolerance: f64) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(32))]
+    #![proptest_config(ProptestConfig { cases: 32, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn adamw_follows_pytorch(n in 0usize..200, steps in 1u64..12, seed in any::<u32>()) {

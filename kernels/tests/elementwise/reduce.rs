@@ -89,7 +89,7 @@ fn columns<T: Stored>(rows: usize, cols: usize, seed: u64) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(40))]
+    #![proptest_config(ProptestConfig { cases: 40, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn axes_match_ndarray(

@@ -84,7 +84,7 @@ fn backward_of<T: Stored>(rows: usize, cols: usize, seed: u64) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(48))]
+    #![proptest_config(ProptestConfig { cases: 48, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn values_match(rows in 0usize..8, cols in 1usize..300, seed in any::<u32>(), wide in any::<bool>()) {

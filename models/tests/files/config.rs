@@ -451,6 +451,8 @@ fn a_directory_without_config_says_so() {
 }
 
 proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
     #[test]
     fn arbitrary_values_never_panic(
         which in 0usize..4,
