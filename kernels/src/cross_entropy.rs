@@ -12,52 +12,21 @@
 use crate::element::{Float, Real};
 use crate::math::exp;
 use crate::parallel::{self, rows};
-use crate::simd::{Arch, Isa, kernel};
-use crate::sums::{LANES, total};
+use crate::simd::{Arch, Isa, kernel, public};
+use crate::sums::{row_exp_sum, row_max, row_sum};
 
 /// The largest element and the sums of `exp(x - largest)` and, if asked for, of `x` over a row.
 #[inline(always)]
 fn row_sums<A: Arch, T: Float>(x: &[T], with_total: bool) -> (T::Acc, T::Acc, T::Acc) {
-    let zero = T::Acc::ZERO;
-    let (whole, rest) = x.as_chunks::<LANES>();
-    let mut best = [T::Acc::NEG_INFINITY; LANES];
-    for x in whole {
-        for l in 0..LANES {
-            let x = x[l].widen();
-            best[l] = if x > best[l] { x } else { best[l] };
-        }
-    }
-    for (l, x) in rest.iter().enumerate() {
-        let x = x.widen();
-        best[l] = if x > best[l] { x } else { best[l] };
-    }
-    // NaN is not looked for here: it will show in the sum.
-    let max = best
-        .into_iter()
-        .fold(T::Acc::NEG_INFINITY, |a, b| if b > a { b } else { a });
+    let max = row_max(x);
     // A row of nothing but -infinity: any finite shift avoids infinity minus infinity.
     let shift = if max == T::Acc::NEG_INFINITY {
-        zero
+        T::Acc::ZERO
     } else {
         max
     };
-    let mut sum = [zero; LANES];
-    let mut all = [zero; LANES];
-    for x in whole {
-        for l in 0..LANES {
-            sum[l] += exp::<A, T::Acc>(x[l].widen() - shift);
-        }
-        if with_total {
-            for l in 0..LANES {
-                all[l] += x[l].widen();
-            }
-        }
-    }
-    for (l, x) in rest.iter().enumerate() {
-        sum[l] += exp::<A, T::Acc>(x.widen() - shift);
-        all[l] += x.widen();
-    }
-    (max, total(sum), total(all))
+    let all = if with_total { row_sum(x) } else { T::Acc::ZERO };
+    (max, row_exp_sum::<A, T>(x, shift), all)
 }
 
 /// The loss of a row from its sums.
@@ -71,55 +40,41 @@ fn loss<R: Real>(lse: R, target_logit: R, logit_sum: R, smoothing: f64, classes:
     }
 }
 
-/// Losses of rows of logits, and what the backward pass needs of the rows.
-///
-/// logits: `[rows, classes]`; targets: `[rows]`, each `ignore` or in `0..classes`; losses:
-/// `[rows]` in nats, 0 where ignored; lse: `[rows]`, ln of the sum of exponentials of every row.
-pub fn cross_entropy<T: Float>(
-    logits: &[T],
-    targets: &[i64],
-    ignore: i64,
-    smoothing: f64,
-    losses: &mut [T::Acc],
-    lse: &mut [T::Acc],
-    classes: usize,
-) {
-    let isa = Isa::detect();
-    cross_entropy_with(
-        isa, logits, targets, ignore, smoothing, losses, lse, classes,
-    );
-}
-
-/// [`cross_entropy`] on a given instruction set.
-pub fn cross_entropy_with<T: Float>(
-    isa: Isa,
-    logits: &[T],
-    targets: &[i64],
-    ignore: i64,
-    smoothing: f64,
-    losses: &mut [T::Acc],
-    lse: &mut [T::Acc],
-    classes: usize,
-) {
-    let count = targets.len();
-    assert_eq!(
-        logits.len(),
-        count * classes,
-        "cross_entropy: logits are not [rows, classes]"
-    );
-    assert_eq!(losses.len(), count, "cross_entropy: losses are not [rows]");
-    assert_eq!(lse.len(), count, "cross_entropy: lse is not [rows]");
-    let slices = (rows(logits, classes), targets, losses, lse);
-    parallel::for_each_row_block(
-        count,
-        classes,
-        slices,
-        |_, (logits, targets, losses, lse)| {
-            forward(
-                isa, logits, targets, ignore, smoothing, losses, lse, classes,
-            );
-        },
-    );
+public! {
+    /// Losses of rows of logits, and what the backward pass needs of the rows.
+    ///
+    /// logits: `[rows, classes]`; targets: `[rows]`, each `ignore` or in `0..classes`; losses:
+    /// `[rows]` in nats, 0 where ignored; lse: `[rows]`, ln of the sum of exponentials of every row.
+    pub fn cross_entropy, cross_entropy_with[T: Float](
+        isa: Isa,
+        logits: &[T],
+        targets: &[i64],
+        ignore: i64,
+        smoothing: f64,
+        losses: &mut [T::Acc],
+        lse: &mut [T::Acc],
+        classes: usize,
+    ) {
+        let count = targets.len();
+        assert_eq!(
+            logits.len(),
+            count * classes,
+            "cross_entropy: logits are not [rows, classes]"
+        );
+        assert_eq!(losses.len(), count, "cross_entropy: losses are not [rows]");
+        assert_eq!(lse.len(), count, "cross_entropy: lse is not [rows]");
+        let slices = (rows(logits, classes), targets, losses, lse);
+        parallel::for_each_row_block(
+            count,
+            classes,
+            slices,
+            |_, (logits, targets, losses, lse)| {
+                forward(
+                    isa, logits, targets, ignore, smoothing, losses, lse, classes,
+                );
+            },
+        );
+    }
 }
 
 kernel! {
@@ -439,12 +394,9 @@ pub fn bce_with_logits<T: Float>(x: &[T], targets: &[T], losses: &mut [T::Acc]) 
         losses.len(),
         "bce_with_logits: x and losses differ in length"
     );
-    parallel::chunks_mut(losses, parallel::CHUNK, |first, chunk| {
-        for (i, loss) in chunk.iter_mut().enumerate() {
-            let (x, t) = (
-                x[first + i].widen().to_f64(),
-                targets[first + i].widen().to_f64(),
-            );
+    parallel::for_each_chunk(x.len(), (x, targets, losses), |_, (x, targets, losses)| {
+        for ((x, t), loss) in x.iter().zip(targets).zip(losses) {
+            let (x, t) = (x.widen().to_f64(), t.widen().to_f64());
             *loss = T::Acc::from_f64(x.max(0.0) - x * t + (-x.abs()).exp().ln_1p());
         }
     });
@@ -462,12 +414,9 @@ pub fn bce_with_logits_backward<T: Float>(x: &[T], targets: &[T], scale: f64, dx
         dx.len(),
         "bce_with_logits_backward: x and dx differ in length"
     );
-    parallel::chunks_mut(dx, parallel::CHUNK, |first, chunk| {
-        for (i, dx) in chunk.iter_mut().enumerate() {
-            let (x, t) = (
-                x[first + i].widen().to_f64(),
-                targets[first + i].widen().to_f64(),
-            );
+    parallel::for_each_chunk(x.len(), (x, targets, dx), |_, (x, targets, dx)| {
+        for ((x, t), dx) in x.iter().zip(targets).zip(dx) {
+            let (x, t) = (x.widen().to_f64(), t.widen().to_f64());
             let small = (-x.abs()).exp();
             let sigmoid = if x < 0.0 { small } else { 1.0 } / (1.0 + small);
             *dx = T::narrow(T::Acc::from_f64((sigmoid - t) * scale));

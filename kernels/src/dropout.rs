@@ -8,9 +8,6 @@ use crate::parallel;
 use crate::philox::{self, Key, WIDE_ITEMS};
 use crate::simd::{Isa, kernel};
 
-/// Elements per task; a multiple of [`WIDE_ITEMS`].
-const CHUNK: usize = 16 * 1024;
-
 /// What a kept element is multiplied with: 1 / (1 - p), and 0 where nothing is kept.
 pub(crate) fn kept_scale(p: f64) -> f64 {
     if p < 1.0 { 1.0 / (1.0 - p) } else { 0.0 }
@@ -21,8 +18,8 @@ pub(crate) fn kept_scale(p: f64) -> f64 {
 pub fn dropout<T: Float>(x: &[T], y: &mut [T], p: f64, key: Key) {
     assert_eq!(x.len(), y.len(), "dropout: x and y differ in length");
     let isa = Isa::detect();
-    parallel::chunks_mut(y, CHUNK, |first, y| {
-        drop(isa, &x[first..first + y.len()], y, first, p, key);
+    parallel::for_each_chunk(y.len(), (x, y), |first, (x, y)| {
+        drop(isa, x, y, first, p, key);
     });
 }
 

@@ -5,8 +5,15 @@
 
 use crate::math::Functions;
 use half::{bf16, f16};
+use std::any::TypeId;
 use std::fmt::Debug;
 use std::ops::{Add, AddAssign, Div, Mul, Neg, Sub};
+
+/// Whether two types are the same; decided while compiling.
+#[inline(always)]
+pub(crate) fn same<A: 'static, B: 'static>() -> bool {
+    TypeId::of::<A>() == TypeId::of::<B>()
+}
 
 /// Anything a buffer may hold.
 pub trait Element: Copy + Default + Send + Sync + PartialEq + Debug + 'static {}

@@ -3,7 +3,6 @@
 use crate::element::{Element, Float};
 use crate::parallel::{self, rows};
 use crate::shared::Shared;
-use rayon::prelude::*;
 
 /// `y[i, :] = table[index[i], :]` with `table` `[rows, cols]`, `y` `[index.len(), cols]`.
 /// Indices must lie in `0..rows`; the caller has checked them.
@@ -71,11 +70,7 @@ pub fn scatter_add_rows<T: Float>(dy: &[T], index: &[i64], dtable: &mut [T], col
         }
     };
     let blocks = cols.div_ceil(COLUMNS);
-    if dy.len() < parallel::GRAIN {
-        (0..blocks).for_each(|n| block(n * COLUMNS));
-    } else {
-        (0..blocks).into_par_iter().for_each(|n| block(n * COLUMNS));
-    }
+    parallel::each(blocks, dy.len() >= parallel::GRAIN, |n| block(n * COLUMNS));
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@ use crate::element::{Float, Real};
 use crate::parallel::{block_range, for_each_block, for_each_row_block, rows};
 use crate::reduce::{join_partial, partial_blocks};
 use crate::simd::{Arch, kernel, public};
-use crate::sums::{LANES, each_lane, total};
+use crate::sums::{LANES, each_lane, row_dot, row_sum, total};
 
 /// Checks a length against `[rows, cols]`.
 macro_rules! check {
@@ -43,11 +43,7 @@ fn add_residual<T: Float>(x: &[T], residual: &[T], s: &mut [T]) {
 /// corrected two-pass algorithm). Returns (first mean, correction, variance).
 #[inline(always)]
 fn moments<A: Arch, T: Float>(s: &[T], inverse: T::Acc) -> (T::Acc, T::Acc, T::Acc) {
-    let mut lanes = [T::Acc::ZERO; LANES];
-    each_lane!([s = s], |lane| {
-        lanes[lane] += s.widen();
-    });
-    let mean = total(lanes) * inverse;
+    let mean = row_sum(s) * inverse;
     let mut lanes = [T::Acc::ZERO; LANES];
     let mut squares = [T::Acc::ZERO; LANES];
     each_lane!([s = s], |lane| {
@@ -332,17 +328,6 @@ public! {
     }
 }
 
-/// Σ a·b over a row.
-#[inline(always)]
-fn dot<A: Arch, T: Float>(a: &[T], b: &[T]) -> T::Acc {
-    let b = &b[..a.len()];
-    let mut lanes = [T::Acc::ZERO; LANES];
-    each_lane!([a = a, b = b], |lane| {
-        lanes[lane] = A::fma(a.widen(), b.widen(), lanes[lane]);
-    });
-    total(lanes)
-}
-
 kernel! {
     fn rms_norm_rows[A: Arch, T: Float](
         isa: Isa, x: &[T], residual: Option<&[T]>, weight: &[T], offset: T::Acc, eps: T::Acc,
@@ -360,7 +345,7 @@ kernel! {
             if let Some(sum) = &mut sum {
                 sum[range].copy_from_slice(y);
             }
-            let scale = T::Acc::ONE / (dot::<A, T>(y, y) * inverse + eps).sqrt();
+            let scale = T::Acc::ONE / (row_dot::<A, T>(y, y) * inverse + eps).sqrt();
             *rstd = scale;
             for (weight, y) in weight.iter().zip(y) {
                 *y = T::narrow(y.widen() * scale * (weight.widen() + offset));
@@ -501,7 +486,7 @@ kernel! {
         for (row, inv_norm) in inv_norm.iter_mut().enumerate() {
             let range = row * cols..(row + 1) * cols;
             let (x, y) = (&x[range.clone()], &mut y[range]);
-            let norm = dot::<A, T>(x, x).sqrt();
+            let norm = row_dot::<A, T>(x, x).sqrt();
             let limited = norm < eps;
             let scale = T::Acc::ONE / if limited { eps } else { norm };
             for (x, y) in x.iter().zip(y) {
@@ -538,7 +523,7 @@ kernel! {
         for (row, &inv_norm) in inv_norm.iter().enumerate() {
             let range = row * cols..(row + 1) * cols;
             let (y, dy, dx) = (&y[range.clone()], &dy[range.clone()], &mut dx[range]);
-            let along = if inv_norm < T::Acc::ZERO { T::Acc::ZERO } else { dot::<A, T>(y, dy) };
+            let along = if inv_norm < T::Acc::ZERO { T::Acc::ZERO } else { row_dot::<A, T>(y, dy) };
             let scale = inv_norm.abs();
             for ((y, dy), dx) in y.iter().zip(dy).zip(dx) {
                 *dx = T::narrow(A::fma(-along, y.widen(), dy.widen()) * scale);

@@ -3,6 +3,7 @@
 use crate::element::{Float, Real};
 use crate::parallel::{for_each_chunk, reduce_chunks};
 use crate::simd::{Isa, kernel, public};
+use crate::sums::{LANES, each_lane, total};
 
 /// One step of AdamW: I. Loshchilov, F. Hutter, "Decoupled Weight Decay Regularization", ICLR
 /// 2019, in PyTorch's order of operations.
@@ -209,14 +210,7 @@ kernel! {
             let x = x.widen().to_f64();
             lanes[i] += if squared { x * x } else { x };
         }
-        let mut width = WIDE / 2;
-        while width > 0 {
-            for i in 0..width {
-                lanes[i] += lanes[i + width];
-            }
-            width /= 2;
-        }
-        lanes[0]
+        total(lanes)
     }
 }
 
@@ -235,11 +229,11 @@ public! {
 kernel! {
     fn finite_chunk[A: Arch, T: Float](isa: Isa, x: &[T]) -> bool {
         // x·0 is 0 for what is finite, else NaN, which stays in a sum.
-        let mut lanes = [T::Acc::ZERO; crate::sums::LANES];
-        crate::sums::each_lane!([x = x], |lane| {
+        let mut lanes = [T::Acc::ZERO; LANES];
+        each_lane!([x = x], |lane| {
             lanes[lane] += x.widen() * T::Acc::ZERO;
         });
-        crate::sums::total(lanes) == T::Acc::ZERO
+        total(lanes) == T::Acc::ZERO
     }
 }
 

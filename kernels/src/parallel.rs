@@ -185,24 +185,6 @@ where
     );
 }
 
-/// Calls `work(first, part)` for parts of `chunk` elements of `y`; `first` is the index of the
-/// part's first element.
-pub fn chunks_mut<T: Send, F>(y: &mut [T], chunk: usize, work: F)
-where
-    F: Fn(usize, &mut [T]) + Sync + Send,
-{
-    let chunk = chunk.max(1);
-    if y.len() < GRAIN {
-        for (i, part) in y.chunks_mut(chunk).enumerate() {
-            work(i * chunk, part);
-        }
-    } else {
-        y.par_chunks_mut(chunk)
-            .enumerate()
-            .for_each(|(i, part)| work(i * chunk, part));
-    }
-}
-
 /// `leaf` of each part of `CHUNK` elements, joined as a balanced tree that depends on the length
 /// alone; `leaf` of nothing if there is nothing.
 pub fn reduce_chunks<T: Sync, R: Send>(
@@ -219,6 +201,15 @@ pub fn reduce_chunks<T: Sync, R: Send>(
         || reduce_chunks(tail, leaf, join),
     );
     join(a, b)
+}
+
+/// Calls `work` for each of `0..count`, in order on this thread or, if `parallel`, on any.
+pub(crate) fn each(count: usize, parallel: bool, work: impl Fn(usize) + Sync + Send) {
+    if parallel && count > 1 {
+        (0..count).into_par_iter().with_max_len(1).for_each(work);
+    } else {
+        (0..count).for_each(work);
+    }
 }
 
 /// The rows of block `index` when `count` rows are cut into `blocks` parts that differ in size
@@ -276,17 +267,14 @@ mod tests {
 
     #[test]
     fn chunks_know_where_they_are() {
-        for (n, chunk) in [(0, 7), (5, 7), (21, 7), (GRAIN + 5, 100), (9, 0)] {
+        for n in [0, 5, CHUNK, GRAIN + 5] {
             let mut y = vec![0; n];
-            chunks_mut(&mut y, chunk, |first, part| {
+            for_each_chunk(n, &mut y[..], |first, part: &mut [usize]| {
                 for (i, y) in part.iter_mut().enumerate() {
                     *y = first + i;
                 }
             });
-            assert!(
-                y.iter().enumerate().all(|(i, &y)| i == y),
-                "{n} in chunks of {chunk}"
-            );
+            assert!(y.iter().enumerate().all(|(i, &y)| i == y), "{n}");
         }
     }
 

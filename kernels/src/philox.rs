@@ -95,6 +95,8 @@ pub(crate) fn wide_blocks(key: Key, first: u32, rest: [u32; 3]) -> [u32; 4 * WID
 
 /// Items that one [`wide_blocks`] gives.
 pub(crate) const WIDE_ITEMS: usize = 4 * WIDE;
+// Parts of a buffer that tasks fill begin with a whole group.
+const _: () = assert!(parallel::CHUNK.is_multiple_of(WIDE_ITEMS));
 
 /// The random words of elements `first .. first + WIDE_ITEMS` of a stream, `first` divisible by 4.
 #[inline(always)]
@@ -140,13 +142,10 @@ pub fn uniform(key: Key, index: u64) -> f32 {
     unit(word(key, index))
 }
 
-/// Elements per task of the filling functions; a multiple of [`WIDE_ITEMS`].
-const CHUNK: usize = 16 * 1024;
-
 /// `y[i] = lo + (hi - lo) * uniform(key, i)`.
 pub fn fill_uniform(key: Key, y: &mut [f32], lo: f32, hi: f32) {
     let isa = Isa::detect();
-    parallel::chunks_mut(y, CHUNK, |first, chunk| {
+    parallel::for_each_chunk(y.len(), y, |first, chunk: &mut [f32]| {
         uniform_chunk(isa, key, first, chunk, lo, hi)
     });
 }
@@ -175,7 +174,7 @@ pub fn fill_normal(key: Key, y: &mut [f32], mean: f32, std: f32) {
         let (sin, cos) = (std::f64::consts::TAU * f64::from(b) * unit).sin_cos();
         [radius * cos, radius * sin]
     };
-    parallel::chunks_mut(y, CHUNK, |first, chunk| {
+    parallel::for_each_chunk(y.len(), y, |first, chunk: &mut [f32]| {
         for (n, part) in chunk.chunks_mut(4).enumerate() {
             let number = (first / 4 + n) as u64;
             let [a, b, c, d] = block(key, [number as u32, (number >> 32) as u32, 0, 0]);

@@ -2,6 +2,7 @@
 
 use crate::element::{Float, Real};
 use crate::parallel::{self, rows};
+use crate::sums::larger;
 
 /// How a sequence's tokens become one vector. An empty sequence gives zeros.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -59,7 +60,7 @@ pub fn pool<T: Float>(kind: Pool, x: &[T], offsets: &[i64], y: &mut [T], cols: u
                         for (best, x) in best.iter_mut().zip(row) {
                             let x = x.widen();
                             *best = match kind {
-                                Pool::Max => larger(*best, x),
+                                Pool::Max => larger(x, *best),
                                 _ => *best + x,
                             };
                         }
@@ -79,16 +80,6 @@ pub fn pool<T: Float>(kind: Pool, x: &[T], offsets: &[i64], y: &mut [T], cols: u
             one(&x[tokens.start * cols..tokens.end * cols], y);
         }
     });
-}
-
-/// The larger one; NaN if there is one, so that it is seen.
-#[inline(always)]
-fn larger<R: Real>(best: R, x: R) -> R {
-    if x > best || x.partial_cmp(&x).is_none() {
-        x
-    } else {
-        best
-    }
 }
 
 /// The gradient of [`pool`]: every element of `dx` is written. For [`Pool::Max`] it goes to the

@@ -4,8 +4,7 @@ use crate::element::{Float, Real};
 use crate::optimizer::sum_in_f64;
 use crate::parallel::{block_range, for_each_block, for_each_row_block, rows};
 use crate::simd::{Isa, kernel, public};
-use crate::softmax::row_max;
-use crate::sums::{LANES, each_lane, larger, total};
+use crate::sums::{LANES, larger, row_max, row_sum};
 
 /// What becomes of the elements along the axis.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -22,16 +21,12 @@ pub enum Reduce {
 /// the root of the length for long axes.
 const RUN: usize = 128;
 
-/// The sum of a row.
+/// The sum of a row of any length.
 #[inline(always)]
-pub(crate) fn row_sum<T: Float>(x: &[T]) -> T::Acc {
+fn long_sum<T: Float>(x: &[T]) -> T::Acc {
     let mut sum = T::Acc::ZERO;
     for x in x.chunks(RUN * LANES) {
-        let mut lanes = [T::Acc::ZERO; LANES];
-        each_lane!([x = x], |lane| {
-            lanes[lane] += x.widen();
-        });
-        sum += total(lanes);
+        sum += row_sum(x);
     }
     sum
 }
@@ -45,7 +40,7 @@ kernel! {
             let x = &x[row * axis..(row + 1) * axis];
             *y = T::narrow(match kind {
                 Reduce::Max => row_max(x),
-                Reduce::Sum | Reduce::Mean => row_sum(x) * scale,
+                Reduce::Sum | Reduce::Mean => long_sum(x) * scale,
             });
         }
     }

@@ -99,6 +99,13 @@ pub struct Plain;
 #[derive(Clone, Copy, Debug)]
 pub struct Fused;
 
+/// What every processor of the target does well: 64-bit ARM always has fused multiply-add.
+#[cfg(target_arch = "aarch64")]
+pub(crate) type Baseline = Fused;
+/// What every processor of the target does well.
+#[cfg(not(target_arch = "aarch64"))]
+pub(crate) type Baseline = Plain;
+
 impl Arch for Plain {
     #[inline(always)]
     fn fma<R: Real>(a: R, b: R, c: R) -> R {
@@ -173,7 +180,7 @@ macro_rules! public {
     ) => {
         $(#[$meta])*
         pub fn $name<$($g: $bound),*>($($arg: $ty),*) $(-> $ret)? {
-            $with($crate::simd::Isa::detect() $(, $arg)*)
+            $with::<$($g),*>($crate::simd::Isa::detect() $(, $arg)*)
         }
 
         #[doc = concat!("[`", stringify!($name), "`] on a given instruction set.")]

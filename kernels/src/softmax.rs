@@ -6,28 +6,8 @@
 use crate::element::{Float, Real};
 use crate::math;
 use crate::parallel::{for_each_row_block, rows};
-use crate::simd::{Arch, kernel, public};
-use crate::sums::{LANES, each_lane, larger, largest, total};
-
-/// The largest element of a row; NaN if there is one.
-#[inline(always)]
-pub(crate) fn row_max<T: Float>(x: &[T]) -> T::Acc {
-    let mut lanes = [T::Acc::NEG_INFINITY; LANES];
-    each_lane!([x = x], |lane| {
-        lanes[lane] = larger(lanes[lane], x.widen());
-    });
-    largest(lanes)
-}
-
-/// Σ e^(x - max) over a row.
-#[inline(always)]
-fn row_exp_sum<A: Arch, T: Float>(x: &[T], max: T::Acc) -> T::Acc {
-    let mut lanes = [T::Acc::ZERO; LANES];
-    each_lane!([x = x], |lane| {
-        lanes[lane] += math::exp::<A, T::Acc>(x.widen() - max);
-    });
-    total(lanes)
-}
+use crate::simd::{kernel, public};
+use crate::sums::{row_dot, row_exp_sum, row_max, row_sum};
 
 kernel! {
     fn softmax_rows[A: Arch, T: Float](isa: Isa, x: &[T], y: &mut [T], cols: usize) {
@@ -39,11 +19,7 @@ kernel! {
                 for (x, y) in x.iter().zip(&mut *y) {
                     *y = T::narrow(math::exp::<A, T::Acc>(x.widen() - max));
                 }
-                let mut lanes = [T::Acc::ZERO; LANES];
-                each_lane!([y = y], |lane| {
-                    lanes[lane] += y.widen();
-                });
-                let scale = T::Acc::ONE / total(lanes);
+                let scale = T::Acc::ONE / row_sum(y);
                 for y in y {
                     *y = T::narrow(y.widen() * scale);
                 }
@@ -63,11 +39,7 @@ kernel! {
     ) {
         let slices = y.chunks_exact(cols).zip(dy.chunks_exact(cols));
         for ((y, dy), dx) in slices.zip(dx.chunks_exact_mut(cols)) {
-            let mut lanes = [T::Acc::ZERO; LANES];
-            each_lane!([y = y, dy = dy], |lane| {
-                lanes[lane] = A::fma(y.widen(), dy.widen(), lanes[lane]);
-            });
-            let dot = total(lanes);
+            let dot = row_dot::<A, T>(y, dy);
             for ((y, dy), dx) in y.iter().zip(dy).zip(dx) {
                 *dx = T::narrow(y.widen() * (dy.widen() - dot));
             }
@@ -93,11 +65,7 @@ kernel! {
     ) {
         let slices = y.chunks_exact(cols).zip(dy.chunks_exact(cols));
         for ((y, dy), dx) in slices.zip(dx.chunks_exact_mut(cols)) {
-            let mut lanes = [T::Acc::ZERO; LANES];
-            each_lane!([dy = dy], |lane| {
-                lanes[lane] += dy.widen();
-            });
-            let sum = total(lanes);
+            let sum = row_sum(dy);
             for ((y, dy), dx) in y.iter().zip(dy).zip(dx) {
                 *dx = T::narrow(A::fma(-math::exp::<A, T::Acc>(y.widen()), sum, dy.widen()));
             }

@@ -4,35 +4,36 @@
 //! Rounding errors so grow with n / LANES instead of n, and the compiler keeps the lanes in a few
 //! vector registers, whose latencies overlap.
 
-use crate::element::Real;
+use crate::element::{Float, Real};
+use crate::math::exp;
+use crate::simd::Arch;
 
 /// Partial sums of a row.
 pub(crate) const LANES: usize = 64;
 
-/// All lanes as one, pairwise.
+/// All lanes as one, pairwise; their number is a power of 2.
 #[inline(always)]
-pub(crate) fn total<R: Real>(mut lanes: [R; LANES]) -> R {
-    let mut width = LANES / 2;
+pub(crate) fn fold<R: Real, const N: usize>(mut lanes: [R; N], join: impl Fn(R, R) -> R) -> R {
+    let mut width = N / 2;
     while width > 0 {
         for i in 0..width {
-            lanes[i] += lanes[i + width];
+            lanes[i] = join(lanes[i], lanes[i + width]);
         }
         width /= 2;
     }
     lanes[0]
 }
 
+/// The sum of the lanes.
+#[inline(always)]
+pub(crate) fn total<R: Real, const N: usize>(lanes: [R; N]) -> R {
+    fold(lanes, |a, b| a + b)
+}
+
 /// The largest lane; NaN if one is.
 #[inline(always)]
-pub(crate) fn largest<R: Real>(mut lanes: [R; LANES]) -> R {
-    let mut width = LANES / 2;
-    while width > 0 {
-        for i in 0..width {
-            lanes[i] = larger(lanes[i], lanes[i + width]);
-        }
-        width /= 2;
-    }
-    lanes[0]
+pub(crate) fn largest<R: Real, const N: usize>(lanes: [R; N]) -> R {
+    fold(lanes, |a, b| larger(a, b))
 }
 
 /// The larger of two; NaN if one is.
@@ -43,22 +44,26 @@ pub(crate) fn larger<R: Real>(a: R, b: R) -> R {
 }
 
 /// Runs a statement for each index of slices of equal length: `each_lane!([a = x, b = y], |lane|
-/// { … })` has `a` and `b` stand for the elements of x and y that belong to `lane`.
+/// { … })` has `a` and `b` stand for the elements of x and y that belong to `lane`. A number of
+/// lanes other than [`LANES`] comes first: `each_lane!(16; [a = x], |lane| { … })`.
 ///
 /// The slices are taken apart into arrays, so that no bounds check keeps the loop from being
 /// vectorised. A macro and not a function with a closure, because a closure that is not inlined
 /// would be compiled without the kernel's instructions.
 macro_rules! each_lane {
-    ([$first:ident = $slice:expr $(, $other:ident = $more:expr)* $(,)?], |$lane:ident| $body:block) => {{
-        let $first = $slice.as_chunks::<{ $crate::sums::LANES }>();
-        $(let $other = $more.as_chunks::<{ $crate::sums::LANES }>();)*
+    ([$($slices:tt)*], |$lane:ident| $body:block) => {
+        $crate::sums::each_lane!($crate::sums::LANES; [$($slices)*], |$lane| $body)
+    };
+    ($lanes:expr; [$first:ident = $slice:expr $(, $other:ident = $more:expr)* $(,)?], |$lane:ident| $body:block) => {{
+        let $first = $slice.as_chunks::<{ $lanes }>();
+        $(let $other = $more.as_chunks::<{ $lanes }>();)*
         {
             let $first = $first.0;
             $(let $other = &$other.0[..$first.len()];)*
             for chunk in 0..$first.len() {
                 let $first = &$first[chunk];
                 $(let $other = &$other[chunk];)*
-                for $lane in 0..$crate::sums::LANES {
+                for $lane in 0..$lanes {
                     let $first = $first[$lane];
                     $(let $other = $other[$lane];)*
                     $body
@@ -67,7 +72,7 @@ macro_rules! each_lane {
         }
         let $first = $first.1;
         $(let $other = &$other.1[..$first.len()];)*
-        for $lane in 0..$first.len().min($crate::sums::LANES) {
+        for $lane in 0..$first.len().min($lanes) {
             let $first = $first[$lane];
             $(let $other = $other[$lane];)*
             $body
@@ -75,3 +80,44 @@ macro_rules! each_lane {
     }};
 }
 pub(crate) use each_lane;
+
+/// Σ x over a row.
+#[inline(always)]
+pub(crate) fn row_sum<T: Float>(x: &[T]) -> T::Acc {
+    let mut lanes = [T::Acc::ZERO; LANES];
+    each_lane!([x = x], |lane| {
+        lanes[lane] += x.widen();
+    });
+    total(lanes)
+}
+
+/// Σ a·b over a row.
+#[inline(always)]
+pub(crate) fn row_dot<A: Arch, T: Float>(a: &[T], b: &[T]) -> T::Acc {
+    let b = &b[..a.len()];
+    let mut lanes = [T::Acc::ZERO; LANES];
+    each_lane!([a = a, b = b], |lane| {
+        lanes[lane] = A::fma(a.widen(), b.widen(), lanes[lane]);
+    });
+    total(lanes)
+}
+
+/// The largest element of a row; NaN if there is one.
+#[inline(always)]
+pub(crate) fn row_max<T: Float>(x: &[T]) -> T::Acc {
+    let mut lanes = [T::Acc::NEG_INFINITY; LANES];
+    each_lane!([x = x], |lane| {
+        lanes[lane] = larger(lanes[lane], x.widen());
+    });
+    largest(lanes)
+}
+
+/// Σ e^(x - shift) over a row.
+#[inline(always)]
+pub(crate) fn row_exp_sum<A: Arch, T: Float>(x: &[T], shift: T::Acc) -> T::Acc {
+    let mut lanes = [T::Acc::ZERO; LANES];
+    each_lane!([x = x], |lane| {
+        lanes[lane] += exp::<A, T::Acc>(x.widen() - shift);
+    });
+    total(lanes)
+}

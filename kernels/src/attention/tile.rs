@@ -5,10 +5,9 @@
 //! without being copied. Every size but the depth is padded by the caller: rows to [`ROWS`],
 //! columns to [`COLS`] or, inside a panel, its width.
 
-use crate::element::Real;
+use crate::element::{Real, same};
 use crate::gemm;
-use crate::simd::Isa;
-use std::any::TypeId;
+use crate::simd::{Arch, Baseline, Isa};
 use std::mem::transmute_copy;
 
 /// Rows of C come in multiples of this.
@@ -58,7 +57,7 @@ impl<R: Real> Products<R> {
     /// Those of `isa`, or portable ones if the processor does not have it.
     pub fn new(isa: Isa) -> Self {
         let panel = gemm::panel_width::<R>(isa);
-        let f32s = TypeId::of::<R>() == TypeId::of::<f32>();
+        let f32s = same::<R, f32>();
         #[cfg(target_arch = "x86_64")]
         {
             // SAFETY: each set is made of functions on R, which is f32 or f64; their types differ
@@ -193,11 +192,7 @@ unsafe fn portable<R: Real, const COLUMNS: bool, const N: usize>(
                     i * a_stride + l
                 });
                 for j in 0..N {
-                    sums[i][j] = if cfg!(target_arch = "aarch64") {
-                        x.mul_add(y[j], sums[i][j])
-                    } else {
-                        sums[i][j] + x * y[j]
-                    };
+                    sums[i][j] = Baseline::fma(x, y[j], sums[i][j]);
                 }
             }
         }

@@ -3,10 +3,10 @@
 use super::pack::Pack;
 use super::plan::{ALIGN, Plan};
 use super::task::{Pass, Task};
-use super::tile::{Kernel, same};
+use super::tile::Kernel;
 use super::{Epilogue, MatRef};
-use crate::element::Float;
-use rayon::prelude::*;
+use crate::element::{Float, same};
+use crate::parallel::each;
 
 /// Workspace of one product on one instruction set, in elements.
 pub(super) fn workspace<T: Float, K: Kernel>(m: usize, n: usize, k: usize) -> usize {
@@ -28,15 +28,6 @@ unsafe impl<V> Send for Shared<V> {}
 impl<V: Copy> Shared<V> {
     fn get(&self) -> V {
         self.0
-    }
-}
-
-/// Runs `f` for 0..count; every call may be on another thread.
-fn each(count: usize, parallel: bool, f: impl Fn(usize) + Sync + Send) {
-    if parallel && count > 1 {
-        (0..count).into_par_iter().with_max_len(1).for_each(f);
-    } else {
-        (0..count).for_each(f);
     }
 }
 

@@ -16,6 +16,7 @@ mod tile;
 pub use crate::activation::Activation;
 use crate::element::Float;
 pub use crate::simd::Isa;
+use crate::simd::public;
 use rayon::prelude::*;
 
 /// Evaluates an expression with `$kernel` bound to the tiles of an instruction set, or to the
@@ -150,66 +151,53 @@ fn workspace_of<T: Float, K: tile::Kernel>(_: K, m: usize, n: usize, k: usize) -
     drive::workspace::<T, K>(m, n, k)
 }
 
-/// `C = A·B`, or `C += A·B` if `accumulate`, then the epilogue.
-///
-/// a: `[m, k]`, b: `[k, n]`, c: `[m, n]` contiguous, workspace: at least [`gemm_workspace`].
-/// If k is 0 the product is all zeros, and bias and activation still apply.
-///
-/// # Panics
-/// If the sizes do not fit each other.
-pub fn gemm<T: Float>(
-    a: MatRef<T>,
-    b: MatRef<T>,
-    c: &mut [T],
-    accumulate: bool,
-    epilogue: Epilogue<T>,
-    workspace: &mut [T::Acc],
-) {
-    gemm_with(Isa::detect(), a, b, c, accumulate, epilogue, workspace);
-}
-
-/// [`gemm`] on a given instruction set.
-///
-/// # Panics
-/// If the sizes do not fit each other.
-pub fn gemm_with<T: Float>(
-    isa: Isa,
-    a: MatRef<T>,
-    b: MatRef<T>,
-    c: &mut [T],
-    accumulate: bool,
-    epilogue: Epilogue<T>,
-    workspace: &mut [T::Acc],
-) {
-    let (m, n, k) = check(&a, &b);
-    assert_eq!(
-        c.len(),
-        m * n,
-        "gemm: c has the wrong number of elements for [{m}, {n}]"
-    );
-    if let Some(bias) = epilogue.bias {
+public! {
+    /// `C = A·B`, or `C += A·B` if `accumulate`, then the epilogue.
+    ///
+    /// a: `[m, k]`, b: `[k, n]`, c: `[m, n]` contiguous, workspace: at least [`gemm_workspace`].
+    /// If k is 0 the product is all zeros, and bias and activation still apply.
+    ///
+    /// # Panics
+    /// If the sizes do not fit each other.
+    pub fn gemm, gemm_with[T: Float](
+        isa: Isa,
+        a: MatRef<T>,
+        b: MatRef<T>,
+        c: &mut [T],
+        accumulate: bool,
+        epilogue: Epilogue<T>,
+        workspace: &mut [T::Acc],
+    ) {
+        let (m, n, k) = check(&a, &b);
         assert_eq!(
-            bias.len(),
-            n,
-            "gemm: bias has the wrong number of elements for n = {n}"
-        );
-    }
-    if let Some(pre) = &epilogue.pre_activation {
-        assert_eq!(
-            pre.len(),
+            c.len(),
             m * n,
-            "gemm: pre_activation has the wrong number of elements for [{m}, {n}]"
+            "gemm: c has the wrong number of elements for [{m}, {n}]"
         );
-    }
-    let need = gemm_workspace_with::<T>(isa, m, n, k);
-    assert!(
-        workspace.len() >= need,
-        "gemm: workspace of {} elements, {need} needed for m = {m}, n = {n}, k = {k}",
-        workspace.len()
-    );
-    if m > 0 && n > 0 {
-        with_kernel!(isa, kernel =>
-            drive::product(kernel, a, b, c, accumulate, epilogue, workspace, true));
+        if let Some(bias) = epilogue.bias {
+            assert_eq!(
+                bias.len(),
+                n,
+                "gemm: bias has the wrong number of elements for n = {n}"
+            );
+        }
+        if let Some(pre) = &epilogue.pre_activation {
+            assert_eq!(
+                pre.len(),
+                m * n,
+                "gemm: pre_activation has the wrong number of elements for [{m}, {n}]"
+            );
+        }
+        let need = gemm_workspace_with::<T>(isa, m, n, k);
+        assert!(
+            workspace.len() >= need,
+            "gemm: workspace of {} elements, {need} needed for m = {m}, n = {n}, k = {k}",
+            workspace.len()
+        );
+        if m > 0 && n > 0 {
+            with_kernel!(isa, kernel =>
+                drive::product(kernel, a, b, c, accumulate, epilogue, workspace, true));
+        }
     }
 }
 

@@ -5,9 +5,9 @@
 //! (row, k) and the width is MR, for B it is (column, k) and the width is NR. What lies past the
 //! matrix's edge is 0.
 
-use super::tile::{Job, Kernel, same};
-use crate::element::{Float, Real};
-use half::{bf16, f16};
+use super::tile::{Job, Kernel};
+use crate::element::{Float, Real, same};
+use half::f16;
 
 /// A block to be packed: `len` x `depth` elements, the first at `src`.
 #[derive(Clone, Copy)]
@@ -107,31 +107,16 @@ unsafe fn widen_row<T: Float, K: Kernel>(kernel: K, src: *const T, dst: *mut T::
         }
         let fours = width / 4 * 4;
         for i in fours..width {
-            dst.add(i).write(widen(*src.add(i)));
+            dst.add(i).write((*src.add(i)).widen());
         }
         for i in (0..fours).step_by(4) {
             if same::<T, f16>() {
                 kernel.widen_f16x4(src.add(i).cast(), dst.add(i).cast());
             } else {
                 let x = src.add(i).cast::<[T; 4]>().read();
-                dst.add(i).cast::<[T::Acc; 4]>().write(x.map(widen));
+                dst.add(i).cast::<[T::Acc; 4]>().write(x.map(T::widen));
             }
         }
-    }
-}
-
-/// [`Float::widen`], without the branch for NaN that keeps `bf16` from being vectorised.
-#[inline(always)]
-pub(super) fn widen<T: Float>(x: T) -> T::Acc {
-    if same::<T, bf16>() {
-        // SAFETY: T is bf16 and therefore T::Acc is f32.
-        unsafe {
-            let bits = std::mem::transmute_copy::<T, u16>(&x);
-            let wide = f32::from_bits(u32::from(bits) << 16);
-            std::mem::transmute_copy::<f32, T::Acc>(&wide)
-        }
-    } else {
-        x.widen()
     }
 }
 

@@ -1,11 +1,10 @@
 //! One task of the grid: the tiles of a rectangle of C over one block of k, and what happens to
 //! their sums on the way to memory.
 
-use super::pack::widen;
-use super::tile::{Job, Kernel, TILE, same};
+use super::tile::{Job, Kernel, TILE};
 use crate::activation::{Activation, apply_all};
-use crate::element::Float;
-use half::{bf16, f16};
+use crate::element::{Float, same};
+use half::f16;
 use std::mem::MaybeUninit;
 
 /// What the tasks of one block of k share.
@@ -139,12 +138,12 @@ unsafe fn finish<T: Float, K: Kernel>(pass: &Pass<T, K>, sums: &mut [T::Acc], i:
         let c = std::slice::from_raw_parts_mut(pass.c.add(i * pass.ldc + j), width);
         if pass.accumulate && !wide {
             for (x, &y) in sums.iter_mut().zip(&*c) {
-                *x += widen(y);
+                *x += y.widen();
             }
         }
         if let Some(bias) = pass.bias {
             for (x, &y) in sums.iter_mut().zip(&bias[j..j + width]) {
-                *x += widen(y);
+                *x += y.widen();
             }
         }
         if !pass.pre.is_null() {
@@ -174,22 +173,6 @@ fn narrow<T: Float, K: Kernel>(kernel: K, sums: &[T::Acc], out: &mut [T]) {
         }
     }
     for (y, &x) in out[done..].iter_mut().zip(&sums[done..]) {
-        *y = if same::<T, bf16>() {
-            // SAFETY: T is bf16 and T::Acc is f32.
-            unsafe {
-                let bits = std::mem::transmute_copy::<T::Acc, u32>(&x);
-                // To nearest, ties to even; a NaN keeps its sign and becomes quiet.
-                let rounded = ((bits + (0x7fff + (bits >> 16 & 1))) >> 16) as u16;
-                let nan = (bits >> 16) as u16 | 0x40;
-                let short = if bits & 0x7fff_ffff > 0x7f80_0000 {
-                    nan
-                } else {
-                    rounded
-                };
-                std::mem::transmute_copy::<u16, T>(&short)
-            }
-        } else {
-            T::narrow(x)
-        };
+        *y = T::narrow(x);
     }
 }

@@ -1,21 +1,14 @@
 //! The innermost product: a few rows of packed A times a few columns of packed B, summed in
 //! registers.
 
-use crate::element::{Float, Real};
-use crate::simd;
+use crate::element::{Float, Real, same};
+use crate::simd::{self, Arch, Baseline};
 use half::f16;
-use std::any::TypeId;
 
 #[cfg(target_arch = "x86_64")]
 mod x86;
 #[cfg(target_arch = "x86_64")]
 pub(super) use x86::{Avx2, Avx512};
-
-/// Whether two types are the same; decided while compiling.
-#[inline(always)]
-pub(super) fn same<A: 'static, B: 'static>() -> bool {
-    TypeId::of::<A>() == TypeId::of::<B>()
-}
 
 /// Rows and columns of a register tile.
 #[derive(Clone, Copy, Debug)]
@@ -130,10 +123,7 @@ pub(super) struct Portable;
 unsafe impl Kernel for Portable {
     const MR: usize = if cfg!(target_arch = "aarch64") { 8 } else { 4 };
     const NR_BYTES: usize = 32;
-    #[cfg(target_arch = "aarch64")]
-    type Arch = simd::Fused;
-    #[cfg(not(target_arch = "aarch64"))]
-    type Arch = simd::Plain;
+    type Arch = simd::Baseline;
 
     #[inline(always)]
     fn call<J: Job>(self, job: J) {
@@ -186,11 +176,7 @@ unsafe fn portable<R: Real, const M: usize, const N: usize>(
         };
         for i in 0..M {
             for j in 0..N {
-                sums[i][j] = if cfg!(target_arch = "aarch64") {
-                    x[i].mul_add(y[j], sums[i][j])
-                } else {
-                    sums[i][j] + x[i] * y[j]
-                };
+                sums[i][j] = Baseline::fma(x[i], y[j], sums[i][j]);
             }
         }
     }

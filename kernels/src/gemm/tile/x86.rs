@@ -1,7 +1,7 @@
 //! Register tiles of AVX-512 and of AVX2 with FMA.
 
-use super::{Job, Kernel, same};
-use crate::element::{Float, Real};
+use super::{Job, Kernel};
+use crate::element::{Float, Real, same};
 use crate::simd::{Fused, Isa};
 use half::{bf16, f16};
 use std::arch::x86_64::*;
@@ -117,68 +117,85 @@ tile!(avx2_f64, choose_avx2_f64, "avx2,fma", f64, 4, 6,
     _mm256_setzero_pd, _mm256_loadu_pd, _mm256_storeu_pd, _mm256_set1_pd, _mm256_fmadd_pd, _mm256_add_pd,
     6 1 2 3 4 5);
 
-// SAFETY: `new` is the only constructor and asks the processor.
-unsafe impl Kernel for Avx512 {
-    const MR: usize = 12;
-    const NR_BYTES: usize = 128;
-    type Arch = Fused;
+/// Implements [`Kernel`] by the tiles of `tile!`, with further functions at the end.
+macro_rules! implement {
+    ($name:ident, $features:literal, $mr:literal, $bytes:literal, $f32:ident, $f64:ident, $($more:tt)*) => {
+        // SAFETY: `new` is the only constructor and asks the processor.
+        unsafe impl Kernel for $name {
+            const MR: usize = $mr;
+            const NR_BYTES: usize = $bytes;
+            type Arch = Fused;
 
-    #[inline(always)]
-    fn covers(size: usize, cols: usize) -> usize {
-        let lanes = Self::NR_BYTES / size / 2;
-        if cols <= lanes { lanes } else { 2 * lanes }
-    }
-
-    #[inline(always)]
-    fn call<J: Job>(self, job: J) {
-        #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
-        fn with<J: Job>(job: J) {
-            job.run();
-        }
-        // SAFETY: self exists, so the processor has the instructions.
-        unsafe { with(job) }
-    }
-
-    #[inline(always)]
-    unsafe fn tile<R: Real>(
-        self,
-        depth: usize,
-        a: *const R,
-        b: *const R,
-        rows: usize,
-        cols: usize,
-        out: *mut R,
-        stride: usize,
-        add: bool,
-    ) {
-        // SAFETY: by the caller; R is the type that is cast to.
-        unsafe {
-            if same::<R, f32>() {
-                choose_avx512_f32(
-                    depth,
-                    a.cast(),
-                    b.cast(),
-                    rows,
-                    cols,
-                    out.cast(),
-                    stride,
-                    add,
-                );
-            } else {
-                choose_avx512_f64(
-                    depth,
-                    a.cast(),
-                    b.cast(),
-                    rows,
-                    cols,
-                    out.cast(),
-                    stride,
-                    add,
-                );
+            #[inline(always)]
+            fn covers(size: usize, cols: usize) -> usize {
+                let lanes = Self::NR_BYTES / size / 2;
+                if cols <= lanes { lanes } else { 2 * lanes }
             }
-        }
-    }
 
+            #[inline(always)]
+            fn call<J: Job>(self, job: J) {
+                #[target_feature(enable = $features)]
+                fn with<J: Job>(job: J) {
+                    job.run();
+                }
+                // SAFETY: self exists, so the processor has the instructions.
+                unsafe { with(job) }
+            }
+
+            #[inline(always)]
+            unsafe fn tile<R: Real>(
+                self,
+                depth: usize,
+                a: *const R,
+                b: *const R,
+                rows: usize,
+                cols: usize,
+                out: *mut R,
+                stride: usize,
+                add: bool,
+            ) {
+                // SAFETY: by the caller; R is the type that is cast to.
+                unsafe {
+                    if same::<R, f32>() {
+                        $f32(depth, a.cast(), b.cast(), rows, cols, out.cast(), stride, add);
+                    } else {
+                        $f64(depth, a.cast(), b.cast(), rows, cols, out.cast(), stride, add);
+                    }
+                }
+            }
+
+            #[inline(always)]
+            unsafe fn widen_f16x4(self, src: *const f16, dst: *mut f32) {
+                // SAFETY: by the caller; self proves the instructions.
+                unsafe { widen_f16x4(src, dst) }
+            }
+
+            #[inline(always)]
+            unsafe fn narrow_f16x4(self, src: *const f32, dst: *mut f16) {
+                // SAFETY: by the caller; self proves the instructions.
+                unsafe { narrow_f16x4(src, dst) }
+            }
+
+            $($more)*
+        }
+    };
+}
+
+implement!(
+    Avx2,
+    "avx2,fma,f16c",
+    6,
+    64,
+    choose_avx2_f32,
+    choose_avx2_f64,
+);
+implement!(
+    Avx512,
+    "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c",
+    12,
+    128,
+    choose_avx512_f32,
+    choose_avx512_f64,
     #[inline(always)]
     unsafe fn transpose<T: Float>(
         self,
@@ -216,94 +233,7 @@ unsafe impl Kernel for Avx512 {
         }
         true
     }
-
-    #[inline(always)]
-    unsafe fn widen_f16x4(self, src: *const f16, dst: *mut f32) {
-        // SAFETY: by the caller; self proves the instructions.
-        unsafe { widen_f16x4(src, dst) }
-    }
-
-    #[inline(always)]
-    unsafe fn narrow_f16x4(self, src: *const f32, dst: *mut f16) {
-        // SAFETY: by the caller; self proves the instructions.
-        unsafe { narrow_f16x4(src, dst) }
-    }
-}
-
-// SAFETY: `new` is the only constructor and asks the processor.
-unsafe impl Kernel for Avx2 {
-    const MR: usize = 6;
-    const NR_BYTES: usize = 64;
-    type Arch = Fused;
-
-    #[inline(always)]
-    fn covers(size: usize, cols: usize) -> usize {
-        let lanes = Self::NR_BYTES / size / 2;
-        if cols <= lanes { lanes } else { 2 * lanes }
-    }
-
-    #[inline(always)]
-    fn call<J: Job>(self, job: J) {
-        #[target_feature(enable = "avx2,fma,f16c")]
-        fn with<J: Job>(job: J) {
-            job.run();
-        }
-        // SAFETY: self exists, so the processor has the instructions.
-        unsafe { with(job) }
-    }
-
-    #[inline(always)]
-    unsafe fn tile<R: Real>(
-        self,
-        depth: usize,
-        a: *const R,
-        b: *const R,
-        rows: usize,
-        cols: usize,
-        out: *mut R,
-        stride: usize,
-        add: bool,
-    ) {
-        // SAFETY: by the caller; R is the type that is cast to.
-        unsafe {
-            if same::<R, f32>() {
-                choose_avx2_f32(
-                    depth,
-                    a.cast(),
-                    b.cast(),
-                    rows,
-                    cols,
-                    out.cast(),
-                    stride,
-                    add,
-                );
-            } else {
-                choose_avx2_f64(
-                    depth,
-                    a.cast(),
-                    b.cast(),
-                    rows,
-                    cols,
-                    out.cast(),
-                    stride,
-                    add,
-                );
-            }
-        }
-    }
-
-    #[inline(always)]
-    unsafe fn widen_f16x4(self, src: *const f16, dst: *mut f32) {
-        // SAFETY: by the caller; self proves the instructions.
-        unsafe { widen_f16x4(src, dst) }
-    }
-
-    #[inline(always)]
-    unsafe fn narrow_f16x4(self, src: *const f32, dst: *mut f16) {
-        // SAFETY: by the caller; self proves the instructions.
-        unsafe { narrow_f16x4(src, dst) }
-    }
-}
+);
 
 /// # Safety
 /// 4 elements are read and written; the processor has the instructions.
