@@ -184,7 +184,7 @@ pub enum Error {
          together",
         listed("missing", missing),
         listed("unexpected", unexpected),
-        listed("wrong shape", shapes)
+        listed("wrong shape or type", shapes)
     )]
     Mismatch {
         /// The checkpoint.
@@ -193,7 +193,7 @@ pub enum Error {
         missing: Vec<String>,
         /// Tensors that the model has no place for.
         unexpected: Vec<String>,
-        /// Tensors of the wrong shape, each with both shapes.
+        /// Tensors of the wrong shape or element type, each with what it is and what was expected.
         shapes: Vec<String>,
     },
 

@@ -59,6 +59,7 @@ pub fn load_parameters(
             }
             Some(id) => {
                 let expected = parameters.get(id).shape();
+                let float = tensor.dtype.dtype().is_none_or(|dtype| dtype.is_float());
                 let same = expected.len() == tensor.shape.len()
                     && expected
                         .iter()
@@ -66,6 +67,9 @@ pub fn load_parameters(
                         .all(|(&a, &b)| a as u64 == b);
                 if std::mem::replace(&mut found[id.key()], true) {
                     unexpected.push(format!("{} (a second time)", tensor.name));
+                } else if !float {
+                    let (name, dtype) = (&tensor.name, tensor.dtype);
+                    shapes.push(format!("{name}: {dtype}, expected floating-point numbers"));
                 } else if same {
                     places.insert(tensor.name.clone(), id);
                 } else {
