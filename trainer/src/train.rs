@@ -12,6 +12,7 @@ use graft_autograd::Gradients;
 use graft_models::Classifier;
 use graft_nn::optimizer::Rule as UpdateRule;
 use graft_nn::{Decay, Forward, FreezePolicy, Optimizer, Rule, Schedule, TrainableSet, losses};
+use graft_tensor::ops::optimizer::all_finite;
 use graft_tensor::ops::random::{Key, shuffle};
 use graft_tensor::{Category, Memory, Tensor, Usage};
 
@@ -148,8 +149,15 @@ fn run(config: &RunConfig) -> Result<RunReport> {
             &mut run_dir,
             &mut progress,
         )?;
+        weights_are_finite(&model, &set, trainer.step)?;
         let Some(data) = &evaluation else { continue };
         let logits = logits(&model, &data.encoded, evaluation_features.as_mut())?;
+        if !logits.iter().flatten().all(|x| x.is_finite()) {
+            return Err(diverged(
+                trainer.step,
+                "a logit of the evaluation is not finite".into(),
+            ));
+        }
         let result = Evaluation::new(&logits, &data.labels, &counts);
         let score = result.confusion.score();
         let is_best = best.as_ref().is_none_or(|(_, best)| result.beats(best));
@@ -212,6 +220,24 @@ fn run(config: &RunConfig) -> Result<RunReport> {
         usage: trainer.usage(&memory),
         out,
     })
+}
+
+/// The error for numbers that have left what f32 can hold.
+fn diverged(step: u64, what: String) -> Error {
+    let help = "lower optimizer.lr, or raise optimizer.warmup";
+    Error::config(format!("step {step}"), what, help)
+}
+
+/// Refuses to go on with, or to keep, a model that the last step before an epoch's end has broken: no later loss
+/// would tell.
+fn weights_are_finite(model: &Model, set: &TrainableSet, step: u64) -> Result<()> {
+    for id in set.ids() {
+        if !all_finite(model.parameters.value(id)?)? {
+            let name = model.parameters.get(id).name();
+            return Err(diverged(step, format!("the tensor `{name}` is not finite")));
+        }
+    }
+    Ok(())
 }
 
 /// The batches of every epoch, planned ahead: with a token budget their number differs, and the schedule needs the sum.
@@ -393,11 +419,7 @@ impl<'a> Loop<'a> {
                     .sum::<u64>();
             }
             if !loss.is_finite() {
-                return Err(Error::config(
-                    format!("step {}", self.step + 1),
-                    format!("the loss is {loss}"),
-                    "lower optimizer.lr, or raise optimizer.warmup",
-                ));
+                return Err(diverged(self.step + 1, format!("the loss is {loss}")));
             }
             let lr = self.config.optimizer.lr * self.schedule.factor(self.step);
             let clip = Some(self.config.optimizer.clip_norm).filter(|&norm| norm > 0.0);
