@@ -1,5 +1,7 @@
-//! What the whole-workspace tests share: the fixtures that PyTorch wrote, read back.
+//! What the whole-workspace tests share: the fixtures that PyTorch wrote, read back; runs of the trainer.
 #![forbid(unsafe_code)]
+
+pub mod runs;
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};

@@ -1,0 +1,181 @@
+//! Running the trainer as a user does, on small data that it can learn.
+
+use std::collections::BTreeMap;
+use std::ffi::OsStr;
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use graft_models::SafetensorsFile;
+use serde_json::{Value, json};
+
+/// The trainer's binary.
+#[derive(Clone, Copy, Debug)]
+pub struct Trainer(pub &'static str);
+
+/// What a finished process left.
+#[derive(Debug)]
+pub struct Said {
+    /// Exit code; none after a signal
+    pub code: Option<i32>,
+    /// Standard output
+    pub out: String,
+    /// Standard error
+    pub err: String,
+}
+
+impl Trainer {
+    /// The command, with nothing of this process' environment that decides where models are found.
+    pub fn command<S: AsRef<OsStr>>(self, arguments: impl IntoIterator<Item = S>) -> Command {
+        let mut command = Command::new(self.0);
+        command.args(arguments).env("HF_HOME", "/nowhere/at/all");
+        for name in ["HF_HUB_CACHE", "XDG_CACHE_HOME"] {
+            command.env_remove(name);
+        }
+        command
+    }
+
+    /// Runs to the end.
+    pub fn run<S: AsRef<OsStr>>(self, arguments: impl IntoIterator<Item = S>) -> Said {
+        let output = self.command(arguments).output().expect("the binary starts");
+        let text = |bytes| String::from_utf8(bytes).expect("the trainer writes UTF-8");
+        Said {
+            code: output.status.code(),
+            out: text(output.stdout),
+            err: text(output.stderr),
+        }
+    }
+
+    /// Runs, and expects success.
+    pub fn succeeds<S: AsRef<OsStr>>(self, arguments: impl IntoIterator<Item = S>) -> Said {
+        let said = self.run(arguments);
+        assert_eq!(said.code, Some(0), "{}", said.err);
+        said
+    }
+
+    /// Runs, and expects exit code 1 without a panic; returns standard error.
+    pub fn refuses<S: AsRef<OsStr>>(self, arguments: impl IntoIterator<Item = S>) -> String {
+        let said = self.run(arguments);
+        assert_eq!(said.code, Some(1), "{}{}", said.out, said.err);
+        assert!(!said.err.contains("panicked"), "{}", said.err);
+        assert!(said.out.is_empty(), "{}", said.out);
+        said.err
+    }
+}
+
+/// A classification task in a directory of its own, which a tiny model learns in seconds: three labels, half of the
+/// examples have the first, and every label has words of its own among words that all share.
+#[derive(Debug)]
+pub struct Task {
+    dir: tempfile::TempDir,
+}
+
+/// The labels of [`Task`].
+pub const LABELS: [&str; 3] = ["calm", "loud", "odd"];
+
+const WORDS: [[&str; 4]; 3] = [
+    ["quiet", "water", "field", "bridge"],
+    ["engine", "shout", "thunder", "drum"],
+    ["nine", "three", "eleven", "one"],
+];
+const SHARED: [&str; 5] = ["the", "and", "it", "is", "a"];
+
+impl Task {
+    /// Files `train.jsonl` of `train` rows and `eval.jsonl` of `eval` rows.
+    pub fn new(train: usize, eval: usize) -> Task {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let mut random = Random(train as u64);
+        for (name, rows) in [("train.jsonl", train), ("eval.jsonl", eval)] {
+            std::fs::write(dir.path().join(name), rows_of(rows, &mut random)).expect("writes");
+        }
+        Task { dir }
+    }
+
+    /// A path in the task's directory.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// [`Task::path`] as text.
+    pub fn text(&self, name: &str) -> String {
+        self.path(name).to_str().expect("UTF-8").to_owned()
+    }
+
+    /// `train --model MODEL --train ... --eval ... --out OUT`, and more arguments.
+    pub fn train(&self, model: &Path, out: &str, more: &[&str]) -> Vec<String> {
+        let mut arguments = vec!["train".to_owned()];
+        for (flag, value) in [
+            ("--model", model.to_str().expect("UTF-8").to_owned()),
+            ("--train", self.text("train.jsonl")),
+            ("--eval", self.text("eval.jsonl")),
+            ("--out", self.text(out)),
+        ] {
+            arguments.extend([flag.to_owned(), value]);
+        }
+        arguments.extend(more.iter().map(|s| (*s).to_owned()));
+        arguments
+    }
+}
+
+fn rows_of(rows: usize, random: &mut Random) -> String {
+    let mut text = String::new();
+    for i in 0..rows {
+        let label = [0, 0, 0, 1, 1, 2][i % 6];
+        let words: Vec<&str> = (0..2 + random.below(6))
+            .map(|place| match place == 0 || random.below(3) > 0 {
+                true => WORDS[label][random.below(4)],
+                false => SHARED[random.below(5)],
+            })
+            .collect();
+        let row = json!({"text": words.join(" "), "label": LABELS[label]});
+        writeln!(text, "{row}").expect("a String takes everything");
+    }
+    text
+}
+
+/// Numbers without pattern enough for data (Knuth's MMIX congruence, upper bits).
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, n: usize) -> usize {
+        self.0 = self
+            .0
+            .wrapping_mul(6364136223846793005)
+            .wrapping_add(1442695040888963407);
+        (self.0 >> 33) as usize % n
+    }
+}
+
+/// Every file of a directory, by name.
+pub fn snapshot(dir: &Path) -> BTreeMap<String, Vec<u8>> {
+    let entries = std::fs::read_dir(dir).expect("a directory");
+    entries
+        .map(|entry| {
+            let entry = entry.expect("an entry");
+            let name = entry.file_name().to_string_lossy().into_owned();
+            (name, std::fs::read(entry.path()).expect("a file"))
+        })
+        .collect()
+}
+
+/// The records of a run's `metrics.jsonl` of one kind.
+pub fn records(run: &Path, kind: &str) -> Vec<Value> {
+    let text = std::fs::read_to_string(run.join("metrics.jsonl")).expect("metrics");
+    text.lines()
+        .map(|line| serde_json::from_str::<Value>(line).expect("a JSON object"))
+        .filter(|record| record["kind"] == kind)
+        .collect()
+}
+
+/// Flips one bit in the middle of a tensor's bytes in a model file.
+pub fn flip_bit(file: &Path, tensor: &str) {
+    let opened = SafetensorsFile::open(file).expect("opens");
+    let range = opened
+        .get(tensor)
+        .expect("the tensor is there")
+        .range
+        .clone();
+    let mut bytes = std::fs::read(file).expect("reads");
+    bytes[((range.start + range.end) / 2) as usize] ^= 0x10;
+    std::fs::write(file, bytes).expect("writes");
+}
