@@ -1,6 +1,6 @@
 //! What can go wrong with tensors, said so that the reader can mend it.
 
-use crate::{DType, Shape};
+use crate::{Category, DType, Shape};
 
 /// A refused tensor operation.
 #[derive(Debug, Clone, thiserror::Error, PartialEq)]
@@ -79,6 +79,27 @@ pub enum Error {
         /// The tensor's shape
         shape: Shape,
     },
+    /// The system has no more memory.
+    #[error(
+        "out of memory: {bytes} bytes for {category} are not to be had beside the {} in use \
+         ({}); use smaller batches, or train fewer parameters",
+        live.iter().sum::<usize>(),
+        breakdown(live)
+    )]
+    OutOfMemory {
+        /// Bytes that were asked for
+        bytes: usize,
+        /// What for
+        category: Category,
+        /// Bytes in use, in the order of [`Category::ALL`]
+        live: [usize; 5],
+    },
+}
+
+fn breakdown(live: &[usize; 5]) -> String {
+    let parts = Category::ALL.iter().zip(live);
+    let parts: Vec<String> = parts.map(|(c, bytes)| format!("{c} {bytes}")).collect();
+    parts.join(", ")
 }
 
 /// Result with this crate's [`Error`].

@@ -3,13 +3,15 @@
 //! This layer knows nothing of gradients. Every operation takes the [`Memory`] that its result is
 //! allocated from, checks its inputs' shapes and types, and says in an [`Error`] what did not fit.
 //! `tests/` holds each operation against an `ndarray` oracle in f64.
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 
+mod arena;
 mod dispatch;
 pub mod dtype;
 pub mod error;
 pub mod memory;
 pub mod ops;
+mod ranges;
 pub mod shape;
 mod tensor;
 

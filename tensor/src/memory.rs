@@ -1,17 +1,19 @@
-//! The allocator: every buffer of a device comes from one [`Memory`], which reuses freed buffers
-//! and counts bytes by category.
+//! The allocator: every buffer of a device comes from one [`Memory`], which reuses freed bytes and
+//! counts them by category.
 //!
 //! A planned memory ([`Memory::planned`]) runs the same bookkeeping without holding a single
 //! float: the code of a training step, run over it, yields the peak that the real run will have.
 //! Integer tensors (ids, offsets, labels) are small and steer the shapes, so they stay real.
 
-use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use half::{bf16, f16};
 
-use crate::DType;
+use crate::arena::{Arena, Region};
+use crate::error::{Error, Result};
+use crate::ranges::{Range, Ranges};
+use crate::{DType, TensorElement};
 
 /// What a buffer is for.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, PartialOrd, Ord)]
@@ -60,10 +62,8 @@ pub struct Usage {
     pub peak: [usize; 5],
     /// The most that all categories held together
     pub peak_total: usize,
-    /// Bytes obtained from the system: in use or kept for reuse
+    /// Bytes obtained from the system: in use, kept for reuse, or lost between the two
     pub held: usize,
-    /// The most bytes ever obtained from the system at one time
-    pub peak_held: usize,
 }
 
 impl Usage {
@@ -78,35 +78,44 @@ impl Usage {
     }
 }
 
-/// Elements of one type, or the promise of them.
-#[derive(Debug)]
-pub(crate) enum Buffer {
-    F32(Vec<f32>),
-    F64(Vec<f64>),
-    Bf16(Vec<bf16>),
-    F16(Vec<f16>),
-    I64(Vec<i64>),
-    I32(Vec<i32>),
-    U8(Vec<u8>),
-    Planned,
+/// The bytes of a tensor, or the promise of them. No bytes at all are never asked for.
+pub(crate) enum Block {
+    /// Of the arena
+    Real(Region),
+    /// Of a plan, none for no elements; integers are kept beside it
+    Planned(Option<Range>, Option<Box<[u64]>>),
+    /// For tensors without elements
+    Empty,
 }
 
-/// A buffer with the size that it is counted with.
-#[derive(Debug)]
-pub(crate) struct Block {
-    pub buffer: Buffer,
-    /// Elements that the buffer has room for; what is counted
-    capacity: usize,
-    dtype: DType,
-    /// Kept for reuse when it is freed
-    pooled: bool,
+impl Block {
+    /// The bytes, at least as many as were asked for; `None` if they are only planned.
+    pub fn bytes(&self) -> Option<&[u8]> {
+        match self {
+            Block::Real(region) => Some(region.bytes()),
+            Block::Planned(_, kept) => kept.as_deref().map(bytemuck::cast_slice),
+            Block::Empty => Some(&[]),
+        }
+    }
+
+    /// The same, to write.
+    pub fn bytes_mut(&mut self) -> Option<&mut [u8]> {
+        match self {
+            Block::Real(region) => Some(region.bytes_mut()),
+            Block::Planned(_, kept) => kept.as_deref_mut().map(bytemuck::cast_slice_mut),
+            Block::Empty => Some(&mut []),
+        }
+    }
 }
 
-#[derive(Default)]
+/// Where ranges come from.
+enum Source {
+    Real(Arena),
+    Plan(Ranges),
+}
+
 struct Pool {
-    /// Freed blocks by type and capacity.
-    free: BTreeMap<(DType, usize), Vec<Block>>,
-    free_bytes: usize,
+    source: Source,
     usage: Usage,
 }
 
@@ -118,23 +127,22 @@ pub struct Memory {
     planned: bool,
 }
 
-/// A block may be this many times larger than what it is reused for.
-const SLACK: f64 = 1.25;
-
 impl Memory {
     /// A new allocator for the CPU.
     pub fn cpu() -> Memory {
-        Memory::new(false)
+        Memory::new(Source::Real(Arena::default()))
     }
 
     /// An allocator that only counts; see the module's text.
     pub fn planned() -> Memory {
-        Memory::new(true)
+        Memory::new(Source::Plan(Ranges::default()))
     }
 
-    fn new(planned: bool) -> Memory {
+    fn new(source: Source) -> Memory {
+        let planned = matches!(source, Source::Plan(_));
+        let usage = Usage::default();
         Memory {
-            pool: Arc::default(),
+            pool: Arc::new(Mutex::new(Pool { source, usage })),
             category: Category::Activations,
             planned,
         }
@@ -168,7 +176,6 @@ impl Memory {
         let mut pool = self.lock();
         pool.usage.peak = pool.usage.live;
         pool.usage.peak_total = pool.usage.live.iter().sum();
-        pool.usage.peak_held = pool.usage.held;
     }
 
     fn lock(&self) -> MutexGuard<'_, Pool> {
@@ -176,75 +183,66 @@ impl Memory {
         self.pool.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A block of `count` elements with unspecified contents.
-    pub(crate) fn allocate(&self, dtype: DType, count: usize) -> Block {
-        let mut block = {
-            let mut pool = self.lock();
-            let block = pool.reuse(dtype, count);
-            let capacity = block.as_ref().map_or(count, |b| b.capacity);
-            let bytes = capacity * dtype.size();
-            if block.is_none() {
-                pool.make_room(bytes);
-                pool.usage.held += bytes;
-                pool.usage.peak_held = pool.usage.peak_held.max(pool.usage.held);
-            }
-            pool.count(self.category, bytes);
-            block.unwrap_or(Block {
-                buffer: Buffer::Planned,
-                capacity,
-                dtype,
-                pooled: true,
-            })
-        };
-        let real = !self.planned || !dtype.is_float();
-        if real {
-            block.buffer.resize(dtype, count, block.capacity);
+    /// Room for `count` elements, with unspecified contents. Debug builds write NaN (or -1) to
+    /// every element, so that a kernel that leaves one out is found by the first test that reads
+    /// it.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`] if the system has no more.
+    pub(crate) fn allocate(&self, dtype: DType, count: usize) -> Result<Block> {
+        let bytes = count.saturating_mul(dtype.size());
+        let mut block = self.take(dtype, bytes).ok_or_else(|| Error::OutOfMemory {
+            bytes,
+            category: self.category,
+            live: self.usage().live,
+        })?;
+        if cfg!(debug_assertions)
+            && let Some(bytes) = block.bytes_mut().filter(|bytes| !bytes.is_empty())
+        {
+            poison(dtype, bytes);
         }
-        block
+        Ok(block)
     }
 
-    /// Counts a vector that was filled elsewhere as a block of its own. It came from the system and
-    /// goes back there: kept for reuse, the inputs of every step would pile up.
-    pub(crate) fn adopt(&self, dtype: DType, count: usize) -> Block {
-        let bytes = count * dtype.size();
+    fn take(&self, dtype: DType, bytes: usize) -> Option<Block> {
+        if bytes == 0 {
+            let planned = self.planned && dtype.is_float();
+            return Some(if planned {
+                Block::Planned(None, None)
+            } else {
+                Block::Empty
+            });
+        }
         let mut pool = self.lock();
-        pool.usage.held += bytes;
-        pool.usage.peak_held = pool.usage.peak_held.max(pool.usage.held);
+        let (block, held) = match &mut pool.source {
+            Source::Real(arena) => (Block::Real(arena.take(bytes)?), arena.touched()),
+            Source::Plan(ranges) => {
+                let range = ranges.take(bytes, |_| true)?;
+                let kept = (!dtype.is_float()).then(|| vec![0; bytes.div_ceil(8)].into());
+                (Block::Planned(Some(range), kept), ranges.touched())
+            }
+        };
+        pool.usage.held = held;
         pool.count(self.category, bytes);
-        Block {
-            buffer: Buffer::Planned,
-            capacity: count,
-            dtype,
-            pooled: false,
-        }
+        Some(block)
     }
 
-    /// Moves a live block's bytes from this handle's category to another.
-    pub(crate) fn recategorise(&self, block: Option<&Block>, to: Category) {
-        let Some(block) = block else { return };
-        let bytes = block.capacity * block.dtype.size();
+    /// Moves `bytes` of a live block from this handle's category to another.
+    pub(crate) fn recategorise(&self, bytes: usize, to: Category) {
         let mut pool = self.lock();
         pool.usage.live[self.category as usize] -= bytes;
         pool.count(to, bytes);
     }
 
-    /// Gives a block back: for reuse, or to the system if it was adopted.
-    pub(crate) fn release(&self, block: Block) {
-        let bytes = block.capacity * block.dtype.size();
+    /// Takes back a block that was asked for with so many bytes.
+    pub(crate) fn release(&self, block: Block, bytes: usize) {
         let mut pool = self.lock();
         pool.usage.live[self.category as usize] -= bytes;
-        if bytes == 0 {
-            return;
+        match (&mut pool.source, block) {
+            (Source::Real(arena), Block::Real(region)) => arena.release(region),
+            (Source::Plan(ranges), Block::Planned(Some(range), _)) => ranges.release(range),
+            _ => {}
         }
-        if !block.pooled {
-            pool.usage.held -= bytes;
-            return;
-        }
-        pool.free_bytes += bytes;
-        pool.free
-            .entry((block.dtype, block.capacity))
-            .or_default()
-            .push(block);
     }
 }
 
@@ -257,76 +255,21 @@ impl Pool {
         usage.peak[category] = usage.peak[category].max(usage.live[category]);
         usage.peak_total = usage.peak_total.max(usage.live.iter().sum());
     }
-
-    /// The smallest free block that fits without wasting more than [`SLACK`].
-    fn reuse(&mut self, dtype: DType, count: usize) -> Option<Block> {
-        let most = (count as f64 * SLACK) as usize;
-        let (&key, _) = self.free.range((dtype, count)..=(dtype, most)).next()?;
-        self.take(key)
-    }
-
-    fn take(&mut self, key: (DType, usize)) -> Option<Block> {
-        let blocks = self.free.get_mut(&key)?;
-        let block = blocks.pop();
-        if blocks.is_empty() {
-            self.free.remove(&key);
-        }
-        if block.is_some() {
-            self.free_bytes -= key.1 * key.0.size();
-        }
-        block
-    }
-
-    /// Returns free blocks to the system, the largest first, until as many bytes as are about to
-    /// be obtained have gone: batches of changing size then never hold more than the worst moment
-    /// needed.
-    fn make_room(&mut self, bytes: usize) {
-        let mut gone = 0;
-        while gone < bytes && self.free_bytes > 0 {
-            let Some(key) = self
-                .free
-                .keys()
-                .max_by_key(|(dtype, capacity)| dtype.size() * capacity)
-                .copied()
-            else {
-                return;
-            };
-            let size = key.0.size() * key.1;
-            drop(self.take(key));
-            gone += size;
-            self.usage.held -= size;
-        }
-    }
 }
 
-impl Buffer {
-    /// Sets the length, keeping the contents unspecified. Debug builds write NaN (or -1) to every
-    /// element, so that a kernel that leaves one out is found by the first test that reads it.
-    fn resize(&mut self, dtype: DType, count: usize, capacity: usize) {
-        macro_rules! sized {
-            ($variant:ident, $t:ty, $poison:expr) => {{
-                if !matches!(self, Buffer::$variant(_)) {
-                    // A zeroed vector comes from the system without being touched.
-                    *self = Buffer::$variant(vec![<$t>::default(); capacity]);
-                }
-                let Buffer::$variant(v) = self else {
-                    unreachable!("set above")
-                };
-                v.resize(count, <$t>::default());
-                if cfg!(debug_assertions) {
-                    v.fill($poison);
-                }
-            }};
-        }
-        match dtype {
-            DType::F32 => sized!(F32, f32, f32::NAN),
-            DType::F64 => sized!(F64, f64, f64::NAN),
-            DType::Bf16 => sized!(Bf16, bf16, bf16::NAN),
-            DType::F16 => sized!(F16, f16, f16::NAN),
-            DType::I64 => sized!(I64, i64, -1),
-            DType::I32 => sized!(I32, i32, -1),
-            DType::U8 => sized!(U8, u8, 255),
-        }
+/// Writes a number to every element that no kernel would.
+fn poison(dtype: DType, bytes: &mut [u8]) {
+    fn with<T: TensorElement>(bytes: &mut [u8], value: T) {
+        bytemuck::cast_slice_mut::<u8, T>(bytes).fill(value);
+    }
+    match dtype {
+        DType::F32 => with(bytes, f32::NAN),
+        DType::F64 => with(bytes, f64::NAN),
+        DType::Bf16 => with(bytes, bf16::NAN),
+        DType::F16 => with(bytes, f16::NAN),
+        DType::I64 => with(bytes, -1i64),
+        DType::I32 => with(bytes, -1i32),
+        DType::U8 => with(bytes, 255u8),
     }
 }
 
@@ -341,38 +284,38 @@ mod tests {
     use super::*;
 
     #[test]
-    fn freed_blocks_are_reused_and_counted() {
+    fn freed_bytes_are_reused_and_counted() {
         let memory = Memory::cpu().with(Category::Workspace);
-        let a = memory.allocate(DType::F32, 1000);
-        memory.release(a);
-        let b = memory.allocate(DType::F32, 900);
-        assert_eq!(b.capacity, 1000, "a block within the slack is reused");
+        let a = memory.allocate(DType::F32, 1600).unwrap();
+        memory.release(a, 6400);
+        let b = memory.allocate(DType::F64, 800).unwrap();
         let usage = memory.usage();
-        assert_eq!(usage.live(Category::Workspace), 4000);
-        assert_eq!(usage.held, 4000);
-        memory.release(b);
+        assert_eq!(usage.live(Category::Workspace), 6400);
+        assert_eq!(usage.held, 6400, "of whatever type they were");
+        memory.release(b, 6400);
         assert_eq!(memory.usage().live(Category::Workspace), 0);
     }
 
     #[test]
-    fn growing_requests_do_not_pile_up_free_blocks() {
+    fn growing_requests_do_not_pile_up() {
         let memory = Memory::cpu();
-        for count in (1..40).map(|i| i * 1000) {
-            let block = memory.allocate(DType::F32, count);
-            memory.release(block);
+        for count in (1..40).map(|i| i * 1600) {
+            let block = memory.allocate(DType::F32, count).unwrap();
+            memory.release(block, 4 * count);
         }
-        assert_eq!(memory.usage().peak_held, 39_000 * 4);
+        assert_eq!(memory.usage().held, 39 * 6400);
     }
 
     #[test]
     fn a_plan_counts_like_the_real_thing() {
         let run = |memory: Memory| {
-            let a = memory.allocate(DType::F32, 5000);
-            let b = memory.with(Category::Gradients).allocate(DType::F32, 300);
-            memory.release(a);
-            let c = memory.allocate(DType::F32, 4500);
-            memory.release(c);
-            memory.with(Category::Gradients).release(b);
+            let a = memory.allocate(DType::F32, 5000).unwrap();
+            let gradients = memory.with(Category::Gradients);
+            let b = gradients.allocate(DType::F32, 300).unwrap();
+            memory.release(a, 20_000);
+            let c = memory.allocate(DType::I64, 4500).unwrap();
+            memory.release(c, 36_000);
+            gradients.release(b, 1200);
             memory.usage()
         };
         assert_eq!(run(Memory::cpu()), run(Memory::planned()));

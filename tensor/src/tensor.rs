@@ -7,46 +7,20 @@ use graft_kernels::{Element, copy};
 use half::{bf16, f16};
 
 use crate::error::{Error, Result};
-use crate::memory::{Block, Buffer, Category, Memory};
+use crate::memory::{Block, Category, Memory};
 use crate::shape::Shape;
 use crate::{DType, with_dtype};
 
 /// Elements that a tensor can hold, tied to their [`DType`].
-pub trait TensorElement: Element {
+pub trait TensorElement: Element + bytemuck::Pod {
     /// The type as a value.
     const DTYPE: DType;
-    #[doc(hidden)]
-    fn slice(buffer: &BufferRef) -> Option<&[Self]>;
-    #[doc(hidden)]
-    fn slice_mut(buffer: &mut BufferRef) -> Option<&mut [Self]>;
-    #[doc(hidden)]
-    fn wrap(data: Vec<Self>) -> BufferRef;
 }
-
-/// Opaque to other crates: keeps [`Buffer`] out of the public interface.
-#[doc(hidden)]
-#[derive(Debug)]
-pub struct BufferRef(Buffer);
 
 macro_rules! element {
     ($t:ty, $variant:ident) => {
         impl TensorElement for $t {
             const DTYPE: DType = DType::$variant;
-            fn slice(buffer: &BufferRef) -> Option<&[Self]> {
-                match &buffer.0 {
-                    Buffer::$variant(v) => Some(v),
-                    _ => None,
-                }
-            }
-            fn slice_mut(buffer: &mut BufferRef) -> Option<&mut [Self]> {
-                match &mut buffer.0 {
-                    Buffer::$variant(v) => Some(v),
-                    _ => None,
-                }
-            }
-            fn wrap(data: Vec<Self>) -> BufferRef {
-                BufferRef(Buffer::$variant(data))
-            }
         }
     };
 }
@@ -58,20 +32,46 @@ element!(i64, I64);
 element!(i32, I32);
 element!(u8, U8);
 
-/// A buffer that returns to its allocator when the last tensor over it goes.
+/// Bytes that return to their allocator when the last tensor over them goes.
 struct Storage {
-    buffer: BufferRef,
-    /// The block's bookkeeping; its own buffer has moved to `buffer`.
-    block: Option<Block>,
+    /// `Block::Empty` only while it is dropped, and for tensors without elements
+    block: Block,
+    dtype: DType,
+    count: usize,
     memory: Memory,
+}
+
+impl Storage {
+    fn bytes(&self) -> usize {
+        self.count * self.dtype.size()
+    }
+
+    /// The elements; `None` if they are only planned. The type must be the storage's.
+    fn elements<T: TensorElement>(&self) -> Option<&[T]> {
+        let bytes = &self.block.bytes()?[..self.bytes()];
+        // No bytes at all have no alignment either.
+        Some(if bytes.is_empty() {
+            &[]
+        } else {
+            bytemuck::cast_slice(bytes)
+        })
+    }
+
+    fn elements_mut<T: TensorElement>(&mut self) -> Option<&mut [T]> {
+        let length = self.bytes();
+        let bytes = &mut self.block.bytes_mut()?[..length];
+        Some(if bytes.is_empty() {
+            &mut []
+        } else {
+            bytemuck::cast_slice_mut(bytes)
+        })
+    }
 }
 
 impl Drop for Storage {
     fn drop(&mut self) {
-        if let Some(mut block) = self.block.take() {
-            block.buffer = std::mem::replace(&mut self.buffer.0, Buffer::Planned);
-            self.memory.release(block);
-        }
+        let block = std::mem::replace(&mut self.block, Block::Empty);
+        self.memory.release(block, self.bytes());
     }
 }
 
@@ -89,15 +89,15 @@ impl Tensor {
     /// A tensor with unspecified elements, for a kernel to fill.
     ///
     /// # Errors
-    /// A shape that is refused by [`Shape::new`].
+    /// A shape that is refused by [`Shape::new`], or more than the system has.
     pub fn empty(memory: &Memory, dtype: DType, shape: &[usize]) -> Result<Tensor> {
         let shape = Shape::new(shape)?;
-        let mut block = memory.allocate(dtype, shape.count());
-        let buffer = BufferRef(std::mem::replace(&mut block.buffer, Buffer::Planned));
+        let count = shape.count();
         Ok(Tensor {
             storage: Arc::new(Storage {
-                buffer,
-                block: Some(block),
+                block: memory.allocate(dtype, count)?,
+                dtype,
+                count,
                 memory: memory.clone(),
             }),
             dtype,
@@ -136,7 +136,7 @@ impl Tensor {
         Ok(tensor)
     }
 
-    /// Takes `data` as a tensor of `shape`. Over a planned memory, floats are dropped.
+    /// `data` as a tensor of `shape`; see [`Tensor::from_slice`].
     ///
     /// # Errors
     /// A length that is not the shape's element count.
@@ -145,44 +145,32 @@ impl Tensor {
         data: Vec<T>,
         shape: &[usize],
     ) -> Result<Tensor> {
-        let shape = Shape::new(shape)?;
-        if data.len() != shape.count() {
-            return Err(Error::shape(
-                "from_vec",
-                "the data",
-                format!("{} elements", data.len()),
-                format!("{} for {shape}", shape.count()),
-            ));
-        }
-        let block = memory.adopt(T::DTYPE, data.len());
-        let buffer = if memory.is_planned() && T::DTYPE.is_float() {
-            BufferRef(Buffer::Planned)
-        } else {
-            T::wrap(data)
-        };
-        Ok(Tensor {
-            storage: Arc::new(Storage {
-                buffer,
-                block: Some(block),
-                memory: memory.clone(),
-            }),
-            dtype: T::DTYPE,
-            shape,
-            strides: shape.row_major_strides(),
-            offset: 0,
-        })
+        Tensor::from_slice(memory, &data, shape)
     }
 
-    /// A copy of `data` as a tensor of `shape`.
+    /// A copy of `data` as a tensor of `shape`. Over a planned memory, floats are dropped.
     ///
     /// # Errors
-    /// As [`Tensor::from_vec`].
+    /// A length that is not the shape's element count.
     pub fn from_slice<T: TensorElement>(
         memory: &Memory,
         data: &[T],
         shape: &[usize],
     ) -> Result<Tensor> {
-        Tensor::from_vec(memory, data.to_vec(), shape)
+        let shape = Shape::new(shape)?;
+        if data.len() != shape.count() {
+            return Err(Error::shape(
+                "from_slice",
+                "the data",
+                format!("{} elements", data.len()),
+                format!("{} for {shape}", shape.count()),
+            ));
+        }
+        let mut tensor = Tensor::empty(memory, T::DTYPE, &shape)?;
+        if !tensor.is_planned() {
+            tensor.slice_mut::<T>()?.copy_from_slice(data);
+        }
+        Ok(tensor)
     }
 
     /// The element type.
@@ -212,7 +200,7 @@ impl Tensor {
 
     /// True if the tensor only exists as a plan.
     pub fn is_planned(&self) -> bool {
-        matches!(self.storage.buffer.0, Buffer::Planned)
+        self.storage.block.bytes().is_none()
     }
 
     /// True if the elements lie side by side in row-major order.
@@ -239,15 +227,16 @@ impl Tensor {
 
     /// The elements from the view's first one to the storage's end, for kernels that take strides.
     pub(crate) fn strided_slice<T: TensorElement>(&self) -> Result<&[T]> {
-        if self.is_planned() {
-            return Err(Error::Planned { shape: self.shape });
+        if T::DTYPE != self.dtype {
+            return Err(Error::DType {
+                op: "read",
+                what: format!("the tensor {}", self.shape),
+                found: self.dtype,
+                expected: T::DTYPE.to_string(),
+            });
         }
-        let all = T::slice(&self.storage.buffer).ok_or_else(|| Error::DType {
-            op: "read",
-            what: format!("the tensor {}", self.shape),
-            found: self.dtype,
-            expected: T::DTYPE.to_string(),
-        })?;
+        let all = self.storage.elements::<T>();
+        let all = all.ok_or(Error::Planned { shape: self.shape })?;
         Ok(&all[self.offset.min(all.len())..])
     }
 
@@ -269,6 +258,14 @@ impl Tensor {
     /// As [`Tensor::slice`], and [`Error::Shared`] while another tensor shares the storage.
     pub fn slice_mut<T: TensorElement>(&mut self) -> Result<&mut [T]> {
         let (shape, offset, dtype) = (self.shape, self.offset, self.dtype);
+        if T::DTYPE != dtype {
+            return Err(Error::DType {
+                op: "write",
+                what: format!("the tensor {shape}"),
+                found: dtype,
+                expected: T::DTYPE.to_string(),
+            });
+        }
         if self.is_planned() {
             return Err(Error::Planned { shape });
         }
@@ -276,12 +273,8 @@ impl Tensor {
             return Err(Error::NotContiguous { shape });
         }
         let storage = Arc::get_mut(&mut self.storage).ok_or(Error::Shared { shape })?;
-        let all = T::slice_mut(&mut storage.buffer).ok_or_else(|| Error::DType {
-            op: "write",
-            what: format!("the tensor {shape}"),
-            found: dtype,
-            expected: T::DTYPE.to_string(),
-        })?;
+        let all = storage.elements_mut::<T>();
+        let all = all.ok_or(Error::Planned { shape })?;
         Ok(&mut all[offset..offset + shape.count()])
     }
 
@@ -579,9 +572,7 @@ impl Tensor {
         let memory = self.memory().with(category);
         match Arc::get_mut(&mut self.storage) {
             Some(storage) => {
-                storage
-                    .memory
-                    .recategorise(storage.block.as_ref(), category);
+                storage.memory.recategorise(storage.bytes(), category);
                 storage.memory = memory;
                 Ok(self)
             }

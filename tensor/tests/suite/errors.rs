@@ -31,7 +31,7 @@ fn wide(m: &Memory, shape: &[usize]) -> Tensor {
 fn shapes_and_views() {
     refused(
         |m| Tensor::from_vec(m, vec![1f32; 5], &[2, 3]),
-        "from_vec: the data; found 5 elements, expected 6 for [2, 3]",
+        "from_slice: the data; found 5 elements, expected 6 for [2, 3]",
     );
     refused(
         |m| Tensor::from_bytes(m, DType::Bf16, &[2, 3], &[0; 11]),
