@@ -12,12 +12,14 @@ use crate::op::Op;
 pub(crate) struct Saved {
     /// By position of the input
     pub inputs: Vec<Option<Tensor>>,
+    /// Positions of the inputs that are rebuilt by the nodes that computed them
+    pub rebuilt: Vec<usize>,
     pub output: Option<Tensor>,
     pub extras: Vec<Tensor>,
 }
 
 impl Saved {
-    fn input(&self, i: usize) -> &Tensor {
+    pub fn input(&self, i: usize) -> &Tensor {
         self.inputs[i]
             .as_ref()
             .expect("Op::saves names every input that the rule reads")

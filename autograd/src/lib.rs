@@ -13,6 +13,7 @@ mod functions;
 pub mod gradcheck;
 pub mod gradients;
 pub mod op;
+mod rebuild;
 pub mod tape;
 
 pub use error::{Error, Result};

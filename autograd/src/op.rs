@@ -191,8 +191,44 @@ impl Op {
         self.kind() != OpKind::ArgMax
     }
 
+    /// True if the result can be had again, at the price of one pass over memory, from what is kept
+    /// for the backward pass if that is anything. A later operation that saves such a result as
+    /// its input does not keep it: it is computed again when backward gets there.
+    pub fn can_rebuild(&self) -> bool {
+        match self {
+            Op::Linear { linear, .. } => linear.activation.is_some(),
+            Op::LayerNorm { .. } | Op::RmsNorm { .. } | Op::Glu(_) => true,
+            Op::Unary(kind) => kind.backward_needs() == Needs::Input,
+            Op::Leaf
+            | Op::Detach
+            | Op::MatMul
+            | Op::Binary(_)
+            | Op::Affine { .. }
+            | Op::Reduce { .. }
+            | Op::SumAll
+            | Op::ArgMax
+            | Op::Reshape(_)
+            | Op::Permute(_)
+            | Op::Narrow { .. }
+            | Op::Expand(_)
+            | Op::Concat { .. }
+            | Op::GatherRows
+            | Op::L2Normalize { .. }
+            | Op::Softmax { .. }
+            | Op::Attention { .. }
+            | Op::Rope(_)
+            | Op::Dropout { .. }
+            | Op::Pool(_)
+            | Op::CrossEntropy { .. }
+            | Op::LinearCrossEntropy { .. }
+            | Op::BceWithLogits
+            | Op::Cast(_) => false,
+        }
+    }
+
     /// What must be kept, given which inputs need a gradient. This alone decides what a step costs
-    /// in memory: what no needed gradient reads is not kept.
+    /// in memory: what no needed gradient reads is not kept. Of the results that an operation can
+    /// rebuild, not even that much: see [`Op::can_rebuild`].
     pub fn saves(&self, needs: &[bool]) -> Saves {
         let need = |i: usize| needs.get(i).copied().unwrap_or(false);
         let none = Saves::default();
@@ -250,16 +286,21 @@ impl Op {
             | Op::Dropout { .. } => none,
             Op::GatherRows => inputs(&[(true, 1)]),
             Op::LayerNorm {
-                residual, weight, ..
+                residual,
+                weight,
+                bias,
+                ..
             } => {
                 let first_weight = 1 + usize::from(*residual);
                 let input = need(0) || (*residual && need(1));
                 let statistics = input || (*weight && need(first_weight));
+                // The bias is for `Op::rebuild`.
                 Saves {
                     extras: statistics,
                     ..inputs(&[
                         (statistics && !residual, 0),
-                        (input && *weight, first_weight),
+                        (statistics && *weight, first_weight),
+                        (statistics && *bias, first_weight + usize::from(*weight)),
                     ])
                 }
             }

@@ -3,6 +3,7 @@
 //! A node holds an operation, the numbers of the nodes that it reads, and what its backward needs;
 //! nothing else keeps a value alive but the [`Var`]s that the caller holds. What no needed gradient
 //! reads is therefore freed the moment the caller lets go of it, and a frozen prefix saves nothing.
+//! Of what one pass over kept tensors can compute again ([`Op::can_rebuild`]), nothing is kept either.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -17,6 +18,7 @@ use crate::error::{Error, Result};
 use crate::forward::{Randomness, forward};
 use crate::gradients::{Gradients, add};
 use crate::op::Op;
+use crate::rebuild::rebuild;
 
 /// A value on a tape.
 #[derive(Clone, Debug)]
@@ -59,6 +61,20 @@ struct Node {
     saved: Saved,
 }
 
+impl Node {
+    /// True if the node's result can be computed again from what the node keeps.
+    fn rebuilds(&self) -> bool {
+        let Saved {
+            inputs,
+            rebuilt,
+            extras,
+            ..
+        } = &self.saved;
+        let keeps = !extras.is_empty() || !rebuilt.is_empty() || inputs.iter().any(Option::is_some);
+        keeps && self.op.can_rebuild()
+    }
+}
+
 /// A stretch of the program whose saved tensors are recomputed when backward reaches it.
 struct Region {
     start: usize,
@@ -96,6 +112,8 @@ pub struct Tape {
     memory: Memory,
     random: Randomness,
     streams: u64,
+    /// Results that can be rebuilt are not kept
+    rebuilds: bool,
     /// Where backward started, once it has run
     reached: Option<usize>,
 }
@@ -111,6 +129,7 @@ impl Tape {
             memory: memory.with(Category::Activations),
             random: Randomness { seed, step },
             streams: 0,
+            rebuilds: true,
             reached: None,
         }
     }
@@ -118,6 +137,12 @@ impl Tape {
     /// The allocator of the tape's values.
     pub fn memory(&self) -> &Memory {
         &self.memory
+    }
+
+    /// Keeps every result that backward reads, also those that it could rebuild: more memory for
+    /// a little less time. Gradients are the same to the bit. Holds for what is recorded from now on.
+    pub fn keep_everything(&mut self) {
+        self.rebuilds = false;
     }
 
     /// Number of nodes.
@@ -194,7 +219,7 @@ impl Tape {
         }
         let values: Vec<&Tensor> = inputs.iter().map(|var| &var.value).collect();
         let saves = self.open.is_none() && wanted;
-        let (value, saved) = self.execute(&op, &values, &needs, saves)?;
+        let (value, saved) = self.execute(&op, &numbers, &values, &needs, saves)?;
         if let Some(region) = &mut self.open {
             let start = region.start;
             for var in inputs.iter().filter(|var| var.node < start) {
@@ -225,6 +250,7 @@ impl Tape {
     fn execute(
         &self,
         op: &Op,
+        numbers: &[usize],
         values: &[&Tensor],
         needs: &[bool],
         save: bool,
@@ -240,13 +266,39 @@ impl Tape {
         }
         let mut saved = Saved {
             inputs: vec![None; values.len()],
+            rebuilt: Vec::new(),
             output: saves.output.then(|| value.clone()),
             extras: if saves.extras { extras } else { Vec::new() },
         };
         for i in saves.inputs {
-            saved.inputs[i] = Some(values[i].clone());
+            if self.rebuilds && self.nodes[numbers[i]].rebuilds() {
+                saved.rebuilt.push(i);
+            } else {
+                saved.inputs[i] = Some(values[i].clone());
+            }
         }
         Ok((value, saved))
+    }
+
+    /// Computes again what `saved`, of the node that reads `inputs`, was kept without. `rebuilt`
+    /// holds results until the node that they belong to is reached.
+    fn complete(
+        &self,
+        inputs: &[usize],
+        saved: &mut Saved,
+        rebuilt: &mut HashMap<usize, Tensor>,
+    ) -> Result<()> {
+        for i in std::mem::take(&mut saved.rebuilt) {
+            let number = inputs[i];
+            if !rebuilt.contains_key(&number) {
+                let node = &self.nodes[number];
+                let mut kept = node.saved.clone();
+                self.complete(&node.inputs, &mut kept, rebuilt)?;
+                rebuilt.insert(number, rebuild(&self.memory, &node.op, &kept)?);
+            }
+            saved.inputs[i] = rebuilt.get(&number).cloned();
+        }
+        Ok(())
     }
 
     /// The label of a trainable parameter that one of the nodes depends on.
@@ -312,7 +364,8 @@ impl Tape {
             let needs = self.needs(&inputs);
             let read: Vec<&Tensor> = inputs.iter().map(|input| &values[input]).collect();
             let saves = save && needs.contains(&true);
-            let (value, saved) = self.execute(&self.nodes[i].op, &read, &needs, saves)?;
+            let op = &self.nodes[i].op;
+            let (value, saved) = self.execute(op, &inputs, &read, &needs, saves)?;
             self.nodes[i].saved = saved;
             if reads.contains_key(&i) {
                 values.insert(i, value);
@@ -429,6 +482,7 @@ impl Tape {
         self.reached = Some(from.node);
         let mut pending: Vec<Option<Tensor>> = vec![None; from.node + 1];
         pending[from.node] = Some(gradient);
+        let mut rebuilt = HashMap::new();
         for i in (0..=from.node).rev() {
             if let Some(r) = self.regions.iter().position(|region| region.end == i + 1) {
                 let range = self.regions[r].start..i + 1;
@@ -436,12 +490,13 @@ impl Tape {
                 let mut reads = self.reads(range.clone());
                 self.run(range, &mut values, &mut reads, true)?;
             }
+            rebuilt.remove(&i);
+            let mut saved = std::mem::take(&mut self.nodes[i].saved);
             let Some(dy) = pending[i].take() else {
-                self.nodes[i].saved = Saved::default();
                 continue;
             };
-            let saved = std::mem::take(&mut self.nodes[i].saved);
             let node = &self.nodes[i];
+            self.complete(&node.inputs, &mut saved, &mut rebuilt)?;
             if node.op == Op::Leaf {
                 if let Some(parameter) = &node.parameter {
                     gradients.add(parameter.key, dy)?;

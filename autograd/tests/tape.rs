@@ -170,6 +170,68 @@ fn checkpointing_changes_no_bit_and_saves_memory() {
     }
 }
 
+/// Each operation that can rebuild its result, in front of one that saves it, and through another.
+#[test]
+fn rebuilding_changes_no_bit_and_saves_memory() {
+    let memory = Memory::cpu();
+    let p: Vec<Tensor> = [&[6, 8][..], &[6, 8], &[8], &[8], &[8, 8], &[5, 8]]
+        .iter()
+        .enumerate()
+        .map(|(i, shape)| values(&memory, i as u64, shape))
+        .collect();
+    type Build = fn(&mut Tape, &[Var]) -> Result<Var>;
+    let ops: [(&str, Build); 7] = [
+        ("layer norm", |t, v| {
+            t.layer_norm(&v[0], None, Some(&v[2]), Some(&v[3]), 1e-5)
+        }),
+        ("layer norm of a sum", |t, v| {
+            t.layer_norm(&v[0], Some(&v[1]), Some(&v[2]), None, 1e-5)
+        }),
+        ("rms norm", |t, v| t.rms_norm(&v[0], None, &v[2], 0.0, 1e-5)),
+        ("rms norm of a sum", |t, v| {
+            t.rms_norm(&v[0], Some(&v[1]), &v[2], 1.0, 1e-5)
+        }),
+        ("gated unit", |t, v| {
+            t.glu(graft_tensor::ops::Glu::Swiglu, &v[0], &v[1])
+        }),
+        ("linear", |t, v| {
+            let gelu = Some(Activation::Gelu);
+            t.linear(&v[0], &v[4], Some(&v[2]), WeightLayout::OutIn, gelu)
+        }),
+        ("square", |t, v| {
+            t.unary(graft_tensor::ops::Unary::Square, &v[0])
+        }),
+    ];
+    for (name, op) in ops {
+        for mask in 0..32u32 {
+            let run = |keep: bool| {
+                let mut tape = Tape::new(&memory, 0, 0);
+                if keep {
+                    tape.keep_everything();
+                }
+                let needs = |i: usize| i == 5 || mask >> i & 1 == 1;
+                let v: Vec<Var> = (0..6)
+                    .map(|i| tape.parameter(i, &format!("p{i}"), &p[i], needs(i)))
+                    .collect();
+                let y = op(&mut tape, &v).unwrap();
+                // Rebuilt for the norm's own backward, which is rebuilt for the linear's.
+                let y = tape.layer_norm(&y, None, None, None, 1e-5).unwrap();
+                let z = tape.linear(&y, &v[5], None, WeightLayout::OutIn, None);
+                let loss = tape.sum_all(&z.unwrap()).unwrap();
+                drop(y);
+                let saved = tape.saved_bytes();
+                (saved, gradients(&mut Step { tape, loss }))
+            };
+            let ((some, rebuilt), (all, kept)) = (run(false), run(true));
+            assert_eq!(rebuilt, kept, "{name}, needs {mask:05b}");
+            assert!(some <= all, "{name}, needs {mask:05b}: {some} of {all}");
+            if mask == 31 {
+                assert!(some < all, "{name}: {some} of {all}");
+            }
+        }
+    }
+}
+
 #[test]
 fn checkpoints_of_several_blocks_and_nested_ones_are_one_region() {
     let memory = Memory::cpu();

@@ -240,7 +240,7 @@ mod tests {
                     continue;
                 }
                 let new = take(&mut r, bytes);
-                prop_assert!(new.bytes >= bytes && new.start % ALIGN == 0);
+                prop_assert!(new.bytes >= bytes && new.start.is_multiple_of(ALIGN));
                 let segment = &r.segments[new.segment];
                 prop_assert!(new.start + new.bytes <= segment.touched);
                 prop_assert!(segment.touched <= segment.bytes);
