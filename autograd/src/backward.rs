@@ -19,6 +19,11 @@ pub(crate) struct Saved {
 }
 
 impl Saved {
+    /// True if the node, which reads `inputs`, was kept without the result of node `k`.
+    pub fn rebuilds(&self, inputs: &[usize], k: usize) -> bool {
+        self.rebuilt.iter().any(|&i| inputs[i] == k)
+    }
+
     pub fn input(&self, i: usize) -> &Tensor {
         self.inputs[i]
             .as_ref()
@@ -44,8 +49,8 @@ pub(crate) fn backward(
     m: &Memory,
     random: Randomness,
     op: &Op,
-    saved: &Saved,
-    dy: &Tensor,
+    saved: &mut Saved,
+    dy: Tensor,
     around: &Around,
 ) -> Result<Vec<Option<Tensor>>> {
     let Around {
@@ -58,30 +63,11 @@ pub(crate) fn backward(
     fn when(need: bool, gradient: impl FnOnce() -> Result<Tensor>) -> Result<Option<Tensor>> {
         need.then(gradient).transpose()
     }
+    let owned = dy;
+    let dy = &owned;
     Ok(match op {
         Op::Leaf | Op::Detach | Op::ArgMax => vec![None; needs.len()],
-        Op::Linear { linear, bias } => {
-            let dy = match linear.activation {
-                Some(kind) => ops::activation_backward(m, kind, &saved.extras[0], dy)?,
-                None => dy.clone(),
-            };
-            let mut gradients = vec![
-                when(need(0), || {
-                    // dx = dy · wᵀ: [rows, out] x [out, in]
-                    let w = linear.input_by_output(saved.input(1))?;
-                    let rows = dy.count() / dy.shape().last().map_or(1, |&n| n.max(1));
-                    let flat = dy.contiguous(m)?.reshape(&[rows, w.shape()[1]])?;
-                    Ok(ops::matmul(m, &flat, &w.t()?)?.reshape(&shapes[0])?)
-                })?,
-                when(need(1), || {
-                    Ok(ops::weight_gradient(m, linear.layout, saved.input(0), &dy)?)
-                })?,
-            ];
-            if *bias {
-                gradients.push(when(need(2), || Ok(ops::sum_to_columns(m, &dy)?))?);
-            }
-            gradients
-        }
+        Op::Linear { linear, bias } => linear_backward(m, linear, *bias, saved, owned, around)?,
         Op::MatMul => vec![
             when(need(0), || {
                 let da = ops::matmul(m, dy, &saved.input(1).t()?)?;
@@ -224,7 +210,10 @@ pub(crate) fn backward(
             let dx = rope::rope(m, p, dy, cos, sin, positions, true)?;
             vec![Some(dx), None, None, None]
         }
-        Op::Dropout { p, stream } => vec![Some(ops::dropout(m, dy, *p, random.key(*stream))?)],
+        Op::Dropout { p, stream } => {
+            let key = random.key(*stream);
+            vec![Some(ops::dropout_backward(m, owned, *p, key)?)]
+        }
         Op::Pool(kind) => {
             let x = saved.inputs[0].as_ref();
             let dx = ops::pool_backward(m, *kind, x, saved.input(1), dy)?;
@@ -269,6 +258,41 @@ pub(crate) fn backward(
         }
         Op::Cast(_) => vec![Some(ops::cast(m, dy, dtypes[0])?)],
     })
+}
+
+/// The weight's gradient comes first: what it alone reads is freed before the input's gradient,
+/// often the step's largest tensor, is allocated.
+fn linear_backward(
+    m: &Memory,
+    linear: &ops::Linear,
+    bias: bool,
+    saved: &mut Saved,
+    mut dy: Tensor,
+    around: &Around,
+) -> Result<Vec<Option<Tensor>>> {
+    let need = |i: usize| around.needs[i];
+    let mut gradients = vec![None; around.needs.len()];
+    if let Some(kind) = linear.activation {
+        dy = ops::activation_backward(m, kind, &saved.extras[0], dy)?;
+        saved.extras.clear();
+    }
+    if bias && need(2) {
+        gradients[2] = Some(ops::sum_to_columns(m, &dy)?);
+    }
+    if need(1) {
+        let dweight = ops::weight_gradient(m, linear.layout, saved.input(0), &dy)?;
+        gradients[1] = Some(dweight);
+        saved.inputs[0] = None;
+    }
+    if need(0) {
+        // dx = dy · wᵀ: [rows, out] x [out, in]
+        let w = linear.input_by_output(saved.input(1))?;
+        let rows = dy.count() / dy.shape().last().map_or(1, |&n| n.max(1));
+        let flat = dy.contiguous(m)?.reshape(&[rows, w.shape()[1]])?;
+        let dx = ops::matmul(m, &flat, &w.t()?)?.reshape(&around.shapes[0])?;
+        gradients[0] = Some(dx);
+    }
+    Ok(gradients)
 }
 
 fn binary(

@@ -497,6 +497,11 @@ impl Tape {
             };
             let node = &self.nodes[i];
             self.complete(&node.inputs, &mut saved, &mut rebuilt)?;
+            // Kept only while another node, of which there are few in between, still reads it.
+            rebuilt.retain(|&k, _| {
+                let later = &self.nodes[k + 1..i];
+                later.iter().any(|n| n.saved.rebuilds(&n.inputs, k))
+            });
             if node.op == Op::Leaf {
                 if let Some(parameter) = &node.parameter {
                     gradients.add(parameter.key, dy)?;
@@ -515,8 +520,9 @@ impl Tape {
                     .collect::<Vec<_>>(),
                 needs: &self.needs(&node.inputs),
             };
-            let parts = backward(&self.memory, self.random, &node.op, &saved, &dy, &around)?;
-            drop((saved, dy));
+            let (m, random) = (&self.memory, self.random);
+            let parts = backward(m, random, &node.op, &mut saved, dy, &around)?;
+            drop(saved);
             debug_assert_eq!(parts.len(), node.inputs.len(), "{:?}", node.op);
             for (&input, part) in node.inputs.iter().zip(parts) {
                 let Some(part) = part.filter(|_| self.nodes[input].needs_gradient) else {

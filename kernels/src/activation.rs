@@ -271,18 +271,31 @@ kernel! {
     }
 }
 
+/// The slope at x. An operation that wants its value gets it computed; else that falls away.
+#[inline(always)]
+fn slope_at<A: Arch, O: Op, R: Real>(x: R) -> R {
+    let y = if O::NEEDS == Needs::Output {
+        O::value::<A, R>(x)
+    } else {
+        R::ZERO
+    };
+    O::slope::<A, R>(x, y)
+}
+
 kernel! {
     /// From the argument.
     fn back_input[A: Arch, O: Op, T: Float](isa: Isa, x: &[T], dy: &[T], dx: &mut [T]) {
         for ((x, dy), dx) in x.iter().zip(dy).zip(dx) {
-            let x = x.widen();
-            // An operation that wants its value gets it computed again; else this falls away.
-            let y = if O::NEEDS == Needs::Output {
-                O::value::<A, T::Acc>(x)
-            } else {
-                T::Acc::ZERO
-            };
-            *dx = T::narrow(dy.widen() * O::slope::<A, T::Acc>(x, y));
+            *dx = T::narrow(dy.widen() * slope_at::<A, O, T::Acc>(x.widen()));
+        }
+    }
+}
+
+kernel! {
+    /// From the argument, over the gradient.
+    fn back_in_place[A: Arch, O: Op, T: Float](isa: Isa, x: &[T], grad: &mut [T]) {
+        for (x, grad) in x.iter().zip(grad) {
+            *grad = T::narrow(grad.widen() * slope_at::<A, O, T::Acc>(x.widen()));
         }
     }
 }
@@ -323,17 +336,17 @@ public! {
 }
 
 public! {
-    /// `dx[i] = dy[i] · kind'(x[i])`, with `x` from before the activation.
+    /// `grad[i] = grad[i] · kind'(x[i])`, with `x` from before the activation: the gradient of the
+    /// result becomes that of the argument.
     pub fn activation_backward, activation_backward_with[T: Float](
-        isa: Isa, kind: Activation, x: &[T], dy: &[T], dx: &mut [T]
+        isa: Isa, kind: Activation, x: &[T], grad: &mut [T]
     ) {
-        assert_eq!(x.len(), dx.len(), "activation_backward: x and dx differ in length");
-        assert_eq!(dy.len(), dx.len(), "activation_backward: dy and dx differ in length");
+        assert_eq!(x.len(), grad.len(), "activation_backward: x and grad differ in length");
         with_op!(
             kind,
             Activation { Gelu GeluTanh Relu Tanh Silu },
-            for_each_chunk(dx.len(), (x, dy, dx), |_, (x, dy, dx)| {
-                back_input::<O, T>(isa, x, dy, dx);
+            for_each_chunk(grad.len(), (x, grad), |_, (x, grad)| {
+                back_in_place::<O, T>(isa, x, grad);
             })
         );
     }

@@ -13,14 +13,33 @@ pub(crate) fn kept_scale(p: f64) -> f64 {
     if p < 1.0 { 1.0 / (1.0 - p) } else { 0.0 }
 }
 
-/// `y[i] = x[i] / (1 - p)` where `philox::uniform(key, i) >= p`, else 0. The backward pass is the
-/// same function, with the same key, applied to the gradient.
+/// `y[i] = x[i] / (1 - p)` where `philox::uniform(key, i) >= p`, else 0.
 pub fn dropout<T: Float>(x: &[T], y: &mut [T], p: f64, key: Key) {
     assert_eq!(x.len(), y.len(), "dropout: x and y differ in length");
     let isa = Isa::detect();
     parallel::for_each_chunk(y.len(), (x, y), |first, (x, y)| {
         drop(isa, x, y, first, p, key);
     });
+}
+
+/// [`dropout`] over its input. The backward pass is this, with the same key, over the gradient.
+pub fn dropout_in_place<T: Float>(x: &mut [T], p: f64, key: Key) {
+    let isa = Isa::detect();
+    parallel::for_each_chunk(x.len(), x, |first, x| drop_in_place(isa, x, first, p, key));
+}
+
+kernel! {
+    fn drop_in_place[A: Arch, T: Float](isa: Isa, x: &mut [T], first: usize, p: f64, key: Key) {
+        let from = philox::keep_from(p);
+        let scale = T::Acc::from_f64(kept_scale(p));
+        for (n, x) in x.chunks_mut(WIDE_ITEMS).enumerate() {
+            let words = philox::wide_words(key, (first + n * WIDE_ITEMS) as u64);
+            for (x, word) in x.iter_mut().zip(words) {
+                let kept = T::narrow(x.widen() * scale);
+                *x = if word >> 8 >= from { kept } else { T::default() };
+            }
+        }
+    }
 }
 
 kernel! {
@@ -51,6 +70,9 @@ mod tests {
         let mut y = vec![f32::NAN; n];
         for p in [0.0, 0.1, 0.5, 0.9, 1.0] {
             dropout(&x, &mut y, p, key);
+            let mut in_place = x.clone();
+            dropout_in_place(&mut in_place, p, key);
+            assert_eq!(in_place, y);
             let scale = kept_scale(p) as f32;
             for i in 0..n {
                 let kept = f64::from(philox::uniform(key, i as u64)) >= p;

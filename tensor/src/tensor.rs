@@ -542,6 +542,19 @@ impl Tensor {
         }
     }
 
+    /// This tensor if it alone holds its storage and its elements lie side by side, else a copy of
+    /// which that is true: something to write to.
+    ///
+    /// # Errors
+    /// None for a valid tensor.
+    pub fn into_owned(self, memory: &Memory) -> Result<Tensor> {
+        if self.is_contiguous() && self.is_unique() {
+            Ok(self)
+        } else {
+            self.copy(memory)
+        }
+    }
+
     /// A contiguous copy with storage of its own.
     ///
     /// # Errors

@@ -79,27 +79,21 @@ pub fn activation(m: &Memory, kind: Activation, x: &Tensor) -> Result<Tensor> {
     Ok(y)
 }
 
-/// The gradient of an activation's input, from that input (`x`, the pre-activation).
+/// The gradient of an activation's input, from that input (`x`, the pre-activation) and the
+/// gradient of its result, whose storage it takes over if nothing else holds that.
 ///
 /// # Errors
 /// Shapes or types that differ.
-pub fn activation_backward(
-    m: &Memory,
-    kind: Activation,
-    x: &Tensor,
-    dy: &Tensor,
-) -> Result<Tensor> {
+pub fn activation_backward(m: &Memory, kind: Activation, x: &Tensor, dy: Tensor) -> Result<Tensor> {
     let op = "activation backward";
-    let dy = dy.contiguous(m)?;
-    let x = beside(op, "the pre-activation", x, &dy, m)?;
-    let mut dx = Tensor::empty(m, dy.dtype(), dy.shape())?;
-    with_float!(op, dy.dtype(), T => {
-        if !dx.is_planned() {
-            let (x, dy) = (x.slice::<T>()?, dy.slice::<T>()?);
-            kernel::activation_backward(kind, x, dy, dx.slice_mut::<T>()?);
+    let mut grad = dy.into_owned(m)?;
+    let x = beside(op, "the pre-activation", x, &grad, m)?;
+    with_float!(op, grad.dtype(), T => {
+        if !grad.is_planned() {
+            kernel::activation_backward(kind, x.slice::<T>()?, grad.slice_mut::<T>()?);
         }
     });
-    Ok(dx)
+    Ok(grad)
 }
 
 /// A gated unit: `act(gate) * up`.
@@ -272,7 +266,7 @@ pub fn cast(m: &Memory, x: &Tensor, to: DType) -> Result<Tensor> {
 }
 
 /// Zeroes each element with probability `p` and scales the others by `1 / (1 - p)`. The mask is a
-/// function of `key` and the element's index, so the same call on `dy` is the backward pass.
+/// function of `key` and the element's index, so the same on `dy` is the backward pass.
 ///
 /// # Errors
 /// A probability outside `[0, 1)`.
@@ -291,6 +285,20 @@ pub fn dropout(m: &Memory, x: &Tensor, p: f64, key: Key) -> Result<Tensor> {
         }
     });
     Ok(y)
+}
+
+/// [`dropout`] of a tensor whose storage it takes over if nothing else holds that.
+///
+/// # Errors
+/// As [`dropout`].
+pub fn dropout_backward(m: &Memory, dy: Tensor, p: f64, key: Key) -> Result<Tensor> {
+    let mut grad = dy.into_owned(m)?;
+    with_float!("dropout backward", grad.dtype(), T => {
+        if !grad.is_planned() {
+            kernel_dropout::dropout_in_place(grad.slice_mut::<T>()?, p, key);
+        }
+    });
+    Ok(grad)
 }
 
 /// 1 where a maximum or minimum of `a` and `b` is `a` (ties included), else 0; shaped as the

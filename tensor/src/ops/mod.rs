@@ -19,7 +19,7 @@ pub mod rope;
 pub use attention::{Attention, attention, attention_backward};
 pub use elementwise::{
     Activation, Binary, Glu, Needs, Unary, activation, activation_backward, affine, binary, cast,
-    dropout, glu, glu_backward, reduce_to_shape, unary, unary_backward,
+    dropout, dropout_backward, glu, glu_backward, reduce_to_shape, unary, unary_backward,
 };
 pub use index::{concat, gather_rows, place, scatter_add_rows};
 pub use linalg::{Linear, WeightLayout, linear, matmul, sum_to_columns, weight_gradient};

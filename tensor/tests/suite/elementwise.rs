@@ -142,7 +142,14 @@ fn activations_and_their_slopes() {
             near_by(&y, &x.values.mapv(|x| activate(kind, x)), FUNCTION, 4.0);
             let gradient = |m: &_, t| {
                 let (x, dy) = (x.cast_on(t, m), dy.cast_on(t, m));
-                ops::activation_backward(m, kind, &x, &dy).map(|g| vec![g])
+                // Once over the gradient's own storage, once beside it.
+                let shared = ops::activation_backward(m, kind, &x, dy.clone())?;
+                let own = ops::activation_backward(m, kind, &x, dy)?;
+                assert_eq!(m.is_planned(), own.is_planned());
+                if !m.is_planned() {
+                    assert_eq!(own.to_f64()?, shared.to_f64()?);
+                }
+                Ok(vec![own])
             };
             near_f64(case, gradient, FUNCTION, 4.0);
         });
@@ -313,6 +320,8 @@ fn dropout_is_a_mask_of_the_key_and_the_place() {
         let p = case.of(&[0.0, 0.1, 0.5, 0.9]);
         let key = Key::new(case.seed, 1, 2);
         let y = run1(|m| ops::dropout(m, &x.on(m), p, key));
+        let again = run1(|m| ops::dropout_backward(m, x.on(m), p, key));
+        assert_eq!(again.values, y.values, "in place");
         // Of ones of another type, the mask alone.
         let ones = run1(|m| {
             ops::dropout(
