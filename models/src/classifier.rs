@@ -2,7 +2,8 @@
 
 use graft_autograd::Var;
 use graft_nn::layers::Linear;
-use graft_nn::{Forward, FreezePolicy, Parameters, Rule, TrainableSet};
+use graft_nn::{Forward, FreezePolicy, ParamId, Parameters, Rule, TrainableSet};
+use graft_tensor::Tensor;
 use graft_tensor::ops::{Activation, Pool};
 
 use crate::batch::TokenBatch;
@@ -19,6 +20,27 @@ pub enum Strategy {
     Last(usize),
     /// Everything
     Full,
+}
+
+/// A place in a classifier: what lies below it is frozen, what lies above it is trained or leads to what is.
+///
+/// What passes through it is the same in every epoch, since dropout begins where training does, and can be kept.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, PartialOrd, Ord)]
+pub enum Cut {
+    /// Between the embeddings or the layer below and the layer of this number: a hidden state for each token
+    Layer(usize),
+    /// Between encoder and head: a hidden state for each sequence's first token
+    Head,
+}
+
+impl Cut {
+    /// Rows of `hidden` numbers that pass for a sequence of so many tokens.
+    pub fn rows(self, tokens: usize) -> usize {
+        match self {
+            Cut::Layer(_) => tokens,
+            Cut::Head => 1,
+        }
+    }
 }
 
 /// What lies between the first token's hidden state and the logits.
@@ -132,37 +154,72 @@ impl Classifier {
     /// # Errors
     /// Ids outside the vocabulary, empty or too long sequences.
     pub fn forward(&self, f: &mut Forward, batch: &TokenBatch) -> Result<Var> {
-        let first = self.first_tokens(f, batch)?;
+        let (x, offsets) = self.encoder.forward(f, batch)?;
+        let first = f.tape.pool(Pool::First, &x, &offsets)?;
+        drop(x);
         self.classify(f, &first)
     }
 
-    /// The last hidden state of each sequence's first token, `[sequences, hidden]`: all that the head
-    /// sees of the encoder.
+    /// The place below which nothing is trained: in front of the layer of the lowest trained parameter. `None` if an
+    /// embedding is trained.
+    pub fn cut(&self, set: &TrainableSet) -> Option<Cut> {
+        // Parameters are declared, and numbered, in the order in which they take part.
+        let layer = self.encoder.layer_of(set.ids().next()?)?;
+        Some(if layer < self.encoder.layers() {
+            Cut::Layer(layer)
+        } else {
+            Cut::Head
+        })
+    }
+
+    /// Whether a parameter takes part in what passes through `cut`.
+    pub fn is_below(&self, cut: Cut, id: ParamId) -> bool {
+        match (self.encoder.layer_of(id), cut) {
+            (None, _) => true,
+            (Some(layer), Cut::Layer(first)) => layer < first,
+            (Some(layer), Cut::Head) => layer < self.encoder.layers(),
+        }
+    }
+
+    /// What passes through `cut`: `[tokens, hidden]` in front of a layer, `[sequences, hidden]` in front of the head.
     ///
     /// # Errors
     /// As [`Classifier::forward`].
-    pub fn first_tokens(&self, f: &mut Forward, batch: &TokenBatch) -> Result<Var> {
-        let (x, offsets) = self.encoder.forward(f, batch)?;
-        Ok(f.tape.pool(Pool::First, &x, &offsets)?)
+    pub fn below(&self, f: &mut Forward, cut: Cut, batch: &TokenBatch) -> Result<Var> {
+        let (x, offsets) = self.encoder.embed(f, batch)?;
+        match cut {
+            Cut::Layer(layer) => self.encoder.run(f, x, &offsets, 0..layer),
+            Cut::Head => {
+                let x = self.encoder.run(f, x, &offsets, 0..self.encoder.layers())?;
+                Ok(f.tape.pool(Pool::First, &x, &offsets)?)
+            }
+        }
     }
 
-    /// True if nothing below the head is trained.
-    pub fn trunk_is_frozen(&self, p: &Parameters, set: &TrainableSet) -> bool {
-        let is_head = |name: &str| {
-            self.head
-                .globs
-                .iter()
-                .any(|glob| Rule::train(*glob).matches(name))
-        };
-        set.ids().all(|id| is_head(p.get(id).name()))
-    }
-
-    /// The logits of first tokens' hidden states, `[sequences, hidden]` to `[sequences, labels]`:
-    /// what is left to compute when the encoder is frozen and its outputs are known.
+    /// The logits, `[sequences, labels]`, of what passes through `cut` ([`Classifier::below`] says in which shape):
+    /// what is left to compute when everything below is frozen and known. `offsets [sequences + 1]` say where each
+    /// sequence begins.
     ///
     /// # Errors
-    /// A shape that does not fit.
-    pub fn classify(&self, f: &mut Forward, first: &Var) -> Result<Var> {
+    /// Shapes or offsets that do not fit.
+    pub fn above(&self, f: &mut Forward, cut: Cut, x: Tensor, offsets: &[i64]) -> Result<Var> {
+        let x = f.input(x);
+        let first = match cut {
+            Cut::Layer(layer) => {
+                let offsets = Tensor::from_slice(f.memory(), offsets, &[offsets.len()])?;
+                let offsets = f.input(offsets);
+                let x = self
+                    .encoder
+                    .run(f, x, &offsets, layer..self.encoder.layers())?;
+                f.tape.pool(Pool::First, &x, &offsets)?
+            }
+            Cut::Head => x,
+        };
+        self.classify(f, &first)
+    }
+
+    /// First tokens' hidden states `[sequences, hidden]` to logits `[sequences, labels]`.
+    fn classify(&self, f: &mut Forward, first: &Var) -> Result<Var> {
         let mut x = first.clone();
         if self.head.dropout_first {
             x = f.dropout(&x, self.dropout)?;

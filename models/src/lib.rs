@@ -24,11 +24,13 @@ pub mod source;
 pub mod tokenizer;
 
 pub use batch::TokenBatch;
-pub use classifier::{Classifier, Strategy};
+pub use classifier::{Classifier, Cut, Strategy};
 pub use config::{DropoutRates, Family, HiddenAct, Labels, ModelConfig, ProblemType};
 pub use encoder::Encoder;
 pub use error::{Error, Result};
-pub use load::{LoadReport, load_parameters, save_parameters};
+pub use load::{
+    LoadReport, little_endian, load_parameters, load_some, save_parameters, save_trained,
+};
 pub use safetensors::{Checkpoint, SafetensorsFile, TensorInfo};
 pub use source::ModelSource;
 pub use tokenizer::{Encoding, Tokenizer};

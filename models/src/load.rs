@@ -1,16 +1,17 @@
 //! Parameters from a checkpoint and back: every tensor accounted for.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::path::Path;
 
-use graft_nn::{ParamId, Parameters};
-use graft_tensor::Tensor;
+use graft_nn::{ParamId, Parameters, TrainableSet};
+use graft_tensor::{DType, Tensor};
 
 use crate::classifier::Classifier;
 use crate::config::ModelConfig;
 use crate::encoder::{is_dispensable, modern};
 use crate::error::{Error, Result};
-use crate::safetensors::{Checkpoint, TensorView, pt_metadata, write};
+use crate::safetensors::{Checkpoint, SafetensorsFile, TensorView, pt_metadata, write};
 
 /// What loading left out or had to make up.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -130,16 +131,56 @@ fn is_other_head(name: &str) -> bool {
 /// # Errors
 /// What the file system refuses.
 pub fn save_parameters(parameters: &Parameters, path: &Path) -> Result<()> {
-    let mut bytes = Vec::with_capacity(parameters.len());
-    for (id, parameter) in parameters.iter() {
+    save_some(parameters, path, |_| true)
+}
+
+/// Writes the parameters of `set` alone to one safetensors file at `path`; [`load_some`] reads them back.
+///
+/// # Errors
+/// What the file system refuses.
+pub fn save_trained(parameters: &Parameters, set: &TrainableSet, path: &Path) -> Result<()> {
+    save_some(parameters, path, |id| set.contains(id))
+}
+
+fn save_some(parameters: &Parameters, path: &Path, wanted: impl Fn(ParamId) -> bool) -> Result<()> {
+    let mut chosen = Vec::with_capacity(parameters.len());
+    for (id, parameter) in parameters.iter().filter(|(id, _)| wanted(*id)) {
         let value = parameters.value(id)?;
-        bytes.push((parameter, value.dtype(), value.to_bytes()?));
+        chosen.push((parameter, value.dtype(), little_endian(value)?));
     }
-    let views = bytes.iter().map(|(parameter, dtype, data)| TensorView {
+    let views = chosen.iter().map(|(parameter, dtype, data)| TensorView {
         name: parameter.name(),
         dtype: *dtype,
         shape: parameter.shape(),
         data,
     });
     write(path, &pt_metadata(), views)
+}
+
+/// Sets every parameter that the safetensors file at `path` holds under its name.
+///
+/// # Errors
+/// A file that cannot be read, a tensor that is no parameter or has another shape.
+pub fn load_some(parameters: &mut Parameters, path: &Path) -> Result<()> {
+    SafetensorsFile::open(path)?.read_each(&mut |_| true, &mut |t, bytes| {
+        let id = parameters.find(&t.name)?;
+        let dtype = t
+            .dtype
+            .dtype()
+            .expect("read_each refuses types that it cannot read");
+        let shape = *parameters.get(id).shape();
+        let value = Tensor::from_bytes(parameters.memory(), dtype, &shape, bytes)?;
+        Ok(parameters.set(id, value)?)
+    })
+}
+
+/// A tensor's bytes as a checkpoint holds them: those in memory, where they are little-endian `f32` in order.
+///
+/// # Errors
+/// A planned tensor.
+pub fn little_endian(tensor: &Tensor) -> Result<Cow<'_, [u8]>> {
+    if cfg!(target_endian = "little") && tensor.dtype() == DType::F32 && tensor.is_contiguous() {
+        return Ok(Cow::Borrowed(bytemuck::cast_slice(tensor.slice::<f32>()?)));
+    }
+    Ok(Cow::Owned(tensor.to_bytes()?))
 }

@@ -1,6 +1,6 @@
 //! Texts of a data set as token ids.
 
-use graft_models::{Encoding, TokenBatch};
+use graft_models::{Encoding, ModelConfig, TokenBatch, Tokenizer};
 
 use crate::data::Dataset;
 use crate::error::Result;
@@ -23,14 +23,27 @@ impl Encoded {
     /// # Errors
     /// A length that leaves no room beside the special tokens.
     pub fn new(model: &Model, data: &Dataset, max_length: Option<usize>) -> Result<Encoded> {
-        let positions = model.config.max_tokens();
+        Encoded::with(&model.config, &model.tokenizer, data, max_length)
+    }
+
+    /// [`Encoded::new`] for a model of which only these two are there yet.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn with(
+        config: &ModelConfig,
+        tokenizer: &Tokenizer,
+        data: &Dataset,
+        max_length: Option<usize>,
+    ) -> Result<Encoded> {
+        let positions = config.max_tokens();
         let limit = max_length.map_or(positions, |n| n.min(positions));
         let texts: Vec<(&str, Option<&str>)> = data
             .examples
             .iter()
             .map(|example| (example.text.as_str(), example.text_pair.as_deref()))
             .collect();
-        let encodings = model.tokenizer.encode_batch(&texts, limit)?;
+        let encodings = tokenizer.encode_batch(&texts, limit)?;
         Ok(Encoded {
             lengths: encodings.iter().map(|e| e.ids.len()).collect(),
             truncated: encodings.iter().filter(|e| e.truncated).count(),

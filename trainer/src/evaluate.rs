@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use graft_models::Labels;
+use graft_models::{Labels, ModelConfig, Tokenizer};
 use graft_nn::Forward;
 
 use crate::batch::{BatchSize, in_order};
@@ -31,13 +31,14 @@ pub fn logits(
     let mut all = Vec::with_capacity(data.encodings.len());
     for batch in in_order(&data.lengths, EVALUATION_BATCH) {
         let mut f = Forward::evaluate(&model.parameters);
+        let packed = data.pack(&batch);
         let logits = match &mut features {
             Some(features) => {
-                let first = features.rows(model, data, &batch)?;
-                let first = f.input(first);
-                model.classifier.classify(&mut f, &first)?
+                let rows = features.rows(model, data, &batch)?;
+                let cut = features.cut();
+                model.classifier.above(&mut f, cut, rows, &packed.offsets)?
             }
-            None => model.classifier.forward(&mut f, &data.pack(&batch))?,
+            None => model.classifier.forward(&mut f, &packed)?,
         };
         let values = logits.value().to_vec::<f32>()?;
         all.extend(values.chunks(labels).map(<[f32]>::to_vec));
@@ -130,9 +131,22 @@ impl Labelled {
     /// # Errors
     /// A label that the model does not know.
     pub fn new(model: &Model, data: &Dataset, max_length: Option<usize>) -> Result<Labelled> {
+        Labelled::with(&model.config, &model.tokenizer, data, max_length)
+    }
+
+    /// [`Labelled::new`] for a model of which only these two are there yet.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn with(
+        config: &ModelConfig,
+        tokenizer: &Tokenizer,
+        data: &Dataset,
+        max_length: Option<usize>,
+    ) -> Result<Labelled> {
         Ok(Labelled {
-            labels: encode_labels(&model.config.labels, data)?,
-            encoded: Encoded::new(model, data, max_length)?,
+            labels: encode_labels(&config.labels, data)?,
+            encoded: Encoded::with(config, tokenizer, data, max_length)?,
             empty: data.empty_texts(),
         })
     }

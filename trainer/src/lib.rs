@@ -21,6 +21,7 @@ pub mod predict;
 pub mod progress;
 pub mod report;
 pub mod run_dir;
+mod steps;
 pub mod train;
 pub mod verify;
 

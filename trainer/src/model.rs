@@ -1,19 +1,41 @@
 //! A pretrained model in memory: configuration, tokenizer, parameters and classifier.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use graft_models::config::CONFIG_FILE;
 use graft_models::{
     Classifier, Labels, LoadReport, ModelConfig, ModelSource, ProblemType, Tokenizer,
-    load_parameters, save_parameters,
+    little_endian, load_parameters, load_some, save_parameters, save_trained,
 };
-use graft_nn::Parameters;
+use graft_nn::{Parameters, TrainableSet};
 use graft_tensor::{DType, Memory};
+use rayon::prelude::*;
 
+use crate::certificate::sha256_hex;
 use crate::error::{Error, Result};
 
 /// The file of the weights.
 pub const WEIGHTS_FILE: &str = "model.safetensors";
+
+/// The trained weights of the best epoch, while a run goes on.
+pub const ASIDE_FILE: &str = "best.safetensors";
+
+/// SHA-256 of every parameter's bytes, by name.
+pub type Hashes = BTreeMap<String, String>;
+
+/// A model that was loaded.
+#[derive(Debug)]
+pub struct Loaded<T> {
+    /// The model
+    pub model: Model,
+    /// What of its files is new or was not used
+    pub report: LoadReport,
+    /// Of the weights as they were loaded, or initialised
+    pub hashes: Hashes,
+    /// What was done meanwhile
+    pub meanwhile: T,
+}
 
 /// A classifier and what belongs to it.
 #[derive(Debug)]
@@ -42,6 +64,23 @@ impl Model {
         seed: u64,
         memory: &Memory,
     ) -> Result<(Model, LoadReport)> {
+        let nothing = |_: &ModelConfig, _: &Tokenizer| Ok(());
+        let loaded = Model::for_task_while(spec, labels, dropout, seed, memory, nothing)?;
+        Ok((loaded.model, loaded.report))
+    }
+
+    /// [`Model::for_task`], and `meanwhile` beside the reading of the weights, as soon as there is a tokenizer.
+    ///
+    /// # Errors
+    /// As there, and those of `meanwhile`.
+    pub fn for_task_while<T: Send>(
+        spec: &str,
+        labels: Labels,
+        dropout: Option<f64>,
+        seed: u64,
+        memory: &Memory,
+        meanwhile: impl FnOnce(&ModelConfig, &Tokenizer) -> Result<T> + Send,
+    ) -> Result<Loaded<T>> {
         let source = ModelSource::resolve(spec)?;
         let mut config = ModelConfig::load(&source)?;
         let keeps_head = is_classifier(&config)
@@ -53,7 +92,7 @@ impl Model {
             config.set_classification(labels, ProblemType::SingleLabel);
         }
         let new_head = (!keeps_head).then_some(seed);
-        Model::load(&source, config, dropout, new_head, memory)
+        Model::load(&source, config, dropout, new_head, memory, meanwhile)
     }
 
     /// A model that was trained to classify.
@@ -74,34 +113,52 @@ impl Model {
                 "train it for a classification task first, with `trainer train`",
             ));
         }
-        Ok(Model::load(&source, config, None, None, memory)?.0)
+        let nothing = |_: &ModelConfig, _: &Tokenizer| Ok(());
+        Ok(Model::load(&source, config, None, None, memory, nothing)?.model)
     }
 
-    fn load(
+    fn load<T: Send>(
         source: &ModelSource,
         config: ModelConfig,
         dropout: Option<f64>,
         new_head: Option<u64>,
         memory: &Memory,
-    ) -> Result<(Model, LoadReport)> {
+        meanwhile: impl FnOnce(&ModelConfig, &Tokenizer) -> Result<T> + Send,
+    ) -> Result<Loaded<T>> {
         let mut in_use = config.clone();
         if let Some(p) = dropout {
             in_use.dropout.hidden = p;
             in_use.dropout.attention = p;
             in_use.dropout.classifier = p;
         }
-        let tokenizer = Tokenizer::load(source, config.vocab_size)?;
-        let mut parameters = Parameters::new(memory, DType::F32);
-        let classifier = Classifier::new(&mut parameters, &in_use)?;
-        let mut checkpoint = source.checkpoint()?;
-        let report = load_parameters(&mut parameters, &config, &mut checkpoint, new_head)?;
+        let texts = || -> Result<(Tokenizer, T)> {
+            let tokenizer = Tokenizer::load(source, config.vocab_size)?;
+            let done = meanwhile(&config, &tokenizer)?;
+            Ok((tokenizer, done))
+        };
+        let weights = || -> Result<(Parameters, Classifier, LoadReport, Hashes)> {
+            let mut parameters = Parameters::new(memory, DType::F32);
+            let classifier = Classifier::new(&mut parameters, &in_use)?;
+            let mut checkpoint = source.checkpoint()?;
+            let report = load_parameters(&mut parameters, &config, &mut checkpoint, new_head)?;
+            let hashes = hash_parameters(&parameters)?;
+            Ok((parameters, classifier, report, hashes))
+        };
+        let (weights, texts) = rayon::join(weights, texts);
+        let (tokenizer, meanwhile) = texts?;
+        let (parameters, classifier, report, hashes) = weights?;
         let model = Model {
             config,
             tokenizer,
             parameters,
             classifier,
         };
-        Ok((model, report))
+        Ok(Loaded {
+            model,
+            report,
+            hashes,
+            meanwhile,
+        })
     }
 
     /// Writes configuration and tokenizer into `dir`: all but the weights.
@@ -114,6 +171,22 @@ impl Model {
         Ok(self.tokenizer.save(dir)?)
     }
 
+    /// Writes the weights of `set` alone into `dir`; [`Model::restore`] takes them back from there.
+    ///
+    /// # Errors
+    /// What the file system refuses.
+    pub fn set_aside(&self, set: &TrainableSet, dir: &Path) -> Result<()> {
+        Ok(save_trained(&self.parameters, set, &dir.join(ASIDE_FILE))?)
+    }
+
+    /// Takes back the weights that were last set aside in `dir`.
+    ///
+    /// # Errors
+    /// The file cannot be read.
+    pub fn restore(&mut self, dir: &Path) -> Result<()> {
+        Ok(load_some(&mut self.parameters, &dir.join(ASIDE_FILE))?)
+    }
+
     /// Writes the weights into `dir`, whole or not at all.
     ///
     /// # Errors
@@ -121,6 +194,17 @@ impl Model {
     pub fn save_weights(&self, dir: &Path) -> Result<()> {
         Ok(save_parameters(&self.parameters, &dir.join(WEIGHTS_FILE))?)
     }
+}
+
+/// Hashes every parameter, several at a time.
+fn hash_parameters(parameters: &Parameters) -> Result<Hashes> {
+    let all: Vec<_> = parameters.iter().collect();
+    all.into_par_iter()
+        .map(|(id, parameter)| {
+            let bytes = little_endian(parameters.value(id)?)?;
+            Ok((parameter.name().to_owned(), sha256_hex(&bytes)))
+        })
+        .collect()
 }
 
 fn is_classifier(config: &ModelConfig) -> bool {

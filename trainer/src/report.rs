@@ -3,6 +3,8 @@
 use std::fmt;
 use std::time::Duration;
 
+use crate::features::Kept;
+
 /// Two columns of text, the second aligned. `Display` writes a line per row.
 #[derive(Debug, Clone, Default)]
 pub struct Table {
@@ -60,6 +62,12 @@ pub struct RunReport {
     pub training: Duration,
     /// Duration of the whole run.
     pub total: Duration,
+    /// Until the first optimizer step had ended.
+    pub startup: Duration,
+    /// Batches of all epochs, and the most tokens that one may have, if that was set.
+    pub batches: (u64, Option<usize>),
+    /// Outputs of frozen layers that were kept, if any were.
+    pub kept: Option<Kept>,
     /// The evaluation of the kept model, if there was one.
     pub best: Option<BestEvaluation>,
     /// Largest resident memory, in bytes, where the system tells.
@@ -117,12 +125,25 @@ impl fmt::Display for RunReport {
                 thousands(rate as u64)
             ),
         );
+        if let (batches, Some(budget)) = self.batches {
+            let mean = self.tokens as f64 / batches.max(1) as f64;
+            table.row(
+                "batches",
+                format!(
+                    "{} tokens each, {:.1} % of {}",
+                    thousands(mean.round() as u64),
+                    100.0 * mean / budget as f64,
+                    thousands(budget as u64)
+                ),
+            );
+        }
         table.row(
             "time",
             format!(
-                "{}, of it training {}",
+                "{}, of it training {}; first step after {:.2}s",
                 duration(self.total),
-                duration(self.training)
+                duration(self.training),
+                self.startup.as_secs_f64()
             ),
         );
         if let Some(best) = &self.best {
@@ -152,6 +173,17 @@ impl fmt::Display for RunReport {
                 })
                 .collect();
             table.row("of tensors, MiB", parts.join(", "));
+        }
+        if let Some(kept) = &self.kept {
+            let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
+            let file = match kept.file {
+                0 => String::new(),
+                bytes => format!(", {:.1} MiB in a file", mib(bytes)),
+            };
+            table.row(
+                "frozen outputs",
+                format!("{:.1} MiB in memory{file}", mib(kept.memory)),
+            );
         }
         table.row("output", &self.out);
         write!(f, "{table}")
@@ -250,6 +282,12 @@ mod tests {
             tokens: 50_000,
             training: Duration::from_secs(10),
             total: Duration::from_secs(75),
+            startup: Duration::from_millis(420),
+            batches: (50, Some(1024)),
+            kept: Some(Kept {
+                memory: 3 << 19,
+                file: 7 << 20,
+            }),
             best: Some(BestEvaluation {
                 epoch: 2,
                 score: Score {
@@ -265,17 +303,19 @@ mod tests {
             usage: vec![],
             out: "runs/a".into(),
         };
-        let want = "  strategy     head
-  trained      1,538 of 1,000,000 parameters (0.15 %)
-  examples     1,200, 3 of them cut to the longest length allowed
-  epochs       2, 150 steps
-  tokens       50,000, 5,000 per second
-  time         1m 15s, of it training 10s
-  best epoch   2
-  accuracy     0.9000 (majority class: 0.5000)
-  macro-F1     0.8500 (majority class: 0.3333)
-  peak memory  3 MiB
-  output       runs/a
+        let want = "  strategy        head
+  trained         1,538 of 1,000,000 parameters (0.15 %)
+  examples        1,200, 3 of them cut to the longest length allowed
+  epochs          2, 150 steps
+  tokens          50,000, 5,000 per second
+  batches         1,000 tokens each, 97.7 % of 1,024
+  time            1m 15s, of it training 10s; first step after 0.42s
+  best epoch      2
+  accuracy        0.9000 (majority class: 0.5000)
+  macro-F1        0.8500 (majority class: 0.3333)
+  peak memory     3 MiB
+  frozen outputs  1.5 MiB in memory, 7.0 MiB in a file
+  output          runs/a
 ";
         assert_eq!(report.to_string(), want);
     }

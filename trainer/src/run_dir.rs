@@ -66,6 +66,18 @@ impl RunDir {
         self.staged.path()
     }
 
+    /// Removes a file that was only for the time of the run, if it is there.
+    ///
+    /// # Errors
+    /// The system refuses.
+    pub fn remove(&self, name: &str) -> Result<()> {
+        let path = self.path().join(name);
+        match std::fs::remove_file(&path) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => Err(Error::io("remove", &path, e)),
+            _ => Ok(()),
+        }
+    }
+
     /// Where they will be.
     pub fn target(&self) -> &Path {
         self.staged.target()

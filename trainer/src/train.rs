@@ -5,30 +5,28 @@
 //!
 //! What it does not: distributed training, tasks other than classification, resuming an interrupted run.
 
-use std::collections::BTreeMap;
-use std::time::{Duration, Instant};
+use std::sync::{Mutex, PoisonError};
+use std::time::Instant;
 
-use graft_autograd::Gradients;
 use graft_models::Classifier;
-use graft_nn::optimizer::Rule as UpdateRule;
-use graft_nn::{Decay, Forward, FreezePolicy, Optimizer, Rule, Schedule, TrainableSet, losses};
+use graft_nn::{FreezePolicy, Rule, TrainableSet};
+use graft_tensor::Memory;
 use graft_tensor::ops::optimizer::all_finite;
 use graft_tensor::ops::random::{Key, shuffle};
-use graft_tensor::{Category, Memory, Tensor, Usage};
 
-use crate::batch::epoch_batches;
-use crate::certificate::{Certificate, TensorEntry, sha256_hex};
-use crate::config::Strategy;
-use crate::config::{OptimizerKind, Rule as ConfigRule, RunConfig, Schedule as ConfigSchedule};
+use crate::batch::{BatchSize, epoch_batches};
+use crate::certificate::{Certificate, TensorEntry};
+use crate::config::{Rule as ConfigRule, RunConfig, Strategy};
 use crate::data::{Columns, Dataset, training_labels};
 use crate::encode::Encoded;
 use crate::error::{Error, Result};
 use crate::evaluate::{Evaluation, Labelled, logits};
 use crate::features::Features;
-use crate::model::Model;
+use crate::model::{ASIDE_FILE, Hashes, Model};
 use crate::progress::Progress;
 use crate::report::{BestEvaluation, RunReport, peak_rss};
 use crate::run_dir::{Record, RunDir};
+use crate::steps::{Loop, Training, diverged, lock};
 use crate::verify::hash_tensors;
 
 /// Examples within which batches are grouped by length, in batches of the configured size.
@@ -83,29 +81,38 @@ fn run(config: &RunConfig) -> Result<RunReport> {
         text_pair: config.data.text_pair.clone(),
         label: Some(config.data.label.clone()),
     };
-    let training = Dataset::read(&config.data.train, &columns)?;
+    let (training, evaluation) = rayon::join(
+        || Dataset::read(&config.data.train, &columns),
+        || {
+            let path = config.data.eval.as_ref();
+            path.map(|path| Dataset::read(path, &columns)).transpose()
+        },
+    );
+    let (training, evaluation) = (training?, evaluation?);
     let memory = Memory::cpu();
-    let seed = config.train.seed;
-    let (mut model, loaded) = Model::for_task(
+    let max_length = config.data.max_length;
+    let loaded = Model::for_task_while(
         &config.model.path,
         training_labels(&training)?,
         config.strategy.dropout,
-        seed,
+        config.train.seed,
         &memory,
+        |config, tokenizer| {
+            let encode = |data: &Dataset| Labelled::with(config, tokenizer, data, max_length);
+            Ok((
+                encode(&training)?,
+                evaluation.as_ref().map(encode).transpose()?,
+            ))
+        },
     )?;
-    let max_length = config.data.max_length;
-    let training = Labelled::new(&model, &training, max_length)?;
-    let evaluation = match &config.data.eval {
-        Some(path) => Some(Labelled::read(&model, path, &columns, max_length)?),
-        None => None,
-    };
+    let (mut model, before) = (loaded.model, loaded.hashes);
+    let (training, evaluation) = loaded.meanwhile;
     let set = policy(
         &model.classifier,
         config.strategy.name,
         &config.strategy.rules,
     )?
     .resolve(&model.parameters)?;
-    let before = hash_parameters(&model)?;
     let epochs = plan_epochs(config, &training.encoded);
     let accumulate = config.train.accumulate;
     let steps: u64 = epochs
@@ -114,7 +121,12 @@ fn run(config: &RunConfig) -> Result<RunReport> {
         .sum();
 
     let mut progress = Progress::stderr(steps);
-    for line in notes(config, &training, evaluation.as_ref(), &loaded.initialised) {
+    for line in notes(
+        config,
+        &training,
+        evaluation.as_ref(),
+        &loaded.report.initialised,
+    ) {
         progress.say(&line);
     }
     run_dir.metrics().write(&Record::Start {
@@ -126,32 +138,33 @@ fn run(config: &RunConfig) -> Result<RunReport> {
         steps,
     })?;
 
-    let frozen_trunk = model.classifier.trunk_is_frozen(&model.parameters, &set);
-    let features = |examples: usize| {
-        frozen_trunk
-            .then(|| Features::for_examples(&model, examples))
-            .flatten()
-    };
-    let mut training_features = features(training.labels.len());
-    let mut evaluation_features = features(evaluation.as_ref().map_or(0, |data| data.labels.len()));
+    let cut = model.classifier.cut(&set);
+    let mut features = Features::new(config, &model, &before, cut, run_dir.path()).map(Mutex::new);
     let counts = training.counts(&model.config.labels);
-    let mut trainer = Loop::new(config, steps)?;
+    let mut trainer = Loop::new(config, steps, begun)?;
     let mut best: Option<(usize, Evaluation)> = None;
     for (i, batches) in epochs.iter().enumerate() {
         let epoch = i + 1;
+        let with = Training {
+            set: &set,
+            data: &training,
+            features: features.as_ref(),
+        };
         trainer.epoch(
             epoch,
             batches,
             &mut model,
-            &set,
-            &training,
-            training_features.as_mut(),
+            &with,
             &mut run_dir,
             &mut progress,
         )?;
         weights_are_finite(&model, &set, trainer.step)?;
         let Some(data) = &evaluation else { continue };
-        let logits = logits(&model, &data.encoded, evaluation_features.as_mut())?;
+        let mut features = features.as_ref().map(lock);
+        let logits = logits(&model, &data.encoded, features.as_deref_mut())?;
+        for line in features.iter_mut().flat_map(|f| f.take_notes()) {
+            progress.say(&line);
+        }
         if !logits.iter().flatten().all(|x| x.is_finite()) {
             return Err(diverged(
                 trainer.step,
@@ -180,14 +193,31 @@ fn run(config: &RunConfig) -> Result<RunReport> {
             best: is_best,
         })?;
         if is_best {
-            model.save_weights(run_dir.path())?;
+            // The last epoch's weights are still there when the model is saved.
+            if epoch < epochs.len() {
+                model.set_aside(&set, run_dir.path())?;
+            }
             best = Some((epoch, result));
         }
     }
-    progress.finish();
-    if best.is_none() {
-        model.save_weights(run_dir.path())?;
+    let kept = features.as_mut().map(|f| lock(f).kept());
+    if let Some(features) = features {
+        let features = features
+            .into_inner()
+            .unwrap_or_else(PoisonError::into_inner);
+        for line in features.finish() {
+            progress.say(&line);
+        }
     }
+    progress.finish();
+    if best
+        .as_ref()
+        .is_some_and(|(epoch, _)| *epoch < epochs.len())
+    {
+        model.restore(run_dir.path())?;
+    }
+    run_dir.remove(ASIDE_FILE)?;
+    model.save_weights(run_dir.path())?;
     model.save_description(run_dir.path())?;
     let peak = peak_rss();
     run_dir.metrics().write(&Record::End {
@@ -211,6 +241,15 @@ fn run(config: &RunConfig) -> Result<RunReport> {
         tokens: trainer.tokens,
         training: trainer.elapsed,
         total: begun.elapsed(),
+        startup: trainer.startup,
+        batches: (
+            epochs.iter().map(|batches| batches.len() as u64).sum(),
+            match config.train.batch {
+                BatchSize::Tokens(budget) => Some(budget),
+                BatchSize::Examples(_) => None,
+            },
+        ),
+        kept,
         best: best.map(|(epoch, result)| BestEvaluation {
             epoch,
             score: result.confusion.score(),
@@ -220,12 +259,6 @@ fn run(config: &RunConfig) -> Result<RunReport> {
         usage: trainer.usage(&memory),
         out,
     })
-}
-
-/// The error for numbers that have left what f32 can hold.
-fn diverged(step: u64, what: String) -> Error {
-    let help = "lower optimizer.lr, or raise optimizer.warmup";
-    Error::config(format!("step {step}"), what, help)
 }
 
 /// Refuses to go on with, or to keep, a model that the last step before an epoch's end has broken: no later loss
@@ -293,24 +326,12 @@ fn notes(
     notes
 }
 
-/// SHA-256 of every parameter's bytes, by name.
-fn hash_parameters(model: &Model) -> Result<BTreeMap<String, String>> {
-    let parameters = &model.parameters;
-    parameters
-        .iter()
-        .map(|(id, p)| {
-            let bytes = parameters.value(id)?.to_bytes()?;
-            Ok((p.name().to_owned(), sha256_hex(&bytes)))
-        })
-        .collect()
-}
-
 /// Hashes what was written, and refuses to certify a run in which a frozen tensor moved.
 fn certify(
     config: &RunConfig,
     model: &Model,
     set: &TrainableSet,
-    before: &BTreeMap<String, String>,
+    before: &Hashes,
     run_dir: &RunDir,
 ) -> Result<Certificate> {
     let mut after = hash_tensors(run_dir.path())?;
@@ -344,155 +365,4 @@ fn certify(
         run_dir.config_sha256().to_owned(),
         entries,
     ))
-}
-
-/// The state of the loop over optimizer steps.
-struct Loop<'a> {
-    config: &'a RunConfig,
-    optimizer: Optimizer,
-    schedule: Schedule,
-    step: u64,
-    /// Forward passes, which key the random numbers
-    passes: u64,
-    tokens: u64,
-    elapsed: Duration,
-    usage: Option<Usage>,
-}
-
-impl<'a> Loop<'a> {
-    fn new(config: &'a RunConfig, total: u64) -> Result<Loop<'a>> {
-        let o = &config.optimizer;
-        let rule = match o.kind {
-            OptimizerKind::AdamW { betas, eps } => UpdateRule::AdamW {
-                beta1: betas[0],
-                beta2: betas[1],
-                eps,
-            },
-            OptimizerKind::Sgd { momentum } => UpdateRule::Sgd {
-                momentum,
-                nesterov: false,
-            },
-        };
-        Ok(Loop {
-            config,
-            optimizer: Optimizer::new(rule, o.weight_decay, !o.no_decay)?,
-            schedule: Schedule {
-                decay: match o.schedule {
-                    ConfigSchedule::Constant => Decay::Constant,
-                    ConfigSchedule::Linear => Decay::Linear,
-                    ConfigSchedule::Cosine => Decay::Cosine,
-                },
-                warmup: o.warmup.steps(total),
-                total,
-            },
-            step: 0,
-            passes: 0,
-            tokens: 0,
-            elapsed: Duration::ZERO,
-            usage: None,
-        })
-    }
-
-    fn epoch(
-        &mut self,
-        epoch: usize,
-        batches: &[Vec<usize>],
-        model: &mut Model,
-        set: &TrainableSet,
-        data: &Labelled,
-        mut features: Option<&mut Features>,
-        run_dir: &mut RunDir,
-        progress: &mut Progress,
-    ) -> Result<()> {
-        let (mut loss_sum, mut epoch_tokens, begun) = (0.0, 0, self.elapsed);
-        for group in batches.chunks(self.config.train.accumulate) {
-            let started = Instant::now();
-            let rows: usize = group.iter().map(Vec::len).sum();
-            let mut gradients = Gradients::new();
-            let (mut loss, mut tokens) = (0.0, 0);
-            for batch in group {
-                let features = features.as_deref_mut();
-                loss += self.pass(model, set, data, batch, rows, features, &mut gradients)?;
-                tokens += batch
-                    .iter()
-                    .map(|&i| data.encoded.lengths[i] as u64)
-                    .sum::<u64>();
-            }
-            if !loss.is_finite() {
-                return Err(diverged(self.step + 1, format!("the loss is {loss}")));
-            }
-            let lr = self.config.optimizer.lr * self.schedule.factor(self.step);
-            let clip = Some(self.config.optimizer.clip_norm).filter(|&norm| norm > 0.0);
-            let done = self
-                .optimizer
-                .step(&mut model.parameters, set, &mut gradients, lr, clip)?;
-            let took = started.elapsed();
-            self.step += 1;
-            self.tokens += tokens;
-            self.elapsed += took;
-            epoch_tokens += tokens;
-            loss_sum += loss * rows as f64;
-            progress.step(loss, tokens, took);
-            run_dir.metrics().write(&Record::Step {
-                epoch,
-                step: self.step,
-                loss,
-                lr,
-                grad_norm: done.gradient_norm,
-                tokens,
-                tokens_per_second: tokens as f64 / took.as_secs_f64().max(1e-9),
-            })?;
-        }
-        self.usage = Some(model.parameters.memory().usage());
-        run_dir.metrics().write(&Record::Epoch {
-            epoch,
-            step: self.step,
-            loss: loss_sum / data.labels.len() as f64,
-            tokens: epoch_tokens,
-            seconds: (self.elapsed - begun).as_secs_f64(),
-        })
-    }
-
-    /// One forward and backward pass; returns its share of the step's mean loss.
-    fn pass(
-        &mut self,
-        model: &Model,
-        set: &TrainableSet,
-        data: &Labelled,
-        batch: &[usize],
-        rows_of_step: usize,
-        features: Option<&mut Features>,
-        gradients: &mut Gradients,
-    ) -> Result<f64> {
-        let first = match features {
-            Some(features) => Some(features.rows(model, &data.encoded, batch)?),
-            None => None,
-        };
-        let mut f = Forward::train(&model.parameters, set, self.config.train.seed, self.passes);
-        self.passes += 1;
-        let logits = match first {
-            Some(first) => {
-                let first = f.input(first);
-                model.classifier.classify(&mut f, &first)?
-            }
-            None => model
-                .classifier
-                .forward(&mut f, &data.encoded.pack(batch))?,
-        };
-        let targets: Vec<i64> = batch.iter().map(|&i| i64::from(data.labels[i])).collect();
-        let count = targets.len();
-        let targets = Tensor::from_vec(f.memory(), targets, &[count])?;
-        let targets = f.input(targets);
-        let loss = losses::cross_entropy(&mut f, &logits, &targets, 0.0, rows_of_step as f64)?;
-        drop(logits);
-        let value = loss.value().item()?;
-        f.backward(loss, gradients)?;
-        Ok(value)
-    }
-
-    /// Memory by category, at the worst moments of the run.
-    fn usage(&self, memory: &Memory) -> Vec<(Category, usize)> {
-        let usage = self.usage.unwrap_or_else(|| memory.usage());
-        Category::ALL.map(|c| (c, usage.peak(c))).to_vec()
-    }
 }

@@ -7,9 +7,11 @@
 
 mod names;
 
+use std::ops::Range;
+
 use graft_autograd::Var;
 use graft_nn::layers::{Embedding, LayerNorm, Linear, Mlp, SelfAttention};
-use graft_nn::{Forward, Parameters};
+use graft_nn::{Forward, ParamId, Parameters};
 use graft_tensor::ops::{Activation, Attention};
 
 use crate::batch::{TokenBatch, TokenVars};
@@ -35,6 +37,8 @@ pub struct Encoder {
     types: Option<Embedding>,
     norm: LayerNorm,
     layers: Vec<Layer>,
+    /// The number of each layer's first parameter, and of the first one behind the last layer
+    begins: Vec<usize>,
     first_position: usize,
     max_tokens: usize,
     dropout: f64,
@@ -63,15 +67,20 @@ impl Encoder {
             Family::DistilBert => None,
         };
         let norm = LayerNorm::new(p, &format!("{embeddings}.LayerNorm"), hidden, eps)?;
-        let layers = (0..config.layers)
-            .map(|i| Layer::new(p, config, &names, i))
-            .collect::<Result<_>>()?;
+        let mut layers = Vec::with_capacity(config.layers);
+        let mut begins = Vec::with_capacity(config.layers + 1);
+        for i in 0..config.layers {
+            begins.push(p.len());
+            layers.push(Layer::new(p, config, &names, i)?);
+        }
+        begins.push(p.len());
         Ok(Encoder {
             words,
             positions,
             types,
             norm,
             layers,
+            begins,
             first_position: config.first_position(),
             max_tokens: config.max_tokens(),
             dropout: config.dropout.hidden,
@@ -88,11 +97,29 @@ impl Encoder {
         self.layers.len()
     }
 
+    /// The layer that a parameter belongs to: `None` for one of the embeddings, [`Encoder::layers`] for one that was
+    /// declared after the encoder.
+    pub fn layer_of(&self, id: ParamId) -> Option<usize> {
+        // Parameters are declared in the order in which they take part.
+        let behind = self.begins.partition_point(|&first| first <= id.key());
+        behind.checked_sub(1)
+    }
+
     /// The last hidden state `[tokens, hidden]` and the offsets `i64 [sequences + 1]`.
     ///
     /// # Errors
     /// Ids outside the vocabulary, sequences longer than the positions.
     pub fn forward(&self, f: &mut Forward, batch: &TokenBatch) -> Result<(Var, Var)> {
+        let (x, offsets) = self.embed(f, batch)?;
+        let x = self.run(f, x, &offsets, 0..self.layers.len())?;
+        Ok((x, offsets))
+    }
+
+    /// What the first layer reads, `[tokens, hidden]`, and the offsets `i64 [sequences + 1]`.
+    ///
+    /// # Errors
+    /// As [`Encoder::forward`].
+    pub fn embed(&self, f: &mut Forward, batch: &TokenBatch) -> Result<(Var, Var)> {
         let longest = batch.offsets.windows(2).map(|pair| pair[1] - pair[0]).max();
         if let Some(tokens) = longest.filter(|&n| n > self.max_tokens as i64) {
             return Err(Error::TooLong {
@@ -110,16 +137,28 @@ impl Encoder {
         x = self.norm.forward(f, &x, Some(&positions))?;
         drop(positions);
         x = trained_dropout(f, &x, self.dropout)?;
-        for layer in &self.layers {
-            x = layer.forward(
-                f,
-                x,
-                &tokens.offsets,
-                self.attention_output_dropout,
-                self.dropout,
-            )?;
-        }
         Ok((x, tokens.offsets))
+    }
+
+    /// Some consecutive layers, `x [tokens, hidden]` to `[tokens, hidden]`. Takes `x`, so that it can be freed as
+    /// soon as it was used for the last time.
+    ///
+    /// # Errors
+    /// A shape or offsets that do not fit.
+    ///
+    /// # Panics
+    /// If there are no such layers.
+    pub fn run(
+        &self,
+        f: &mut Forward,
+        mut x: Var,
+        offsets: &Var,
+        layers: Range<usize>,
+    ) -> Result<Var> {
+        for layer in &self.layers[layers] {
+            x = layer.forward(f, x, offsets, self.attention_output_dropout, self.dropout)?;
+        }
+        Ok(x)
     }
 }
 

@@ -133,6 +133,18 @@ pub const KEYS: &[Key] = &[
         "worker threads, 1 or more (results do not depend on it); all cores",
     ),
     key(
+        "train.cache",
+        "where outputs of frozen layers are kept from epoch to epoch (results do not depend on it): \"off\", \"memory\", or \"file\" for what memory does not hold; \"file\"",
+    ),
+    key(
+        "train.cache_memory",
+        "MiB of memory for them at most, 0 or more; 256",
+    ),
+    key(
+        "train.cache_dir",
+        "directory where they are kept for later runs on the same frozen layers and texts; none, they go with the run",
+    ),
+    key(
         "output.dir",
         "directory of the run and of the trained model; required",
     ),

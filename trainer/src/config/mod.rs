@@ -16,7 +16,7 @@ use serde::Serialize;
 
 pub use keys::{KEYS, Key, describe};
 pub use settings::{Origin, Settings};
-pub use values::{OptimizerKind, Rule, Schedule, Strategy, TaskKind, Warmup};
+pub use values::{CacheKind, OptimizerKind, Rule, Schedule, Strategy, TaskKind, Warmup};
 
 use crate::batch::BatchSize;
 use crate::error::{Error, Result};
@@ -140,6 +140,13 @@ pub struct TrainConfig {
     /// Worker threads; none: all cores. Results do not depend on it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub threads: Option<usize>,
+    /// Where a frozen trunk's outputs are kept; default: in memory, then in a file.
+    pub cache: CacheKind,
+    /// MiB of them in memory at most; default 256.
+    pub cache_memory: usize,
+    /// Directory where they outlive the run; none: they go when it ends.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cache_dir: Option<PathBuf>,
 }
 
 /// What is left behind.
@@ -210,6 +217,16 @@ impl RunConfig {
                 )?
                 .map_or(0, |(seed, _)| seed),
             threads: count(s, "train.threads")?,
+            cache: choice(s, "train.cache", "\"off\", \"memory\" or \"file\"")?
+                .unwrap_or(CacheKind::File),
+            cache_memory: s
+                .get(
+                    "train.cache_memory",
+                    "a whole number, 0 or more",
+                    |_: &usize| true,
+                )?
+                .map_or(256, |(mib, _)| mib),
+            cache_dir: path(s, "train.cache_dir")?,
         };
         let output = OutputConfig {
             dir: required(path(s, "output.dir")?, "output.dir", "--out DIR")?,
@@ -241,13 +258,14 @@ impl RunConfig {
         })
     }
 
-    /// The output directory is replaced at the end of the run; nothing the run reads may lie in it.
+    /// The output directory is replaced at the end of the run; nothing the run reads or keeps may lie in it.
     fn check_output(&self, settings: &Settings) -> Result<()> {
         let out = canonical(&self.output.dir);
         let inputs = [
             ("model.path", Some(Path::new(&self.model.path))),
             ("data.train", Some(self.data.train.as_path())),
             ("data.eval", self.data.eval.as_deref()),
+            ("train.cache_dir", self.train.cache_dir.as_deref()),
         ];
         for (key, input) in inputs {
             let Some(input) = input else { continue };

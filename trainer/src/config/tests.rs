@@ -49,6 +49,11 @@ fn defaults_are_filled_in() {
     assert_eq!(config.optimizer.warmup, Warmup::Ratio(0.1));
     assert_eq!(config.train.batch, BatchSize::Examples(16));
     assert_eq!((config.train.epochs, config.train.seed), (3, 0));
+    assert_eq!(config.train.cache, CacheKind::File);
+    assert_eq!(
+        (config.train.cache_memory, config.train.cache_dir),
+        (256, None)
+    );
 }
 
 #[test]
@@ -102,6 +107,9 @@ accumulate = 2
 group_by_length = true
 seed = 9223372036854775807
 threads = 2
+cache = "memory"
+cache_memory = 0
+cache_dir = "kept"
 [output]
 dir = "o"
 "#;

@@ -45,6 +45,18 @@ pub enum OptimizerKind {
     },
 }
 
+/// Where the outputs of frozen layers are kept from epoch to epoch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum CacheKind {
+    /// Nowhere: they are computed in every epoch.
+    Off,
+    /// In memory, as many as fit.
+    Memory,
+    /// In memory, and in a file what does not fit.
+    File,
+}
+
 /// How long the learning rate rises, in a straight line from 0 to its peak.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 #[serde(untagged)]

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::path::Path;
 
+use rayon::prelude::*;
 use serde::Deserialize;
 use serde::de::{Deserializer, Error as _, MapAccess, Visitor};
 use serde_json::Value;
@@ -10,20 +11,29 @@ use serde_json::Value;
 use super::{Columns, DEFAULT_PAIR, Example, empty_label, missing_column};
 use crate::error::{Error, Result};
 
-/// The examples of a JSON Lines text. Blank lines are skipped.
+/// Lines that are worth a task of their own.
+const LINES_EACH: usize = 64;
+
+/// The examples of a JSON Lines text, parsed on all cores. Blank lines are skipped.
 pub(super) fn parse(path: &Path, text: &str, columns: &Columns) -> Result<Vec<Example>> {
-    let mut examples = Vec::new();
+    let lines: Vec<(usize, &str)> = (1..)
+        .zip(text.lines())
+        .filter(|(_, content)| !content.trim().is_empty())
+        .collect();
+    let row = |line: usize, content: &str| -> Result<Row> {
+        serde_json::from_str(content).map_err(|e| malformed(path, line, content, &e))
+    };
     // Whether there are second texts: said by the columns, else by the first row, for all rows.
-    let mut pair: Option<Option<&str>> = columns.text_pair.as_deref().map(Some);
-    for (index, content) in text.lines().enumerate() {
-        let line = index + 1;
-        if content.trim().is_empty() {
-            continue;
+    let pair = match (columns.text_pair.as_deref(), lines.first()) {
+        (Some(name), _) => Some(name),
+        (None, Some(&(line, content))) => {
+            row(line, content)?.get(DEFAULT_PAIR).map(|_| DEFAULT_PAIR)
         }
-        let row: Row =
-            serde_json::from_str(content).map_err(|e| malformed(path, line, content, &e))?;
-        let pair = *pair.get_or_insert_with(|| row.get(DEFAULT_PAIR).map(|_| DEFAULT_PAIR));
-        examples.push(Example {
+        (None, None) => None,
+    };
+    let example = |&(line, content): &(usize, &str)| -> Result<Example> {
+        let row = row(line, content)?;
+        Ok(Example {
             text: row.text(path, line, "text", &columns.text)?,
             text_pair: pair
                 .map(|name| row.text(path, line, "text_pair", name))
@@ -34,9 +44,15 @@ pub(super) fn parse(path: &Path, text: &str, columns: &Columns) -> Result<Vec<Ex
                 .map(|name| row.label(path, line, name))
                 .transpose()?,
             line,
-        });
-    }
-    Ok(examples)
+        })
+    };
+    let rows: Vec<Result<Example>> = lines
+        .par_iter()
+        .with_min_len(LINES_EACH)
+        .map(example)
+        .collect();
+    // The first error of the file, whichever was found first.
+    rows.into_iter().collect()
 }
 
 fn malformed(path: &Path, line: usize, content: &str, error: &serde_json::Error) -> Error {

@@ -1,0 +1,328 @@
+//! The loop over batches and optimizer steps. The next batch is prepared while the present one is computed.
+
+use std::sync::mpsc::sync_channel;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use graft_autograd::Gradients;
+use graft_models::TokenBatch;
+use graft_nn::optimizer::Rule as UpdateRule;
+use graft_nn::{Decay, Forward, Optimizer, Schedule, TrainableSet, losses};
+use graft_tensor::{Category, Memory, Tensor, Usage};
+
+use crate::config::{OptimizerKind, RunConfig, Schedule as ConfigSchedule};
+use crate::error::{Error, Result};
+use crate::evaluate::Labelled;
+use crate::features::Features;
+use crate::model::Model;
+use crate::progress::Progress;
+use crate::run_dir::{Record, RunDir};
+
+/// The error for numbers that have left what f32 can hold.
+pub(crate) fn diverged(step: u64, what: String) -> Error {
+    let help = "lower optimizer.lr, or raise optimizer.warmup";
+    Error::config(format!("step {step}"), what, help)
+}
+
+/// What a run trains with.
+pub(crate) struct Training<'a> {
+    pub set: &'a TrainableSet,
+    pub data: &'a Labelled,
+    /// What a frozen trunk makes of the data
+    pub features: Option<&'a Mutex<Features>>,
+}
+
+/// A batch, ready to be computed.
+struct Prepared<'a> {
+    examples: &'a [usize],
+    packed: TokenBatch,
+    /// Label numbers, `[examples]`
+    targets: Vec<i64>,
+    /// What a frozen trunk makes of them, if it is known
+    rows: Option<Vec<f32>>,
+}
+
+impl Training<'_> {
+    fn prepare<'b>(&self, examples: &'b [usize]) -> Prepared<'b> {
+        let data = self.data;
+        Prepared {
+            examples,
+            packed: data.encoded.pack(examples),
+            targets: examples
+                .iter()
+                .map(|&i| i64::from(data.labels[i]))
+                .collect(),
+            rows: self
+                .features
+                .and_then(|features| lock(features).fetch(&data.encoded, examples)),
+        }
+    }
+}
+
+/// No step of an update of the features leaves them wrong: after a panic they can be used.
+pub(crate) fn lock(features: &Mutex<Features>) -> MutexGuard<'_, Features> {
+    features.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Runs `consume` over `prepare` of each item, in their order. A thread beside it prepares the next item while
+/// `consume` is at work on the present one; it ends when `consume` does.
+fn ahead<I: Send, T: Send, R>(
+    items: impl Iterator<Item = I> + Send,
+    prepare: impl Fn(I) -> T + Send,
+    consume: impl FnOnce(&mut dyn Iterator<Item = T>) -> R,
+) -> R {
+    std::thread::scope(|scope| {
+        // One waits in the channel while another is being prepared.
+        let (to, from) = sync_channel(1);
+        scope.spawn(move || {
+            for item in items {
+                if to.send(prepare(item)).is_err() {
+                    // The consumer has stopped.
+                    break;
+                }
+            }
+        });
+        consume(&mut from.into_iter())
+    })
+}
+
+/// The state of the loop over optimizer steps.
+pub(crate) struct Loop<'a> {
+    config: &'a RunConfig,
+    optimizer: Optimizer,
+    schedule: Schedule,
+    begun: Instant,
+    /// Steps done
+    pub step: u64,
+    /// Forward passes, which key the random numbers
+    passes: u64,
+    /// Tokens trained on
+    pub tokens: u64,
+    /// Duration of the steps
+    pub elapsed: Duration,
+    /// From the run's beginning to the end of the first step
+    pub startup: Duration,
+    usage: Option<Usage>,
+}
+
+impl<'a> Loop<'a> {
+    /// For a run of `total` steps that began at `begun`.
+    pub fn new(config: &'a RunConfig, total: u64, begun: Instant) -> Result<Loop<'a>> {
+        let o = &config.optimizer;
+        let rule = match o.kind {
+            OptimizerKind::AdamW { betas, eps } => UpdateRule::AdamW {
+                beta1: betas[0],
+                beta2: betas[1],
+                eps,
+            },
+            OptimizerKind::Sgd { momentum } => UpdateRule::Sgd {
+                momentum,
+                nesterov: false,
+            },
+        };
+        Ok(Loop {
+            config,
+            optimizer: Optimizer::new(rule, o.weight_decay, !o.no_decay)?,
+            schedule: Schedule {
+                decay: match o.schedule {
+                    ConfigSchedule::Constant => Decay::Constant,
+                    ConfigSchedule::Linear => Decay::Linear,
+                    ConfigSchedule::Cosine => Decay::Cosine,
+                },
+                warmup: o.warmup.steps(total),
+                total,
+            },
+            begun,
+            step: 0,
+            passes: 0,
+            tokens: 0,
+            elapsed: Duration::ZERO,
+            startup: Duration::ZERO,
+            usage: None,
+        })
+    }
+
+    /// Trains on the batches of one epoch.
+    ///
+    /// # Errors
+    /// A loss that is not finite; as the model's passes.
+    pub fn epoch(
+        &mut self,
+        epoch: usize,
+        batches: &[Vec<usize>],
+        model: &mut Model,
+        training: &Training,
+        run_dir: &mut RunDir,
+        progress: &mut Progress,
+    ) -> Result<()> {
+        let sizes = batches.iter().map(Vec::len).collect::<Vec<_>>();
+        ahead(
+            batches.iter(),
+            |batch| training.prepare(batch),
+            |prepared| self.steps(epoch, &sizes, prepared, model, training, run_dir, progress),
+        )
+    }
+
+    /// `sizes` has the examples of each batch.
+    fn steps<'b>(
+        &mut self,
+        epoch: usize,
+        sizes: &[usize],
+        prepared: &mut dyn Iterator<Item = Prepared<'b>>,
+        model: &mut Model,
+        training: &Training,
+        run_dir: &mut RunDir,
+        progress: &mut Progress,
+    ) -> Result<()> {
+        let (mut loss_sum, mut epoch_tokens, begun) = (0.0, 0, self.elapsed);
+        for group in sizes.chunks(self.config.train.accumulate) {
+            let started = Instant::now();
+            let rows: usize = group.iter().sum();
+            let mut gradients = Gradients::new();
+            let (mut loss, mut tokens) = (0.0, 0);
+            for batch in prepared.take(group.len()) {
+                tokens += batch.packed.tokens() as u64;
+                loss += self.pass(model, training, batch, rows, &mut gradients)?;
+            }
+            if !loss.is_finite() {
+                return Err(diverged(self.step + 1, format!("the loss is {loss}")));
+            }
+            let lr = self.config.optimizer.lr * self.schedule.factor(self.step);
+            let clip = Some(self.config.optimizer.clip_norm).filter(|&norm| norm > 0.0);
+            let done = self.optimizer.step(
+                &mut model.parameters,
+                training.set,
+                &mut gradients,
+                lr,
+                clip,
+            )?;
+            let took = started.elapsed();
+            if self.step == 0 {
+                self.startup = self.begun.elapsed();
+            }
+            self.step += 1;
+            self.tokens += tokens;
+            self.elapsed += took;
+            epoch_tokens += tokens;
+            loss_sum += loss * rows as f64;
+            progress.step(loss, tokens, took);
+            run_dir.metrics().write(&Record::Step {
+                epoch,
+                step: self.step,
+                loss,
+                lr,
+                grad_norm: done.gradient_norm,
+                tokens,
+                tokens_per_second: tokens as f64 / took.as_secs_f64().max(1e-9),
+            })?;
+        }
+        self.usage = Some(model.parameters.memory().usage());
+        run_dir.metrics().write(&Record::Epoch {
+            epoch,
+            step: self.step,
+            loss: loss_sum / training.data.labels.len() as f64,
+            tokens: epoch_tokens,
+            seconds: (self.elapsed - begun).as_secs_f64(),
+        })
+    }
+
+    /// One forward and backward pass; returns its share of the step's mean loss.
+    fn pass(
+        &mut self,
+        model: &Model,
+        training: &Training,
+        batch: Prepared,
+        rows_of_step: usize,
+        gradients: &mut Gradients,
+    ) -> Result<f64> {
+        let known = match training.features {
+            Some(features) => {
+                let mut features = lock(features);
+                let rows = match batch.rows {
+                    Some(rows) => features.tensor(model, rows)?,
+                    None => features.rows(model, &training.data.encoded, batch.examples)?,
+                };
+                Some((features.cut(), rows))
+            }
+            None => None,
+        };
+        let seed = self.config.train.seed;
+        let mut f = Forward::train(&model.parameters, training.set, seed, self.passes);
+        self.passes += 1;
+        let logits = match known {
+            Some((cut, rows)) => {
+                let offsets = &batch.packed.offsets;
+                model.classifier.above(&mut f, cut, rows, offsets)?
+            }
+            None => model.classifier.forward(&mut f, &batch.packed)?,
+        };
+        let count = batch.targets.len();
+        let targets = Tensor::from_vec(f.memory(), batch.targets, &[count])?;
+        let targets = f.input(targets);
+        let loss = losses::cross_entropy(&mut f, &logits, &targets, 0.0, rows_of_step as f64)?;
+        drop(logits);
+        let value = loss.value().item()?;
+        f.backward(loss, gradients)?;
+        Ok(value)
+    }
+
+    /// Memory by category, at the worst moments of the run.
+    pub fn usage(&self, memory: &Memory) -> Vec<(Category, usize)> {
+        let usage = self.usage.unwrap_or_else(|| memory.usage());
+        Category::ALL.map(|c| (c, usage.peak(c))).to_vec()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn items_come_in_order_and_one_ahead() {
+        let prepared = Mutex::new(0usize);
+        let prepare = |i: usize| {
+            *prepared.lock().unwrap() += 1;
+            i * i
+        };
+        let squares: Vec<usize> = ahead(0..50, prepare, |items| {
+            (0..)
+                .zip(items)
+                .map(|(taken, square)| {
+                    // This one, one in the channel, one that waits to get there, and one more on its way.
+                    assert!(*prepared.lock().unwrap() <= taken + 4);
+                    square
+                })
+                .collect()
+        });
+        assert_eq!(squares, (0..50).map(|i| i * i).collect::<Vec<_>>());
+        assert_eq!(*prepared.lock().unwrap(), 50);
+    }
+
+    #[test]
+    fn a_consumer_that_stops_stops_the_producer() {
+        let first = ahead(0usize.., |i| i, |items| items.next());
+        assert_eq!(first, Some(0));
+    }
+
+    #[test]
+    fn the_next_item_is_prepared_while_one_is_consumed() {
+        // Each side waits for the other to be at work: without the overlap, neither would ever go on.
+        let (ready, at_work) = std::sync::mpsc::channel();
+        let prepare = move |i: usize| {
+            ready.send(i).unwrap();
+            i
+        };
+        ahead(0..10, prepare, |items| {
+            assert_eq!(at_work.recv().unwrap(), 0);
+            for i in items {
+                if i < 9 {
+                    assert_eq!(
+                        at_work.recv().unwrap(),
+                        i + 1,
+                        "prepared while {i} is consumed"
+                    );
+                }
+            }
+        });
+    }
+}
