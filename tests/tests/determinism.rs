@@ -1,14 +1,16 @@
 //! The same seed gives the same bits, whatever the work was split into.
 
+use std::path::Path;
+
 use graft_autograd::Gradients;
 use graft_nn::optimizer::Rule as UpdateRule;
 use graft_nn::{Decay, Forward, Optimizer, Schedule, losses};
 use graft_tensor::ops::random::{Key, shuffle};
 use graft_tensor::{Memory, Tensor};
-use graft_tests::runs::{Task, Trainer};
-use graft_tests::{fixture, max_distance, tensors};
+use graft_tests::runs::{Task, Trainer, records, snapshot};
+use graft_tests::{fixture, max_distance, minilm_wheel, tensors};
 use graft_trainer::batch::{BatchSize, epoch_batches};
-use graft_trainer::config::Strategy;
+use graft_trainer::config::{Rule, Strategy};
 use graft_trainer::data::{Columns, Dataset, training_labels};
 use graft_trainer::evaluate::Labelled;
 use graft_trainer::model::Model;
@@ -19,10 +21,14 @@ const FAMILIES: [&str; 3] = ["tiny-bert", "tiny-roberta", "tiny-distilbert"];
 const TRAINER: Trainer = Trainer(env!("CARGO_BIN_EXE_trainer_under_test"));
 
 /// Trains without an evaluation file, so that the last model is the one that is kept; the bytes of its weights.
-fn weights(task: &Task, family: &str, settings: &[(&str, &str)]) -> Vec<u8> {
+fn weights(task: &Task, model: &str, settings: &[(&str, &str)]) -> Vec<u8> {
+    let model = match FAMILIES.contains(&model) {
+        true => fixture(model).to_str().unwrap().to_owned(),
+        false => model.to_owned(),
+    };
     let mut arguments = vec!["train".to_owned()];
     for (key, value) in [
-        ("model.path", fixture(family).to_str().unwrap()),
+        ("model.path", model.as_str()),
         ("data.train", &task.text("train.jsonl")),
         ("output.dir", &task.text("run")),
     ]
@@ -81,14 +87,33 @@ fn dropout_takes_part_in_what_the_seed_decides() {
     }
 }
 
-/// Three epochs of the head strategy, in which every step runs the whole model: what the trainer leaves out when it
-/// keeps a frozen trunk's outputs.
-fn whole_model_every_step(task: &Task, family: &str) -> Model {
+/// What is trained in the comparisons of kept outputs: a strategy, and rules after it.
+const POLICIES: [(&str, &str); 5] = [
+    ("head", "[]"),
+    ("last:1", "[]"),
+    // Nothing but the embeddings is frozen.
+    ("last:2", "[]"),
+    // No strategy has this name, and no layer is trained whole.
+    (
+        "full",
+        r#"["freeze *", "train *layer.1.*bias", "train *classifier.*"]"#,
+    ),
+    ("last:1", r#"["freeze *layer.1.*"]"#),
+];
+
+fn rules_of(text: &str) -> Vec<Rule> {
+    let rules: Vec<String> = serde_json::from_str(text).unwrap();
+    rules.iter().map(|rule| rule.parse().unwrap()).collect()
+}
+
+/// Three epochs in which every step runs the whole model: what the trainer leaves out when it keeps a frozen trunk's
+/// outputs.
+fn whole_model_every_step(task: &Task, model: &Path, strategy: &str, rules: &str) -> Model {
     const SEED: u64 = 3;
     let data = Dataset::read(&task.path("train.jsonl"), &Columns::default()).unwrap();
     let labels = training_labels(&data).unwrap();
     let (mut model, _) = Model::for_task(
-        fixture(family).to_str().unwrap(),
+        model.to_str().unwrap(),
         labels,
         Some(0.2),
         SEED,
@@ -96,7 +121,8 @@ fn whole_model_every_step(task: &Task, family: &str) -> Model {
     )
     .unwrap();
     let data = Labelled::new(&model, &data, None).unwrap();
-    let set = policy(&model.classifier, Strategy::Head, &[]).unwrap();
+    let strategy: Strategy = strategy.parse().unwrap();
+    let set = policy(&model.classifier, strategy, &rules_of(rules)).unwrap();
     let set = set.resolve(&model.parameters).unwrap();
     let rule = UpdateRule::AdamW {
         beta1: 0.9,
@@ -146,12 +172,13 @@ fn whole_model_every_step(task: &Task, family: &str) -> Model {
     model
 }
 
-#[test]
-fn kept_outputs_of_a_frozen_trunk_change_no_bit() {
-    let task = Task::new(42, 1);
-    for family in FAMILIES {
-        let settings = [
-            ("strategy.name", "head"),
+/// Asserts that runs with each of these settings of the cache end with the weights of [`whole_model_every_step`].
+fn assert_as_whole(task: &Task, model: &Path, strategy: &str, rules: &str, caches: &[&[&str]]) {
+    let whole = whole_model_every_step(task, model, strategy, rules);
+    for cache in caches {
+        let mut settings = vec![
+            ("strategy.name", strategy),
+            ("strategy.rules", rules),
             ("strategy.dropout", "0.2"),
             ("optimizer.lr", "0.01"),
             ("optimizer.warmup", "0"),
@@ -159,18 +186,80 @@ fn kept_outputs_of_a_frozen_trunk_change_no_bit() {
             ("train.batch_size", "8"),
             ("train.seed", "3"),
         ];
-        weights(&task, family, &settings);
+        settings.extend(cache.iter().map(|text| text.split_once('=').unwrap()));
+        let model = model.to_str().unwrap();
+        weights(task, model, &settings);
         let kept = tensors(&task.path("run").join("model.safetensors"));
-        let whole = whole_model_every_step(&task, family);
         assert_eq!(kept.len(), whole.parameters.len());
         for (id, parameter) in whole.parameters.iter() {
             let name = parameter.name();
             let bytes = whole.parameters.value(id).unwrap().to_bytes().unwrap();
             assert!(
                 kept[name].to_bytes().unwrap() == bytes,
-                "{family}: `{name}`"
+                "{model} {strategy} {rules} {cache:?}: `{name}`"
             );
         }
+    }
+}
+
+#[test]
+fn kept_outputs_of_a_frozen_trunk_change_no_bit() {
+    let task = Task::new(42, 1);
+    for family in FAMILIES {
+        for (strategy, rules) in POLICIES {
+            let directory = format!("train.cache_dir={}", task.text(family));
+            let caches: [&[&str]; 6] = [
+                &[],
+                &["train.cache=off"],
+                &["train.cache=memory"],
+                // Everything in a file.
+                &["train.cache_memory=0"],
+                // Written, and used by the next.
+                &[&directory],
+                &[&directory],
+            ];
+            assert_as_whole(&task, &fixture(family), strategy, rules, &caches);
+        }
+        // Cuts in front of the head and of layer 1, and one file for each however many runs there were.
+        let files: Vec<_> = snapshot(&task.path(family)).into_keys().collect();
+        assert_eq!(files.len(), 2, "{files:?}");
+    }
+}
+
+#[test]
+fn kept_outputs_of_a_pretrained_trunk_change_no_bit() {
+    let task = Task::new(20, 1);
+    let rules = r#"["freeze *", "train *.layer.4.*", "train classifier.*"]"#;
+    let caches: [&[&str]; 2] = [&[], &["train.cache_memory=0"]];
+    for (strategy, rules) in [("last:2", "[]"), ("full", rules)] {
+        assert_as_whole(&task, &minilm_wheel(), strategy, rules, &caches);
+    }
+}
+
+#[test]
+fn evaluations_and_the_choice_of_the_best_do_not_depend_on_what_is_kept() {
+    let task = Task::new(42, 30);
+    for (strategy, rules) in POLICIES {
+        let run = |cache: &str| {
+            let eval = task.text("eval.jsonl");
+            let settings = [
+                ("data.eval", eval.as_str()),
+                ("strategy.name", strategy),
+                ("strategy.rules", rules),
+                ("strategy.dropout", "0.1"),
+                // So large that the best epoch is not the last.
+                ("optimizer.lr", "0.2"),
+                ("train.epochs", "4"),
+                ("train.cache", cache),
+            ];
+            let bytes = weights(&task, fixture("tiny-bert").to_str().unwrap(), &settings);
+            TRAINER.succeeds(["verify", &task.text("run")]);
+            (bytes, records(&task.path("run"), "eval"))
+        };
+        let (off, off_records) = run("off");
+        let (kept, kept_records) = run("file");
+        assert_eq!(off_records, kept_records, "{strategy} {rules}");
+        assert!(off == kept, "{strategy} {rules}");
     }
 }
 

@@ -140,6 +140,11 @@ fn run(config: &RunConfig) -> Result<RunReport> {
 
     let cut = model.classifier.cut(&set);
     let mut features = Features::new(config, &model, &before, cut, run_dir.path()).map(Mutex::new);
+    let say_notes = |features: &Option<Mutex<Features>>, progress: &mut Progress| {
+        let notes = features.as_ref().map(|f| lock(f).take_notes());
+        notes.iter().flatten().for_each(|line| progress.say(line));
+    };
+    say_notes(&features, &mut progress);
     let counts = training.counts(&model.config.labels);
     let mut trainer = Loop::new(config, steps, begun)?;
     let mut best: Option<(usize, Evaluation)> = None;
@@ -158,13 +163,14 @@ fn run(config: &RunConfig) -> Result<RunReport> {
             &mut run_dir,
             &mut progress,
         )?;
+        say_notes(&features, &mut progress);
         weights_are_finite(&model, &set, trainer.step)?;
         let Some(data) = &evaluation else { continue };
-        let mut features = features.as_ref().map(lock);
-        let logits = logits(&model, &data.encoded, features.as_deref_mut())?;
-        for line in features.iter_mut().flat_map(|f| f.take_notes()) {
-            progress.say(&line);
-        }
+        let logits = {
+            let mut features = features.as_ref().map(lock);
+            logits(&model, &data.encoded, features.as_deref_mut())?
+        };
+        say_notes(&features, &mut progress);
         if !logits.iter().flatten().all(|x| x.is_finite()) {
             return Err(diverged(
                 trainer.step,
@@ -219,6 +225,7 @@ fn run(config: &RunConfig) -> Result<RunReport> {
     run_dir.remove(ASIDE_FILE)?;
     model.save_weights(run_dir.path())?;
     model.save_description(run_dir.path())?;
+    let certificate = certify(config, &model, &set, &before, &run_dir)?;
     let peak = peak_rss();
     run_dir.metrics().write(&Record::End {
         steps: trainer.step,
@@ -227,7 +234,6 @@ fn run(config: &RunConfig) -> Result<RunReport> {
         seconds: begun.elapsed().as_secs_f64(),
         peak_rss: peak,
     })?;
-    let certificate = certify(config, &model, &set, &before, &run_dir)?;
     let out = run_dir.target().display().to_string();
     run_dir.commit(&certificate)?;
     Ok(RunReport {
