@@ -29,7 +29,8 @@ pub use config::{DropoutRates, Family, HiddenAct, Labels, ModelConfig, ProblemTy
 pub use encoder::Encoder;
 pub use error::{Error, Result};
 pub use load::{
-    LoadReport, little_endian, load_parameters, load_some, save_parameters, save_trained,
+    LoadReport, little_endian, load_parameters, load_parameters_with, load_some, save_parameters,
+    save_trained,
 };
 pub use safetensors::{Checkpoint, SafetensorsFile, TensorInfo};
 pub use source::ModelSource;

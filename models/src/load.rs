@@ -34,16 +34,30 @@ pub fn load_parameters(
     checkpoint: &mut Checkpoint,
     new_head: Option<u64>,
 ) -> Result<LoadReport> {
+    load_parameters_with(parameters, config, checkpoint, new_head, &mut |_, _| {})
+}
+
+/// [`load_parameters`], and hands each parameter to `loaded` as soon as it has its value, by name.
+///
+/// # Errors
+/// As there.
+pub fn load_parameters_with(
+    parameters: &mut Parameters,
+    config: &ModelConfig,
+    checkpoint: &mut Checkpoint,
+    new_head: Option<u64>,
+    loaded: &mut dyn FnMut(&str, &Tensor),
+) -> Result<LoadReport> {
     let file = checkpoint.name().to_owned();
     let prefix = config.family.names().prefix;
     // A bare encoder (BertModel) has no prefix in front of its tensors.
     let bare = !checkpoint.tensors().any(|t| t.name.starts_with(prefix));
     let find = |parameters: &Parameters, stored: &str| -> Option<ParamId> {
         let name = modern(stored);
-        let direct = parameters.find(&name).ok();
+        let direct = parameters.lookup(&name);
         direct.or_else(|| {
             let full = format!("{prefix}{name}");
-            bare.then(|| parameters.find(&full).ok()).flatten()
+            bare.then(|| parameters.lookup(&full)).flatten()
         })
     };
     let fresh = |name: &str| new_head.is_some() && Classifier::is_task_specific(config, name);
@@ -109,6 +123,7 @@ pub fn load_parameters(
         let shape = *parameters.get(id).shape();
         let value = Tensor::from_bytes(parameters.memory(), dtype, &shape, bytes)?;
         parameters.set(id, value)?;
+        loaded(parameters.get(id).name(), parameters.value(id)?);
         Ok(())
     })?;
     report.initialised = parameters
@@ -118,6 +133,9 @@ pub fn load_parameters(
         .collect();
     if let Some(seed) = new_head {
         parameters.initialise(seed)?;
+        for name in &report.initialised {
+            loaded(name, parameters.value(parameters.find(name)?)?);
+        }
     }
     Ok(report)
 }

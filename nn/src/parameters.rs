@@ -131,18 +131,21 @@ impl Parameters {
         &self.list[id.0]
     }
 
+    /// The number of a name, if there is such a parameter: unlike [`Parameters::find`], without a search for the
+    /// nearest name.
+    pub fn lookup(&self, name: &str) -> Option<ParamId> {
+        self.by_name.get(name).copied()
+    }
+
     /// The number of a name.
     ///
     /// # Errors
     /// [`Error::Unknown`] with the nearest name.
     pub fn find(&self, name: &str) -> Result<ParamId> {
-        self.by_name
-            .get(name)
-            .copied()
-            .ok_or_else(|| Error::Unknown {
-                name: name.into(),
-                nearest: nearest(name, self.list.iter().map(|p| p.name.as_str())),
-            })
+        self.lookup(name).ok_or_else(|| Error::Unknown {
+            name: name.into(),
+            nearest: nearest(name, self.list.iter().map(|p| p.name.as_str())),
+        })
     }
 
     /// A parameter's value.

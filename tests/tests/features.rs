@@ -7,11 +7,12 @@ use graft_tensor::{Memory, Tensor};
 use graft_tests::fixture;
 use graft_tests::runs::{Task, snapshot};
 use graft_trainer::certificate::sha256_hex;
-use graft_trainer::config::{RunConfig, Settings};
+use graft_trainer::config::{Rule, RunConfig, Settings};
 use graft_trainer::data::{Columns, Dataset, training_labels};
 use graft_trainer::evaluate::Labelled;
 use graft_trainer::features::Features;
 use graft_trainer::model::{Hashes, Model};
+use graft_trainer::train::policy;
 
 /// Bytes in front of the first entry of a file, and of an entry in front of its numbers and behind them.
 const HEADER: usize = 48;
@@ -351,4 +352,42 @@ fn a_run_goes_on_without_a_file_that_cannot_be_written() {
         notes.iter().all(|note| note.contains("comput")),
         "{notes:?}"
     );
+}
+
+#[test]
+fn training_begins_at_the_lowest_trained_parameter_whatever_the_rules_are_called() {
+    let cases: [(&str, &[&str], Option<Cut>); 8] = [
+        ("head", &[], Some(Cut::Head)),
+        ("last:1", &[], Some(Cut::Layer(1))),
+        ("last:2", &[], Some(Cut::Layer(0))),
+        ("full", &[], None),
+        ("head", &["train *layer.1.*bias"], Some(Cut::Layer(1))),
+        ("last:1", &["freeze *layer.1.*"], Some(Cut::Head)),
+        ("full", &["freeze *embeddings*"], Some(Cut::Layer(0))),
+        ("head", &["train *word_embeddings*"], None),
+    ];
+    let task = Task::new(6, 1);
+    let data = Dataset::read(&task.path("train.jsonl"), &Columns::default()).unwrap();
+    for family in ["tiny-bert", "tiny-roberta", "tiny-distilbert"] {
+        let labels = training_labels(&data).unwrap();
+        let spec = fixture(family);
+        let (model, _) =
+            Model::for_task(spec.to_str().unwrap(), labels, None, 1, &Memory::cpu()).unwrap();
+        for (strategy, rules, expected) in cases {
+            let rules: Vec<Rule> = rules.iter().map(|rule| rule.parse().unwrap()).collect();
+            let policy = policy(&model.classifier, strategy.parse().unwrap(), &rules).unwrap();
+            let set = policy.resolve(&model.parameters).unwrap();
+            let cut = model.classifier.cut(&set);
+            assert_eq!(cut, expected, "{family} {strategy} {rules:?}");
+            let Some(cut) = cut else { continue };
+            for (id, parameter) in model.parameters.iter() {
+                let name = parameter.name();
+                let below = name.contains("embeddings")
+                    || name.contains("layer.0.") && cut > Cut::Layer(0)
+                    || name.contains("layer.1.") && cut > Cut::Layer(1);
+                assert_eq!(model.classifier.is_below(cut, id), below, "{cut:?} {name}");
+                assert!(!(below && set.contains(id)), "{cut:?} {name}");
+            }
+        }
+    }
 }

@@ -2,15 +2,15 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::{Mutex, PoisonError};
 
 use graft_models::config::CONFIG_FILE;
 use graft_models::{
     Classifier, Labels, LoadReport, ModelConfig, ModelSource, ProblemType, Tokenizer,
-    little_endian, load_parameters, load_some, save_parameters, save_trained,
+    little_endian, load_parameters_with, load_some, save_parameters, save_trained,
 };
 use graft_nn::{Parameters, TrainableSet};
-use graft_tensor::{DType, Memory};
-use rayon::prelude::*;
+use graft_tensor::{DType, Memory, Tensor};
 
 use crate::certificate::sha256_hex;
 use crate::error::{Error, Result};
@@ -140,8 +140,27 @@ impl Model {
             let mut parameters = Parameters::new(memory, DType::F32);
             let classifier = Classifier::new(&mut parameters, &in_use)?;
             let mut checkpoint = source.checkpoint()?;
-            let report = load_parameters(&mut parameters, &config, &mut checkpoint, new_head)?;
-            let hashes = hash_parameters(&parameters)?;
+            // Each is hashed while the next is read.
+            let hashes = Mutex::new(BTreeMap::new());
+            let report = rayon::in_place_scope(|scope| {
+                let hash = |name: &str, value: &Tensor| {
+                    let (name, value, hashes) = (name.to_owned(), value.clone(), &hashes);
+                    scope.spawn(move |_| {
+                        let hash = little_endian(&value).map(|bytes| sha256_hex(&bytes));
+                        drop(value);
+                        let mut hashes = hashes.lock().unwrap_or_else(PoisonError::into_inner);
+                        hashes.insert(name, hash);
+                    });
+                };
+                load_parameters_with(&mut parameters, &config, &mut checkpoint, new_head, &mut {
+                    hash
+                })
+            })?;
+            let hashes = hashes.into_inner().unwrap_or_else(PoisonError::into_inner);
+            let hashes = hashes
+                .into_iter()
+                .map(|(name, hash)| Ok((name, hash?)))
+                .collect::<Result<Hashes>>()?;
             Ok((parameters, classifier, report, hashes))
         };
         let (weights, texts) = rayon::join(weights, texts);
@@ -194,17 +213,6 @@ impl Model {
     pub fn save_weights(&self, dir: &Path) -> Result<()> {
         Ok(save_parameters(&self.parameters, &dir.join(WEIGHTS_FILE))?)
     }
-}
-
-/// Hashes every parameter, several at a time.
-fn hash_parameters(parameters: &Parameters) -> Result<Hashes> {
-    let all: Vec<_> = parameters.iter().collect();
-    all.into_par_iter()
-        .map(|(id, parameter)| {
-            let bytes = little_endian(parameters.value(id)?)?;
-            Ok((parameter.name().to_owned(), sha256_hex(&bytes)))
-        })
-        .collect()
 }
 
 fn is_classifier(config: &ModelConfig) -> bool {

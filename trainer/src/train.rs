@@ -81,30 +81,29 @@ fn run(config: &RunConfig) -> Result<RunReport> {
         text_pair: config.data.text_pair.clone(),
         label: Some(config.data.label.clone()),
     };
-    let (training, evaluation) = rayon::join(
+    let files = rayon::join(
         || Dataset::read(&config.data.train, &columns),
         || {
             let path = config.data.eval.as_ref();
             path.map(|path| Dataset::read(path, &columns)).transpose()
         },
     );
-    let (training, evaluation) = (training?, evaluation?);
+    let files = (files.0?, files.1?);
     let memory = Memory::cpu();
     let max_length = config.data.max_length;
     let loaded = Model::for_task_while(
         &config.model.path,
-        training_labels(&training)?,
+        training_labels(&files.0)?,
         config.strategy.dropout,
         config.train.seed,
         &memory,
         |config, tokenizer| {
             let encode = |data: &Dataset| Labelled::with(config, tokenizer, data, max_length);
-            Ok((
-                encode(&training)?,
-                evaluation.as_ref().map(encode).transpose()?,
-            ))
+            Ok((encode(&files.0)?, files.1.as_ref().map(encode).transpose()?))
         },
     )?;
+    // The texts are not needed any more, now that they are tokens.
+    drop(files);
     let (mut model, before) = (loaded.model, loaded.hashes);
     let (training, evaluation) = loaded.meanwhile;
     let set = policy(
