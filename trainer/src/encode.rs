@@ -1,10 +1,14 @@
 //! Texts of a data set as token ids.
 
 use graft_models::{Encoding, ModelConfig, TokenBatch, Tokenizer};
+use rayon::prelude::*;
 
 use crate::data::Dataset;
 use crate::error::Result;
 use crate::model::Model;
+
+/// Texts that are worth a task of their own.
+const TEXTS_EACH: usize = 64;
 
 /// A tokenized data set.
 #[derive(Debug, Clone, Default)]
@@ -43,7 +47,17 @@ impl Encoded {
             .iter()
             .map(|example| (example.text.as_str(), example.text_pair.as_deref()))
             .collect();
-        let encodings = tokenizer.encode_batch(&texts, limit)?;
+        // A task of its own for some texts at a time: what the tokenizer remembers of a text while it works on it is
+        // many times larger than what stays.
+        let parts: Vec<_> = texts
+            .par_chunks(TEXTS_EACH)
+            .map(|part| tokenizer.encode_batch(part, limit))
+            .collect();
+        let mut encodings = Vec::with_capacity(texts.len());
+        for part in parts {
+            // The first error of the data, whichever was found first.
+            encodings.extend(part?);
+        }
         Ok(Encoded {
             lengths: encodings.iter().map(|e| e.ids.len()).collect(),
             truncated: encodings.iter().filter(|e| e.truncated).count(),
@@ -54,5 +68,44 @@ impl Encoded {
     /// The examples of those numbers, packed in that order.
     pub fn pack(&self, batch: &[usize]) -> TokenBatch {
         TokenBatch::pack(batch.iter().map(|&i| &self.encodings[i]))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use graft_models::ModelSource;
+
+    use super::*;
+    use crate::data::{Dataset, Example};
+
+    #[test]
+    fn texts_keep_their_order_and_the_first_that_fails_is_reported() {
+        let tiny = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/fixtures/tiny-bert");
+        let source = ModelSource::resolve(tiny).unwrap();
+        let config = ModelConfig::load(&source).unwrap();
+        let tokenizer = Tokenizer::load(&source, config.vocab_size).unwrap();
+        let words = ["water", "the bridge", "one two three", "a"];
+        let data = Dataset {
+            path: "d.jsonl".into(),
+            examples: (0..3 * TEXTS_EACH + 5)
+                .map(|i| Example {
+                    text: vec![words[i % 4]; 1 + i % 7].join(" "),
+                    text_pair: (i % 3 == 0).then(|| words[i % 2].to_owned()),
+                    label: None,
+                    line: i + 1,
+                })
+                .collect(),
+        };
+        let encoded = Encoded::with(&config, &tokenizer, &data, Some(12)).unwrap();
+        assert_eq!(encoded.encodings.len(), data.examples.len());
+        for (example, encoding) in data.examples.iter().zip(&encoded.encodings) {
+            let pair = example.text_pair.as_deref();
+            let alone = tokenizer.encode(&example.text, pair, 12).unwrap();
+            assert_eq!(&alone, encoding);
+        }
+        assert!(encoded.truncated > 0);
+        let error = Encoded::with(&config, &tokenizer, &data, Some(3)).unwrap_err();
+        // The first text is a pair, for which three tokens have no room; the second is none, and would fit.
+        assert!(error.to_string().contains("3 special tokens"), "{error}");
     }
 }

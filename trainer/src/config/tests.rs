@@ -391,6 +391,12 @@ fn the_output_never_replaces_the_input() {
         );
     }
     assert!(parse(&MINIMAL.replace("\"out\"", "\"models/bert-tuned\"")).is_ok());
+    // Nor what is kept for later runs.
+    let (message, _) = said(minimal_with("[train]\ncache_dir = \"out/kept\"\n"));
+    assert!(
+        message.contains("would replace `train.cache_dir`"),
+        "{message}"
+    );
 
     // Seen through links and `..`, too.
     let dir = tempfile::tempdir().unwrap();
@@ -423,4 +429,24 @@ fn hub_ids_are_kept_unless_they_are_on_disk() {
     }
     std::fs::create_dir_all(dir.path().join("org/name")).unwrap();
     assert_eq!(resolve("org/name"), here("org/name"));
+}
+
+#[test]
+fn where_frozen_outputs_are_kept() {
+    let train = |text: &str| minimal_with(&format!("[train]\n{text}\n")).map(|c| c.train);
+    assert_eq!(train("cache = \"off\"").unwrap().cache, CacheKind::Off);
+    assert_eq!(train("cache_memory = 0").unwrap().cache_memory, 0);
+    let dir = train("cache_dir = \"kept\"").unwrap().cache_dir;
+    assert_eq!(dir.as_deref(), Some(Path::new("/exp/kept")));
+    for (text, expected) in [
+        (
+            "cache = \"disk\"",
+            "expected \"off\", \"memory\" or \"file\"",
+        ),
+        ("cache_memory = -1", "expected a whole number, 0 or more"),
+        ("cache_dir = \"\"", "expected a path"),
+    ] {
+        let (message, _) = said(train(text));
+        assert!(message.contains(expected), "{message}");
+    }
 }

@@ -167,6 +167,21 @@ impl Entries {
     }
 }
 
+#[cfg(all(test, target_os = "linux"))]
+impl Entries {
+    /// A file on a disk without any room.
+    pub fn full() -> io::Result<Entries> {
+        let path = PathBuf::from("/dev/full");
+        Ok(Entries {
+            file: OpenOptions::new().read(true).write(true).open(&path)?,
+            path,
+            end: HEADER,
+            remove: false,
+            damage_said: false,
+        })
+    }
+}
+
 impl Drop for Entries {
     fn drop(&mut self) {
         if self.remove {

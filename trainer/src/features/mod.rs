@@ -461,3 +461,24 @@ fn identity(model: &Model, hashes: &Hashes, cut: Cut) -> Key {
 fn hex(key: &Key) -> String {
     key.iter().map(|byte| format!("{byte:02x}")).collect()
 }
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_full_disk_ends_the_file_and_not_the_run() {
+        let trunk = [7; 32];
+        // A device that is always full.
+        let mut spill = Spill::Open(Entries::full().unwrap());
+        let (path, error) = spill.append(&trunk, &[1; 32], &[1.0; 8]).unwrap_err();
+        assert_eq!(path, Path::new("/dev/full"));
+        assert_eq!(error.kind(), std::io::ErrorKind::StorageFull);
+        assert!(spill.entries().is_none());
+        // From then on nothing is tried, and nothing fails.
+        assert!(matches!(
+            spill.append(&trunk, &[2; 32], &[1.0; 8]),
+            Ok(None)
+        ));
+    }
+}
