@@ -22,7 +22,7 @@ pub enum BatchSize {
 /// `lengths[i]` is the number of tokens of example `i`. `shuffle` reorders what it is given; called first with the
 /// examples. With `group_window`, examples are then taken by length within windows of that many (so that a batch
 /// holds examples of like length) and `shuffle` is called once more to reorder the batches. A budget of tokens is
-/// then also filled: see [`fill`]. A size of 0 is treated as 1.
+/// then also filled, with what fits of other lengths. A size of 0 is treated as 1.
 ///
 /// Every example is in exactly one batch and no batch is empty.
 pub fn epoch_batches(

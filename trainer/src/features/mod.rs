@@ -5,7 +5,7 @@
 //! here (for a head, a row for each text; for a layer, a row for each token), so that the layers below are run once
 //! per text. Kept rows are those that would be computed again, bit for bit.
 //!
-//! They stay in memory up to a budget and go to a file beyond it ([`file`]). With a directory for it, they outlive the
+//! They stay in memory up to a budget and go to a file beyond it (`file.rs`). With a directory for it, they outlive the
 //! run: a file there belongs to one trunk, by the hashes of its tensors, and finds a text by its token ids, which are
 //! all that the trunk sees of tokenizer, longest length and text.
 
