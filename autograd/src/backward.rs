@@ -225,7 +225,11 @@ pub(crate) fn backward(
             let dlogits = loss::cross_entropy_backward(m, logits, targets, *smoothing, lse, dy)?;
             vec![Some(dlogits), None]
         }
-        Op::LinearCrossEntropy { smoothing, bias } => {
+        Op::LinearCrossEntropy {
+            smoothing,
+            cap,
+            bias,
+        } => {
             let (bias, at_targets) = if *bias {
                 (Some(saved.input(2)), 3)
             } else {
@@ -238,6 +242,7 @@ pub(crate) fn backward(
                 bias,
                 saved.input(at_targets),
                 *smoothing,
+                *cap,
                 &saved.extras[0],
                 dy,
                 [need(0), need(1), bias.is_some() && need(2)],

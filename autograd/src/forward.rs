@@ -102,13 +102,18 @@ pub(crate) fn forward(
             let (sum, lse) = loss::cross_entropy(m, x[0], x[1], *smoothing)?;
             (sum, vec![lse])
         }
-        Op::LinearCrossEntropy { smoothing, bias } => {
+        Op::LinearCrossEntropy {
+            smoothing,
+            cap,
+            bias,
+        } => {
             let (bias, targets) = if *bias {
                 (Some(x[2]), x[3])
             } else {
                 (None, x[2])
             };
-            let (sum, lse) = loss::linear_cross_entropy(m, x[0], x[1], bias, targets, *smoothing)?;
+            let (sum, lse) =
+                loss::linear_cross_entropy(m, x[0], x[1], bias, targets, *smoothing, *cap)?;
             (sum, vec![lse])
         }
         Op::BceWithLogits => plain(loss::bce_with_logits(m, x[0], x[1])?),

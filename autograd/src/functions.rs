@@ -336,7 +336,8 @@ impl Tape {
         self.record(Op::CrossEntropy { smoothing }, &[logits, targets])
     }
 
-    /// The same of a linear layer's logits, which are never held all at once.
+    /// The same of a linear layer's logits, which are never held all at once; with a `cap`, of
+    /// `cap * tanh(logits / cap)`.
     ///
     /// # Errors
     /// Shapes that do not fit, a target outside the classes.
@@ -347,9 +348,11 @@ impl Tape {
         bias: Option<&Var>,
         targets: &Var,
         smoothing: f64,
+        cap: Option<f64>,
     ) -> Result<Var> {
         let op = Op::LinearCrossEntropy {
             smoothing,
+            cap,
             bias: bias.is_some(),
         };
         let inputs: Vec<&Var> = [x, weight]

@@ -131,6 +131,8 @@ pub enum Op {
     LinearCrossEntropy {
         /// Label smoothing
         smoothing: f64,
+        /// Soft cap of the logits
+        cap: Option<f64>,
         /// There is a bias
         bias: bool,
     },

@@ -354,8 +354,9 @@ fn case(kind: OpKind, d: &Draw) -> Option<Case> {
             if f2 {
                 inputs.push(d.spread(2, &[b]));
             }
+            let cap = d.flags[3].then_some(1.5);
             case_of(inputs, move |t, x| {
-                t.linear_cross_entropy(&x[1], &x[2], x.get(3), &x[0], smoothing)
+                t.linear_cross_entropy(&x[1], &x[2], x.get(3), &x[0], smoothing, cap)
             })
         }
         OpKind::BceWithLogits => {

@@ -24,6 +24,7 @@ pub mod reduce;
 pub mod rope;
 mod shared;
 pub mod simd;
+pub mod softcap;
 pub mod softmax;
 mod strided;
 mod sums;

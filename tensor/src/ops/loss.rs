@@ -1,7 +1,7 @@
 //! Losses: sums over rows, so that the caller decides what they are divided by.
 
 use graft_kernels::activation::Activation;
-use graft_kernels::{Float, cross_entropy as kernel, reduce as kernel_reduce};
+use graft_kernels::{Float, cross_entropy as kernel, reduce as kernel_reduce, softcap};
 
 use super::linalg::{Linear, WeightLayout, linear, sum_to_columns, weight_gradient};
 use super::{accumulator, beside, indices, same_dtype, vector};
@@ -117,8 +117,8 @@ fn check_targets(op: &'static str, rows: usize, targets: &Tensor, smoothing: f64
 }
 
 /// Cross-entropy of `x·w + bias` against `targets`, summed, without ever holding all logits: the
-/// vocabulary is walked in chunks with an online softmax. `weight [classes, in]`. Returns the sum
-/// and the log-sum-exp of each row.
+/// vocabulary is walked in chunks with an online softmax. `weight [classes, in]`. With a `cap`, the
+/// logits are `cap * tanh((x·w + bias) / cap)`. Returns the sum and the log-sum-exp of each row.
 ///
 /// # Errors
 /// As [`cross_entropy`] and [`linear`].
@@ -129,9 +129,10 @@ pub fn linear_cross_entropy(
     bias: Option<&Tensor>,
     targets: &Tensor,
     smoothing: f64,
+    cap: Option<f64>,
 ) -> Result<(Tensor, Tensor)> {
     let op = "linear cross-entropy";
-    let (rows, classes) = check_linear(op, x, weight, targets, smoothing)?;
+    let (rows, classes) = check_linear(op, x, weight, targets, smoothing, cap)?;
     let checked = indices(op, targets, classes, Some(IGNORE), m)?;
     let acc = accumulator(x.dtype());
     let rows_of_state = || Tensor::empty(m, acc, &[rows]);
@@ -140,7 +141,7 @@ pub fn linear_cross_entropy(
     let (mut target_logit, mut logit_sum) = (rows_of_state()?, rows_of_state()?);
     for first in (0..classes).step_by(CHUNK) {
         let count = CHUNK.min(classes - first);
-        let logits = chunk_logits(m, x, weight, bias, first, count)?; // [rows, count]
+        let logits = chunk_logits(m, x, weight, bias, cap, first, count)?; // [rows, count]
         with_float!(op, x.dtype(), T => {
             if !logits.is_planned() {
                 kernel::cross_entropy_chunk(
@@ -188,19 +189,21 @@ pub fn linear_cross_entropy_backward(
     bias: Option<&Tensor>,
     targets: &Tensor,
     smoothing: f64,
+    cap: Option<f64>,
     lse: &Tensor,
     dy: &Tensor,
     needs: [bool; 3],
 ) -> Result<[Option<Tensor>; 3]> {
     let op = "linear cross-entropy backward";
-    let (_, classes) = check_linear(op, x, weight, targets, smoothing)?;
+    let (_, classes) = check_linear(op, x, weight, targets, smoothing, cap)?;
     let targets = targets.contiguous(m)?;
     let mut dx: Option<Tensor> = None;
     let mut dweight = Vec::new();
     let mut dbias = Vec::new();
     for first in (0..classes).step_by(CHUNK) {
         let count = CHUNK.min(classes - first);
-        let mut logits = chunk_logits(m, x, weight, bias, first, count)?;
+        let mut logits = chunk_logits(m, x, weight, bias, cap, first, count)?;
+        let capped = cap.map(|cap| Ok((cap, logits.copy(m)?))).transpose()?;
         with_float!(op, x.dtype(), T => {
             if !logits.is_planned() {
                 kernel::cross_entropy_chunk_backward(
@@ -214,8 +217,13 @@ pub fn linear_cross_entropy_backward(
                     classes,
                     count,
                 );
+                if let Some((cap, capped)) = &capped {
+                    let dlogits = logits.slice_mut::<T>()?;
+                    softcap::softcap_backward(*cap, capped.slice::<T>()?, dlogits);
+                }
             }
         });
+        drop(capped);
         let dlogits = logits; // [rows, count]
         if needs[0] {
             let part = super::matmul(m, &dlogits, &weight.narrow(0, first, count)?)?;
@@ -245,7 +253,14 @@ fn check_linear(
     weight: &Tensor,
     targets: &Tensor,
     smoothing: f64,
+    cap: Option<f64>,
 ) -> Result<(usize, usize)> {
+    if let Some(cap) = cap.filter(|&cap| !(cap > 0.0 && cap.is_finite())) {
+        return Err(Error::argument(
+            op,
+            format!("the cap of the logits is {cap}, not above 0"),
+        ));
+    }
     let [rows, inputs] = x.shape()[..] else {
         return Err(Error::shape(op, "the input", x.shape(), "[rows, in]"));
     };
@@ -266,6 +281,7 @@ fn chunk_logits(
     x: &Tensor,
     weight: &Tensor,
     bias: Option<&Tensor>,
+    cap: Option<f64>,
     first: usize,
     count: usize,
 ) -> Result<Tensor> {
@@ -278,7 +294,11 @@ fn chunk_logits(
     }
     let bias = bias.map(|b| b.narrow(0, first, count)).transpose()?;
     let weight = weight.narrow(0, first, count)?;
-    Ok(linear(m, &p, x, &weight, bias.as_ref(), false)?.0)
+    let mut logits = linear(m, &p, x, &weight, bias.as_ref(), false)?.0;
+    if let Some(cap) = cap.filter(|_| !logits.is_planned()) {
+        with_float!("soft cap", x.dtype(), T => softcap::softcap(cap, logits.slice_mut::<T>()?));
+    }
+    Ok(logits)
 }
 
 /// The sum of a vector of accumulators as a scalar of type `dtype`.

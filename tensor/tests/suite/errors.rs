@@ -486,8 +486,16 @@ fn positions_and_losses() {
             b.as_ref(),
             &ids(m, targets),
             0.0,
+            None,
         )
     };
+    refused(
+        |m| {
+            let (x, w) = (f(m, &[2, 4]), f(m, &[5, 4]));
+            loss::linear_cross_entropy(m, &x, &w, None, &ids(m, &[0, 0]), 0.0, Some(0.0))
+        },
+        "linear cross-entropy: the cap of the logits is 0, not above 0",
+    );
     refused(
         |m| fused(m, &[5, 3], None, &[0, 0]),
         "linear cross-entropy: the weight; found [5, 3], expected [classes, 4]",

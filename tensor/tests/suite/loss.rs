@@ -117,7 +117,7 @@ fn cross_entropy_of_a_linear_layer() {
     cases(|case| {
         let (rows, inputs, classes) = (case.dims[0], case.dims[1].max(1), case.columns.max(1));
         let (x, weight, bias, targets) = fused(case, rows, inputs, classes, case.flags[0]);
-        let smoothing = case.of(&[0.0, 0.1]);
+        let (smoothing, cap) = (case.of(&[0.0, 0.1]), case.of(&[None, Some(2.0), Some(7.5)]));
         let parts = run(|m| {
             let bias = bias.as_ref().map(|b| b.on(m));
             let (sum, lse) = loss::linear_cross_entropy(
@@ -127,12 +127,16 @@ fn cross_entropy_of_a_linear_layer() {
                 bias.as_ref(),
                 &ids(m, &targets),
                 smoothing,
+                cap,
             )?;
             Ok(vec![sum, lse])
         });
         let mut logits = product(&x.values, &weight.values.clone().reversed_axes());
         if let Some(bias) = &bias {
             logits += &bias.values;
+        }
+        if let Some(cap) = cap {
+            logits.mapv_inplace(|x| cap * (x / cap).tanh());
         }
         let (losses, lse) = oracle(&logits, &targets, smoothing);
         // Logits of at most inputs + 1 are rounded to the type.
@@ -174,7 +178,7 @@ fn many_classes_in_chunks_are_the_plain_loss() {
         let dy = |m: &Memory| upload(m, DType::F64, vec![0.7], &[]);
         let chunked = run(|m| {
             let (x, w, b, t) = inputs_on(m);
-            let (sum, lse) = loss::linear_cross_entropy(m, &x, &w, Some(&b), &t, smoothing)?;
+            let (sum, lse) = loss::linear_cross_entropy(m, &x, &w, Some(&b), &t, smoothing, None)?;
             let g = loss::linear_cross_entropy_backward(
                 m,
                 &x,
@@ -182,6 +186,7 @@ fn many_classes_in_chunks_are_the_plain_loss() {
                 Some(&b),
                 &t,
                 smoothing,
+                None,
                 &lse,
                 &dy(m),
                 [true; 3],
@@ -235,7 +240,7 @@ fn the_logits_of_many_classes_are_never_held() {
     let t = ids(&m, &[1; 64]);
     m.reset_peak();
     let before = m.usage().peak_total;
-    loss::linear_cross_entropy(&m, &x, &w, None, &t, 0.0).unwrap();
+    loss::linear_cross_entropy(&m, &x, &w, None, &t, 0.0, None).unwrap();
     let logits = rows * classes * 4;
     assert!(m.usage().peak_total - before < logits / 4);
 }
@@ -246,10 +251,12 @@ fn gradients_of_the_fused_loss() {
         let (rows, inputs, classes) = (case.dims[0], case.dims[1].max(1), case.columns.max(1));
         let (x, weight, bias, targets) = fused(case, rows, inputs, classes, case.flags[0]);
         let needs = [case.flags[1], case.flags[2], case.flags[3] && case.flags[0]];
+        let cap = case.of(&[None, Some(2.0), Some(7.5)]);
         let gradient = |m: &Memory, t: DType| {
             let bias = bias.as_ref().map(|b| b.cast_on(t, m));
             let (x, w, targets) = (x.cast_on(t, m), weight.cast_on(t, m), ids(m, &targets));
-            let (_, lse) = loss::linear_cross_entropy(m, &x, &w, bias.as_ref(), &targets, 0.1)?;
+            let (_, lse) =
+                loss::linear_cross_entropy(m, &x, &w, bias.as_ref(), &targets, 0.1, cap)?;
             let dy = Tensor::full(m, wide(t), &[], 1.0)?;
             let parts = loss::linear_cross_entropy_backward(
                 m,
@@ -258,6 +265,7 @@ fn gradients_of_the_fused_loss() {
                 bias.as_ref(),
                 &targets,
                 0.1,
+                cap,
                 &lse,
                 &dy,
                 needs,
