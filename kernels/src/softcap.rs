@@ -4,7 +4,7 @@
 use crate::element::{Float, Real};
 use crate::math::tanh;
 use crate::parallel;
-use crate::simd::{Arch, Isa, kernel};
+use crate::simd::{Isa, kernel};
 
 /// `x[i] = cap * tanh(x[i] / cap)`, in place.
 pub fn softcap<T: Float>(cap: f64, x: &mut [T]) {

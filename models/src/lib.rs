@@ -25,7 +25,10 @@ pub mod tokenizer;
 
 pub use batch::TokenBatch;
 pub use classifier::{Classifier, Cut, Strategy};
-pub use config::{DropoutRates, Family, HiddenAct, Labels, ModelConfig, ProblemType};
+pub use config::{
+    Config, DecoderConfig, DecoderFamily, DropoutRates, Family, HiddenAct, Labels, ModelConfig,
+    ProblemType,
+};
 pub use encoder::Encoder;
 pub use error::{Error, Result};
 pub use load::{

@@ -3,17 +3,52 @@
 use graft_tensor::DType;
 use serde_json::{Map, Value};
 
-use super::{DTYPE_NAMES, Family, HiddenAct, Labels, MAX_LABELS, ProblemType, activation_named};
+use super::{
+    DTYPE_NAMES, DecoderFamily, Family, HiddenAct, Labels, MAX_LABELS, ProblemType,
+    activation_named,
+};
 use crate::error::{Error, Result, Shown};
 use crate::json::describe;
+
+/// What `model_type` says.
+pub(super) enum Architecture {
+    Encoder(Family),
+    Decoder(DecoderFamily),
+}
 
 /// Takes typed values out of a config, with errors that name file and key.
 pub(super) struct Reader<'a> {
     pub(super) file: &'a str,
     pub(super) raw: &'a Map<String, Value>,
+    /// In front of the keys in messages: where `raw` lies within the file
+    within: String,
 }
 
-impl Reader<'_> {
+impl<'a> Reader<'a> {
+    pub(super) fn new(file: &'a str, raw: &'a Map<String, Value>) -> Reader<'a> {
+        Reader {
+            file,
+            raw,
+            within: String::new(),
+        }
+    }
+
+    /// The object under `key`; `None` for null or nothing.
+    pub(super) fn object(&self, key: &str) -> Result<Option<Reader<'a>>> {
+        match self.raw.get(key) {
+            None | Some(Value::Null) => Ok(None),
+            Some(Value::Object(raw)) => Ok(Some(Reader {
+                file: self.file,
+                raw,
+                within: format!("{}{key}.", self.within),
+            })),
+            Some(other) => {
+                let help = "take the config.json that belongs to the checkpoint";
+                Err(self.wrong(key, describe(other), "an object", help))
+            }
+        }
+    }
+
     pub(super) fn get(&self, key: &str) -> Option<&Value> {
         self.raw.get(key)
     }
@@ -32,77 +67,106 @@ impl Reader<'_> {
     ) -> Error {
         Error::Config {
             file: self.file.to_string(),
-            key: key.to_string(),
+            key: format!("{}{key}", self.within),
             found,
             expected: expected.into(),
             help: help.into(),
         }
     }
 
-    pub(super) fn family(&self) -> Result<Family> {
+    pub(super) fn architecture(&self) -> Result<Architecture> {
         let named = self.get("model_type").and_then(Value::as_str);
-        Family::ALL
+        let encoder = Family::ALL
             .into_iter()
             .find(|f| named == Some(f.model_type()))
-            .ok_or_else(|| {
+            .map(Architecture::Encoder);
+        let decoder = DecoderFamily::ALL
+            .into_iter()
+            .find(|f| named == Some(f.model_type()))
+            .map(Architecture::Decoder);
+        encoder.or(decoder).ok_or_else(|| {
+            let encoders = Family::ALL.map(Family::model_type);
+            let decoders = DecoderFamily::ALL.map(DecoderFamily::model_type);
+            let supported = [&encoders[..], &decoders].concat().join(", ");
+            let help = "use a model of one of these families";
+            self.wrong(
+                "model_type",
+                self.found("model_type"),
+                format!("one of {supported}"),
+                help,
+            )
+        })
+    }
+
+    pub(super) fn encoder_family(&self) -> Result<Family> {
+        match self.architecture()? {
+            Architecture::Encoder(family) => Ok(family),
+            Architecture::Decoder(_) => {
                 let supported = Family::ALL.map(Family::model_type).join(", ");
-                let help = "use a model of one of these families";
-                self.wrong(
+                Err(self.wrong(
                     "model_type",
                     self.found("model_type"),
-                    format!("one of {supported}"),
-                    help,
-                )
-            })
+                    format!("an encoder, one of {supported}"),
+                    "use a model of one of these families",
+                ))
+            }
+        }
+    }
+
+    pub(super) fn decoder_family(&self) -> Result<DecoderFamily> {
+        match self.architecture()? {
+            Architecture::Decoder(family) => Ok(family),
+            Architecture::Encoder(_) => {
+                let supported = DecoderFamily::ALL.map(DecoderFamily::model_type);
+                Err(self.wrong(
+                    "model_type",
+                    self.found("model_type"),
+                    format!("a decoder, one of {}", supported.join(", ")),
+                    "use a model of one of these families",
+                ))
+            }
+        }
     }
 
     /// Things that would silently compute something else.
-    pub(super) fn refuse_unsupported(&self) -> Result<()> {
-        let help = "use a checkpoint without it";
-        match self.get("position_embedding_type") {
-            None | Some(Value::Null) => {}
-            Some(Value::String(kind)) if kind == "absolute" => {}
-            Some(other) => {
-                return Err(self.wrong(
-                    "position_embedding_type",
-                    describe(other),
-                    "\"absolute\"",
-                    help,
-                ));
-            }
-        }
+    pub(super) fn refuse_unsupported_encoders(&self) -> Result<()> {
+        let absolute = Value::from("absolute");
+        self.only("position_embedding_type", &[&absolute], "\"absolute\"")?;
         for key in ["is_decoder", "add_cross_attention"] {
-            match self.get(key) {
-                None | Some(Value::Null | Value::Bool(false)) => {}
-                Some(other) => {
-                    return Err(self.wrong(
-                        key,
-                        describe(other),
-                        "false: only encoders are supported",
-                        help,
-                    ));
-                }
-            }
+            let expected = "false: only encoders are supported";
+            self.only(key, &[&Value::Bool(false)], expected)?;
         }
-        match self.get("pruned_heads") {
-            None | Some(Value::Null) => {}
-            Some(Value::Object(heads)) if heads.is_empty() => {}
-            Some(other) => {
-                let expected = "no pruned heads";
-                return Err(self.wrong("pruned_heads", describe(other), expected, help));
-            }
-        }
+        let none = Value::Object(Map::new());
+        self.only("pruned_heads", &[&none], "no pruned heads")?;
+        self.refuse_quantised()
+    }
+
+    pub(super) fn refuse_quantised(&self) -> Result<()> {
         match self.get("quantization_config") {
             None | Some(Value::Null) => Ok(()),
             Some(other) => {
-                let expected = "no quantisation";
+                let help = "use the checkpoint in full precision";
                 Err(self.wrong(
                     "quantization_config",
                     describe(other),
-                    expected,
-                    "use the checkpoint in full precision",
+                    "no quantisation",
+                    help,
                 ))
             }
+        }
+    }
+
+    /// Refuses every value of a key but null, nothing, and those that are `supported`.
+    pub(super) fn only(&self, key: &str, supported: &[&Value], expected: &str) -> Result<()> {
+        match self.get(key) {
+            None | Some(Value::Null) => Ok(()),
+            Some(value) if supported.contains(&value) => Ok(()),
+            Some(other) => Err(self.wrong(
+                key,
+                describe(other),
+                expected,
+                "use a checkpoint without it",
+            )),
         }
     }
 
@@ -125,6 +189,42 @@ impl Reader<'_> {
                 "take the config.json that belongs to the checkpoint",
             )
         })
+    }
+
+    /// As [`Reader::size`]; `None` for null or nothing.
+    pub(super) fn optional_size(&self, spellings: &[&str], max: u64) -> Result<Option<usize>> {
+        let stated = |key: &&str| self.get(key).is_some_and(|value| !value.is_null());
+        if spellings.iter().any(stated) {
+            self.size(spellings, max).map(Some)
+        } else {
+            Ok(None)
+        }
+    }
+
+    /// True or false; `default` for null or nothing.
+    pub(super) fn flag(&self, key: &str, default: bool) -> Result<bool> {
+        match self.get(key) {
+            None | Some(Value::Null) => Ok(default),
+            Some(Value::Bool(value)) => Ok(*value),
+            Some(other) => {
+                let help = "take the config.json that belongs to the checkpoint";
+                Err(self.wrong(key, describe(other), "true or false", help))
+            }
+        }
+    }
+
+    /// A number above 0; `None` for null or nothing.
+    pub(super) fn factor(&self, key: &str) -> Result<Option<f64>> {
+        match self.get(key) {
+            None | Some(Value::Null) => Ok(None),
+            Some(value) => match value.as_f64().filter(|x| *x > 0.0 && *x < 1e12) {
+                Some(x) => Ok(Some(x)),
+                None => {
+                    let help = "take the config.json that belongs to the checkpoint";
+                    Err(self.wrong(key, describe(value), "a number above 0", help))
+                }
+            },
+        }
     }
 
     pub(super) fn number(&self, key: &str, min: u64, max: u64) -> Result<usize> {
@@ -173,9 +273,9 @@ impl Reader<'_> {
         }
     }
 
-    pub(super) fn activation(&self, key: &str) -> Result<HiddenAct> {
+    pub(super) fn activation(&self, key: &str, default: HiddenAct) -> Result<HiddenAct> {
         match self.get(key) {
-            None => Ok(HiddenAct::Gelu),
+            None => Ok(default),
             Some(value) => value.as_str().and_then(activation_named).ok_or_else(|| {
                 let supported = HiddenAct::NAMES.map(|(name, _)| name).join(", ");
                 self.wrong(

@@ -12,7 +12,7 @@ mod norm;
 pub use attention::SelfAttention;
 pub use embedding::Embedding;
 pub use linear::Linear;
-pub use mlp::Mlp;
+pub use mlp::{GatedMlp, Mlp};
 pub use norm::{LayerNorm, RmsNorm};
 
 #[cfg(doc)]

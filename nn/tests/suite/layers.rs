@@ -1,7 +1,9 @@
 use graft_nn::Error;
-use graft_nn::layers::{Embedding, LayerNorm, Linear, Mlp, RmsNorm, SelfAttention};
+use graft_nn::layers::{
+    Embedding, GatedMlp, LayerNorm, Linear, Mlp, RmsNorm, SelfAttention,
+};
 use graft_tensor::Tensor;
-use graft_tensor::ops::{Activation, Attention};
+use graft_tensor::ops::{Activation, Attention, Glu};
 use ndarray::{Array2, ArrayD, Axis, Ix2, s};
 
 use crate::common::*;
@@ -203,6 +205,27 @@ fn mlp() {
         };
         let want = of(&of(&x, &layer.up).mapv(f64::tanh), &layer.down);
         near(&y, &want, CLOSE);
+    });
+}
+
+#[test]
+fn gated_mlp() {
+    cases(|seed, [rows, hidden, inner, _], _| {
+        let mut p = parameters();
+        let layer = GatedMlp {
+            gate: Linear::without_bias(&mut p, "gate", hidden, inner, 0.02).unwrap(),
+            up: Linear::without_bias(&mut p, "up", hidden, inner, 0.02).unwrap(),
+            down: Linear::without_bias(&mut p, "down", inner, hidden, 0.02).unwrap(),
+            activation: Glu::Swiglu,
+        };
+        fill(&mut p, seed);
+        let x = values(seed, &[rows, hidden]);
+        let y = checked(&p, &[tensor(&x)], seed, |f, v| layer.forward(f, &v[0]));
+        let of = |x: &ArrayD<f64>, layer: &Linear| {
+            affine(x, matrix(&value(&p, layer.weight())).reversed_axes(), None)
+        };
+        let inner = of(&x, &layer.gate).mapv(silu) * of(&x, &layer.up);
+        near(&y, &of(&inner, &layer.down), CLOSE);
     });
 }
 

@@ -1,0 +1,106 @@
+//! What the outputs of a classification head are called and mean.
+
+use crate::error::{Error, Result, Shown};
+
+/// What the outputs of the head mean, and so which loss fits them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum ProblemType {
+    /// Each output is a number to predict.
+    Regression,
+    /// Exactly one label is right.
+    SingleLabel,
+    /// Any number of labels is right.
+    MultiLabel,
+}
+
+impl ProblemType {
+    pub(super) const ALL: [ProblemType; 3] = [
+        ProblemType::Regression,
+        ProblemType::SingleLabel,
+        ProblemType::MultiLabel,
+    ];
+
+    /// `problem_type` in config.json.
+    pub fn name(self) -> &'static str {
+        match self {
+            ProblemType::Regression => "regression",
+            ProblemType::SingleLabel => "single_label_classification",
+            ProblemType::MultiLabel => "multi_label_classification",
+        }
+    }
+}
+
+/// The names of the outputs, by index: distinct, at least one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Labels {
+    pub(super) names: Vec<String>,
+}
+
+impl Labels {
+    /// Names in the order of the outputs.
+    ///
+    /// # Errors
+    /// [`Error::Config`] if there are none, too many, or two are the same.
+    pub fn new(names: Vec<String>) -> Result<Labels> {
+        Self::checked(names, "the labels given")
+    }
+
+    /// `LABEL_0`, `LABEL_1`, ... as transformers names what nobody named; at least one.
+    pub fn numbered(count: usize) -> Labels {
+        Labels {
+            names: (0..count.max(1)).map(|i| format!("LABEL_{i}")).collect(),
+        }
+    }
+
+    /// The names in the order of the outputs.
+    pub fn names(&self) -> &[String] {
+        &self.names
+    }
+
+    /// Number of outputs.
+    pub fn count(&self) -> usize {
+        self.names.len()
+    }
+
+    /// The output that has this name.
+    pub fn id(&self, name: &str) -> Option<usize> {
+        self.names.iter().position(|n| n == name)
+    }
+
+    pub(super) fn checked(names: Vec<String>, file: &str) -> Result<Labels> {
+        let wrong = |found: String, expected: &str, help: &str| Error::Config {
+            file: file.to_string(),
+            key: "id2label".to_string(),
+            found,
+            expected: expected.to_string(),
+            help: help.to_string(),
+        };
+        if names.is_empty() || names.len() > MAX_LABELS {
+            let expected = format!("between 1 and {MAX_LABELS}");
+            return Err(wrong(
+                format!("{} labels", names.len()),
+                &expected,
+                "state the labels of the task",
+            ));
+        }
+        let mut seen = std::collections::HashSet::new();
+        if let Some(twice) = names.iter().find(|name| !seen.insert(name.as_str())) {
+            return Err(wrong(
+                format!("the label \"{}\" twice", Shown(twice)),
+                "distinct labels",
+                "rename one of them",
+            ));
+        }
+        Ok(Labels { names })
+    }
+}
+
+impl Default for Labels {
+    /// Two numbered labels: what transformers assumes when a config states none.
+    fn default() -> Labels {
+        Labels::numbered(2)
+    }
+}
+
+/// Most labels of a head.
+pub const MAX_LABELS: usize = 1 << 20;
