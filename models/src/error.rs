@@ -206,6 +206,15 @@ pub enum Error {
         limit: usize,
     },
 
+    /// Targets of a language model that do not fit its batch.
+    #[error("a batch of {tokens} tokens came with {targets} targets; give one for each token")]
+    Targets {
+        /// Targets given.
+        targets: usize,
+        /// Tokens of the batch.
+        tokens: usize,
+    },
+
     /// A strategy that trains more layers than there are.
     #[error(
         "the strategy last:{last} asks for {last} layers, and the model has {layers}; use at most last:{layers}"

@@ -1,7 +1,7 @@
 //! Model families, and what a pretrained model is on disk.
 //!
-//! [`Encoder`] and [`Classifier`] build a family's layers from its configuration; [`load_parameters`] fills them from
-//! a checkpoint and accounts for every tensor in it. The other modules are about files: where a model lies
+//! [`Encoder`] and [`Classifier`], [`Decoder`], [`CausalLm`] and [`DecoderClassifier`] build a family's layers from its
+//! configuration; [`load_parameters`] fills them from a checkpoint and accounts for every tensor in it. The other modules are about files: where a model lies
 //! ([`source`]), its weights ([`safetensors`]), its `config.json` ([`config`]), its tokenizer ([`tokenizer`]), and
 //! directories that are replaced in one step ([`atomic`]).
 //!
@@ -15,6 +15,7 @@ pub mod atomic;
 mod batch;
 mod classifier;
 pub mod config;
+mod decoder;
 mod encoder;
 pub mod error;
 mod json;
@@ -29,11 +30,12 @@ pub use config::{
     Config, DecoderConfig, DecoderFamily, DropoutRates, Family, HiddenAct, Labels, ModelConfig,
     ProblemType,
 };
+pub use decoder::{CausalLm, Decoder, DecoderClassifier};
 pub use encoder::Encoder;
 pub use error::{Error, Result};
 pub use load::{
-    LoadReport, little_endian, load_parameters, load_parameters_with, load_some, save_parameters,
-    save_trained,
+    LoadReport, Stored, little_endian, load_parameters, load_parameters_with, load_some,
+    save_parameters, save_trained,
 };
 pub use safetensors::{Checkpoint, SafetensorsFile, TensorInfo};
 pub use source::ModelSource;

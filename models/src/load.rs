@@ -8,7 +8,8 @@ use graft_nn::{ParamId, Parameters, TrainableSet};
 use graft_tensor::{DType, Tensor};
 
 use crate::classifier::Classifier;
-use crate::config::ModelConfig;
+use crate::config::{DecoderConfig, ModelConfig};
+use crate::decoder::{LM_HEAD, SCORE};
 use crate::encoder::{is_dispensable, modern};
 use crate::error::{Error, Result};
 use crate::safetensors::{Checkpoint, SafetensorsFile, TensorView, pt_metadata, write};
@@ -16,10 +17,80 @@ use crate::safetensors::{Checkpoint, SafetensorsFile, TensorView, pt_metadata, w
 /// What loading left out or had to make up.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct LoadReport {
-    /// Tensors of the checkpoint that a classifier has no use for
+    /// Tensors of the checkpoint that the model has no use for
     pub unused: Vec<String>,
     /// Parameters that were initialised, because the task is new
     pub initialised: Vec<String>,
+}
+
+/// How a family's checkpoints name their tensors.
+pub trait Stored {
+    /// What stands in front of the base model's tensors where there is a head; a bare model has no prefix.
+    fn prefix(&self) -> &'static str;
+
+    /// The present name of a tensor that old checkpoints call otherwise.
+    fn modern(&self, name: &str) -> String;
+
+    /// The parameters of a classification head: no checkpoint of another task can hold them.
+    fn is_task_specific(&self, name: &str) -> bool;
+
+    /// Tensors that a checkpoint may hold and that no model has a use for: buffers that can be computed, copies of
+    /// others, heads of pretraining.
+    fn is_dispensable(&self, name: &str) -> bool;
+
+    /// The head of another kind of model, in the way of nothing when this one's head is new.
+    fn is_other_head(&self, name: &str) -> bool;
+}
+
+impl Stored for ModelConfig {
+    fn prefix(&self) -> &'static str {
+        self.family.names().prefix
+    }
+
+    fn modern(&self, name: &str) -> String {
+        modern(name)
+    }
+
+    fn is_task_specific(&self, name: &str) -> bool {
+        Classifier::is_task_specific(self, name)
+    }
+
+    fn is_dispensable(&self, name: &str) -> bool {
+        is_dispensable(name)
+    }
+
+    fn is_other_head(&self, name: &str) -> bool {
+        name.starts_with("classifier.") || name.starts_with("pre_classifier.")
+    }
+}
+
+impl Stored for DecoderConfig {
+    fn prefix(&self) -> &'static str {
+        self.family.names().prefix
+    }
+
+    fn modern(&self, name: &str) -> String {
+        name.to_owned()
+    }
+
+    fn is_task_specific(&self, name: &str) -> bool {
+        is_of(SCORE, name)
+    }
+
+    fn is_dispensable(&self, name: &str) -> bool {
+        // A tied head is stored by some writers although it is the token embedding.
+        self.family.is_buffer(name) || (self.tied && is_of(LM_HEAD, name))
+    }
+
+    fn is_other_head(&self, name: &str) -> bool {
+        is_of(LM_HEAD, name) || is_of(SCORE, name)
+    }
+}
+
+/// True for the tensors of a module.
+fn is_of(module: &str, name: &str) -> bool {
+    name.strip_prefix(module)
+        .is_some_and(|rest| rest.starts_with('.'))
 }
 
 /// Fills `parameters` from `checkpoint`. With `new_head`, the parameters of the classification
@@ -30,7 +101,7 @@ pub struct LoadReport {
 /// whatever reading the file refuses.
 pub fn load_parameters(
     parameters: &mut Parameters,
-    config: &ModelConfig,
+    config: &impl Stored,
     checkpoint: &mut Checkpoint,
     new_head: Option<u64>,
 ) -> Result<LoadReport> {
@@ -43,24 +114,24 @@ pub fn load_parameters(
 /// As there.
 pub fn load_parameters_with(
     parameters: &mut Parameters,
-    config: &ModelConfig,
+    config: &impl Stored,
     checkpoint: &mut Checkpoint,
     new_head: Option<u64>,
     loaded: &mut dyn FnMut(&str, &Tensor),
 ) -> Result<LoadReport> {
     let file = checkpoint.name().to_owned();
-    let prefix = config.family.names().prefix;
+    let prefix = config.prefix();
     // A bare encoder (BertModel) has no prefix in front of its tensors.
     let bare = !checkpoint.tensors().any(|t| t.name.starts_with(prefix));
     let find = |parameters: &Parameters, stored: &str| -> Option<ParamId> {
-        let name = modern(stored);
+        let name = config.modern(stored);
         let direct = parameters.lookup(&name);
         direct.or_else(|| {
             let full = format!("{prefix}{name}");
             bare.then(|| parameters.lookup(&full)).flatten()
         })
     };
-    let fresh = |name: &str| new_head.is_some() && Classifier::is_task_specific(config, name);
+    let fresh = |name: &str| new_head.is_some() && config.is_task_specific(name);
 
     let mut report = LoadReport::default();
     let mut unexpected = Vec::new();
@@ -92,9 +163,9 @@ pub fn load_parameters_with(
                     shapes.push(format!("{name}: {:?}, expected {expected}", tensor.shape));
                 }
             }
-            None if is_dispensable(&tensor.name) => report.unused.push(tensor.name.clone()),
+            None if config.is_dispensable(&tensor.name) => report.unused.push(tensor.name.clone()),
             // The head of another kind of model for another task.
-            None if new_head.is_some() && is_other_head(&tensor.name) => {
+            None if new_head.is_some() && config.is_other_head(&tensor.name) => {
                 report.unused.push(tensor.name.clone());
             }
             None => unexpected.push(tensor.name.clone()),
@@ -138,10 +209,6 @@ pub fn load_parameters_with(
         }
     }
     Ok(report)
-}
-
-fn is_other_head(name: &str) -> bool {
-    name.starts_with("classifier.") || name.starts_with("pre_classifier.")
 }
 
 /// Writes all parameters to one safetensors file at `path`, under their own names.

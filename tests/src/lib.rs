@@ -75,6 +75,19 @@ pub fn batch(expected: &HashMap<String, Tensor>) -> (TokenBatch, Vec<i64>) {
     (batch, integers("labels"))
 }
 
+/// The batch of a decoder's fixture, and its targets: one for each token, where there are any.
+pub fn decoder_batch(expected: &HashMap<String, Tensor>) -> (TokenBatch, Vec<i64>) {
+    let integers = |name: &str| expected[name].to_vec::<i64>().expect("i64");
+    let ids = integers("input_ids");
+    let batch = TokenBatch {
+        type_ids: vec![0; ids.len()],
+        ids,
+        offsets: integers("offsets"),
+    };
+    let targets = expected.get("targets").map(|_| integers("targets"));
+    (batch, targets.unwrap_or_default())
+}
+
 /// The largest distance between two lists.
 pub fn max_distance(a: &[f64], b: &[f64]) -> f64 {
     assert_eq!(a.len(), b.len());

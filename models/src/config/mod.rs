@@ -32,7 +32,7 @@ pub enum Config {
     /// Reads in both directions: BERT and its kin.
     Encoder(ModelConfig),
     /// Reads forwards: GPT-2, Llama and their kin.
-    Decoder(DecoderConfig),
+    Decoder(Box<DecoderConfig>),
 }
 
 impl Config {
@@ -55,7 +55,9 @@ impl Config {
         let raw = parse_object(file, text)?;
         Ok(match Reader::new(file, &raw).architecture()? {
             Architecture::Encoder(_) => Config::Encoder(ModelConfig::parse(file, text)?),
-            Architecture::Decoder(_) => Config::Decoder(DecoderConfig::parse(file, text)?),
+            Architecture::Decoder(_) => {
+                Config::Decoder(Box::new(DecoderConfig::parse(file, text)?))
+            }
         })
     }
 }

@@ -219,7 +219,7 @@ impl Layer {
 }
 
 /// Dropout where a trained parameter leads to `x`.
-fn trained_dropout(f: &mut Forward, x: &Var, p: f64) -> Result<Var> {
+pub(crate) fn trained_dropout(f: &mut Forward, x: &Var, p: f64) -> Result<Var> {
     Ok(if f.tape.needs_gradient(x) {
         f.dropout(x, p)?
     } else {

@@ -1,7 +1,5 @@
 use graft_nn::Error;
-use graft_nn::layers::{
-    Embedding, GatedMlp, LayerNorm, Linear, Mlp, RmsNorm, SelfAttention,
-};
+use graft_nn::layers::{Embedding, GatedMlp, LayerNorm, Linear, Mlp, RmsNorm, SelfAttention};
 use graft_tensor::Tensor;
 use graft_tensor::ops::{Activation, Attention, Glu};
 use ndarray::{Array2, ArrayD, Axis, Ix2, s};

@@ -123,8 +123,9 @@ pub(super) fn layer_kinds(
         }
         DecoderFamily::Gemma2 => pattern(&|i| i % 2 == 1),
         DecoderFamily::Gemma3 => {
-            let keys = ["sliding_window_pattern", "_sliding_window_pattern"];
-            let every = read.optional_size(&keys, 1 << 32)?.unwrap_or(6);
+            let every = read
+                .optional_size(&["sliding_window_pattern"], 1 << 32)?
+                .unwrap_or(6);
             pattern(&|i| (i + 1) % every == 0)
         }
     };

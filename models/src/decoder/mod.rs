@@ -1,0 +1,152 @@
+//! The decoders of the GPT family: GPT-2, Llama, Mistral, Qwen 2 and 3, Gemma 2 and 3. One set of layers serves all;
+//! they differ in the names of their tensors, in norms, positions, biases and windows, and in how many heads share
+//! their keys: all of it data, from the configuration.
+//!
+//! Dropout begins where training does: layers below the lowest trained parameter compute as in evaluation. A frozen
+//! trunk's outputs are then the same in every epoch, and can be kept.
+
+mod causal;
+mod classifier;
+mod layer;
+mod names;
+mod rotary;
+
+use graft_autograd::Var;
+use graft_nn::layers::Embedding;
+use graft_nn::{Forward, FreezePolicy, ParamId, Parameters, Rule};
+
+use crate::batch::{TokenBatch, TokenVars};
+use crate::classifier::Strategy;
+use crate::config::{DecoderConfig, DecoderFamily, Positions};
+use crate::encoder::trained_dropout;
+use crate::error::{Error, Result};
+pub use causal::CausalLm;
+pub use classifier::DecoderClassifier;
+use layer::{Layer, Norm};
+pub(crate) use names::{LM_HEAD, SCORE};
+use rotary::Rotary;
+
+/// Embeddings and layers, without a head.
+#[derive(Clone, Debug)]
+pub struct Decoder {
+    words: Embedding,
+    /// Gemma
+    word_scale: Option<f64>,
+    /// GPT-2
+    positions: Option<Embedding>,
+    /// All others
+    rotary: Option<Rotary>,
+    layers: Vec<Layer>,
+    norm: Norm,
+    max_tokens: usize,
+    dropout: f64,
+    /// Rules' globs: each layer's, and the final norm's
+    layer_globs: Vec<String>,
+    norm_glob: String,
+}
+
+impl Decoder {
+    /// Declares the decoder's parameters under the names that transformers has for them in a model with a head.
+    ///
+    /// # Errors
+    /// None for a configuration that was checked when it was read.
+    pub fn new(p: &mut Parameters, config: &DecoderConfig) -> Result<Decoder> {
+        let names = config.family.names();
+        let (hidden, std) = (config.hidden_size, config.initializer_range);
+        let at = |name: &str| format!("{}{name}", names.prefix);
+        let words = Embedding::new(p, &at(names.words), config.vocab_size, hidden, std)?;
+        let positions = match config.positions {
+            Positions::Learned => {
+                let (name, rows) = (at(names.positions), config.max_positions);
+                Some(Embedding::new(p, &name, rows, hidden, std)?)
+            }
+            Positions::Rotary { .. } => None,
+        };
+        let layers = (0..config.layers)
+            .map(|i| Layer::new(p, config, &names, i))
+            .collect::<Result<_>>()?;
+        let norm = Norm::new(p, config, &at(names.final_norm))?;
+        Ok(Decoder {
+            words,
+            word_scale: match config.family {
+                // transformers keeps this factor in f32.
+                DecoderFamily::Gemma2 | DecoderFamily::Gemma3 => {
+                    Some(f64::from((hidden as f64).sqrt() as f32))
+                }
+                _ => None,
+            },
+            positions,
+            rotary: Rotary::new(config),
+            layers,
+            norm,
+            max_tokens: config.max_tokens(),
+            dropout: config.dropout.embedding,
+            layer_globs: (0..config.layers)
+                .map(|i| format!("{}.{i}.*", at(names.layer)))
+                .collect(),
+            norm_glob: format!("{}.*", at(names.final_norm)),
+        })
+    }
+
+    /// Number of layers.
+    pub fn layers(&self) -> usize {
+        self.layers.len()
+    }
+
+    /// The token embedding, `[vocabulary, hidden]`.
+    pub fn words(&self) -> ParamId {
+        self.words.weight()
+    }
+
+    /// The last hidden state, after the final norm, `[tokens, hidden]`, and the offsets `i64 [sequences + 1]`.
+    ///
+    /// # Errors
+    /// Ids outside the vocabulary, sequences longer than the positions.
+    pub fn forward(&self, f: &mut Forward, batch: &TokenBatch) -> Result<(Var, Var)> {
+        let longest = batch.offsets.windows(2).map(|pair| pair[1] - pair[0]).max();
+        if let Some(tokens) = longest.filter(|&n| n > self.max_tokens as i64) {
+            return Err(Error::TooLong {
+                tokens: tokens as usize,
+                limit: self.max_tokens,
+            });
+        }
+        let tokens = TokenVars::new(f, batch, 0)?;
+        let mut x = self.words.forward(f, &tokens.ids)?; // [tokens, hidden]
+        if let Some(scale) = self.word_scale {
+            x = f.tape.scale(&x, scale)?;
+        }
+        if let Some(positions) = &self.positions {
+            let positions = positions.forward(f, &tokens.positions)?;
+            x = f.tape.add(&x, &positions)?;
+        }
+        let turns = match &self.rotary {
+            Some(rotary) => Some(rotary.turns(f, &batch.positions(0))?),
+            None => None,
+        };
+        x = trained_dropout(f, &x, self.dropout)?;
+        for layer in &self.layers {
+            x = layer.forward(f, x, &tokens.offsets, turns.as_ref())?;
+        }
+        Ok((self.norm.forward(f, &x)?, tokens.offsets))
+    }
+
+    /// The rules of a strategy for a model whose head has the names `head`. The final norm is trained with any layer.
+    fn policy(&self, strategy: Strategy, head: &[&str]) -> Result<FreezePolicy> {
+        let layers = self.layer_globs.len();
+        let last = match strategy {
+            Strategy::Full => return Ok(FreezePolicy::default()),
+            Strategy::Head => 0,
+            Strategy::Last(k) => k,
+        };
+        let Some(first) = layers.checked_sub(last) else {
+            return Err(Error::Strategy { last, layers });
+        };
+        let norm = (last > 0).then(|| self.norm_glob.clone());
+        let layers = self.layer_globs[first..].iter().cloned();
+        let head = head.iter().map(|glob| (*glob).to_owned());
+        let trained = layers.chain(norm).chain(head).map(Rule::train);
+        Ok(FreezePolicy {
+            rules: [Rule::freeze("*")].into_iter().chain(trained).collect(),
+        })
+    }
+}
