@@ -326,7 +326,7 @@ fn what_is_not_implemented_is_refused_by_key() {
         (
             MISTRAL,
             json!({"layer_types": vec!["full_attention"; 32]}),
-            "llama has no other".trim_start_matches("llama"),
+            "mistral has no other",
         ),
         (
             QWEN2,
@@ -445,14 +445,9 @@ fn what_is_changed_is_written() {
         saved["task_specific_params"],
         object(GPT2)["task_specific_params"]
     );
-    let again = parse(&config.to_json()).unwrap();
-    assert_eq!(
-        DecoderConfig {
-            raw: config.raw.clone(),
-            ..again
-        },
-        config
-    );
+    let mut again = parse(&config.to_json()).unwrap();
+    again.raw = config.raw.clone();
+    assert_eq!(again, config);
     // And back to a language model.
     config.set_causal();
     let saved = object(&config.to_json());
