@@ -1,11 +1,11 @@
-"""Checks that transformers loads a classifier written by Graft, and that both give the same logits.
+"""Checks that transformers loads a model written by Graft, and that both give the same logits.
 
     python tests/peers/check_loads.py MODEL_DIR [--texts texts.jsonl --predictions out.jsonl]
 
-1. AutoModelForSequenceClassification and AutoTokenizer load MODEL_DIR with no missing, unexpected
-   or mismatched key. The names in the files are also compared with the model's own, because
-   transformers passes over some unexpected keys without a word.
-2. With --texts (objects with "text", and "pair" or null for a pair) and --predictions (what
+1. AutoModelForSequenceClassification, or AutoModelForCausalLM where config.json names such a class,
+   loads MODEL_DIR with no missing, unexpected or mismatched key. The names in the files are also
+   compared with the model's own, because transformers passes over some unexpected keys without a word.
+2. For classifiers, AutoTokenizer loads it too. With --texts (objects with "text", and "pair" or null for a pair) and --predictions (what
    `trainer predict --logits` printed: an object with "logits" a line, in the same order), the
    logits of transformers, one text at a time in f32, differ by at most --tolerance.
 
@@ -25,7 +25,7 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 import torch
 import transformers
 from safetensors import safe_open
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 transformers.utils.logging.disable_progress_bar()
 
@@ -62,7 +62,8 @@ def loading_problems(folder, model, info):
             problems.append(f"{kind}: {sorted(map(str, keys)) if not isinstance(keys, str) else keys}")
     stored, index_problems = stored_names(folder)
     problems += index_problems
-    own = set(model.state_dict())
+    # A tied head is the token embedding, and stored once.
+    own = set(model.state_dict()) - set(getattr(model, "all_tied_weights_keys", None) or ())
     if stored - own:
         problems.append(f"stored, but the model has no such tensor: {sorted(stored - own)}")
     if own - stored:
@@ -93,14 +94,19 @@ def main():
 
     result = {"model": str(args.model), "problems": []}
     try:
-        model, info = AutoModelForSequenceClassification.from_pretrained(
+        classes = AutoConfig.from_pretrained(args.model).architectures or []
+        causal = any(name.endswith(("ForCausalLM", "LMHeadModel")) for name in classes)
+        if causal and args.texts:
+            parser.error("--texts is for classifiers")
+        auto = AutoModelForCausalLM if causal else AutoModelForSequenceClassification
+        model, info = auto.from_pretrained(
             args.model,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # so that they are listed, and refused below
             attn_implementation="eager",
             dtype=torch.float32,
         )
-        tokenizer = AutoTokenizer.from_pretrained(args.model)
+        tokenizer = None if causal else AutoTokenizer.from_pretrained(args.model)
     except Exception as e:  # whatever transformers raises is a file that it does not load
         result["problems"].append(f"{type(e).__name__}: {e}")
         return finish(result)
