@@ -6,10 +6,13 @@
 //! arXiv:2305.13245: query head h reads key and value head `h / (heads / kv_heads)`.
 
 mod backward;
+mod cached;
 mod forward;
 mod plan;
 mod rows;
 mod tile;
+
+pub use cached::{Kept, attention_cached, attention_cached_with, attention_cached_workspace};
 
 use crate::element::Float;
 use crate::philox::Key;
@@ -117,11 +120,11 @@ impl Attention {
     }
 
     /// Checks what both passes are given; returns the number of tokens.
-    fn check<T>(
+    fn check<'a, T: 'a>(
         &self,
         who: &str,
         offsets: &[i64],
-        operands: [(&str, &Packed<T>, usize); 3],
+        operands: impl IntoIterator<Item = (&'static str, &'a Packed<'a, T>, usize)>,
     ) -> usize {
         let Attention {
             heads,

@@ -21,7 +21,7 @@ pub(super) struct Source<'a, T> {
 
 impl<'a, T> Source<'a, T> {
     #[inline(always)]
-    fn row(&self, r: usize) -> &'a [T] {
+    pub fn row(&self, r: usize) -> &'a [T] {
         &self.data[r * self.stride..][..self.dim]
     }
 

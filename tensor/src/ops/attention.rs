@@ -1,6 +1,7 @@
 //! Attention over packed sequences.
 
 use graft_kernels::Float;
+pub use graft_kernels::attention::Kept;
 use graft_kernels::attention::{self as kernel, Packed};
 use graft_kernels::philox::Key;
 
@@ -45,13 +46,14 @@ impl Attention {
         }
     }
 
-    /// Checks the shapes and gives the kernel's parameters.
+    /// Checks the shapes and gives the kernel's parameters. Keys and values have `rows` rows.
     fn resolve(
         &self,
         q: &Tensor,
         k: &Tensor,
         v: &Tensor,
         offsets: &Tensor,
+        rows: usize,
     ) -> Result<kernel::Attention> {
         let op = "attention";
         let refuse = |what: String| Err(Error::argument(op, what));
@@ -73,8 +75,8 @@ impl Attention {
         }
         let head_dim = q.shape()[1] / self.heads;
         for (what, t) in [("the key", k), ("the value", v)] {
-            if t.shape()[..] != [q.shape()[0], self.kv_heads * head_dim] {
-                let expected = format!("[{}, {}]", q.shape()[0], self.kv_heads * head_dim);
+            if t.shape()[..] != [rows, self.kv_heads * head_dim] {
+                let expected = format!("[{rows}, {}]", self.kv_heads * head_dim);
                 return Err(Error::shape(op, what, t.shape(), expected));
             }
             same_dtype(op, what, t, q.dtype())?;
@@ -126,7 +128,7 @@ pub fn attention(
     v: &Tensor,
     offsets: &Tensor,
 ) -> Result<(Tensor, Tensor)> {
-    let p = p.resolve(q, k, v, offsets)?;
+    let p = p.resolve(q, k, v, offsets, first_dimension(q))?;
     let (q, k, v) = (packed_rows(q, m)?, packed_rows(k, m)?, packed_rows(v, m)?);
     let mut out = Tensor::empty(m, q.dtype(), q.shape())?;
     let mut lse = Tensor::empty(m, accumulator(q.dtype()), &[p.heads, q.shape()[0]])?;
@@ -164,7 +166,7 @@ pub fn attention_backward(
 ) -> Result<[Option<Tensor>; 3]> {
     let op = "attention backward";
     let [q, k, v] = inputs;
-    let p = p.resolve(q, k, v, offsets)?;
+    let p = p.resolve(q, k, v, offsets, first_dimension(q))?;
     same_shape(op, "the output", out, q.shape())?;
     same_shape(op, "the gradient", dout, q.shape())?;
     same_dtype(op, "the gradient", dout, q.dtype())?;
@@ -199,4 +201,73 @@ pub fn attention_backward(
         scratch.slice_mut::<<T as Float>::Acc>()?,
     ));
     Ok([dq, dk, dv])
+}
+
+/// Causal attention of the last tokens of each sequence over keys and values that were kept:
+/// `q [queries, heads * head_dim]` with `offsets i64 [sequences + 1]`, `k` and `v
+/// [rows, kv_heads * head_dim]`. A sequence's queries are those of its last keys. Returns the output,
+/// shaped as `q`; there is no backward pass.
+///
+/// # Errors
+/// Shapes, types or offsets that do not fit each other; rows outside the keys, or fewer than
+/// queries; attention that is not causal, or with dropout.
+pub fn attention_cached(
+    m: &Memory,
+    p: &Attention,
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    offsets: &Tensor,
+    kept: Kept,
+) -> Result<Tensor> {
+    let op = "cached attention";
+    let rows = first_dimension(k);
+    let p = p.resolve(q, k, v, offsets, rows)?;
+    if !p.causal || p.dropout > 0.0 {
+        return Err(Error::argument(op, "it is causal and without dropout"));
+    }
+    let (q, k, v) = (packed_rows(q, m)?, packed_rows(k, m)?, packed_rows(v, m)?);
+    let offsets = offsets.slice::<i64>()?;
+    let Kept { starts, lengths } = kept;
+    if starts.len() != offsets.len() - 1 || lengths.len() != starts.len() {
+        let what = format!(
+            "{} starts and {} lengths of keys for {} sequences",
+            starts.len(),
+            lengths.len(),
+            offsets.len() - 1
+        );
+        return Err(Error::argument(op, what));
+    }
+    for (s, (&start, &length)) in starts.iter().zip(lengths).enumerate() {
+        let queries = offsets[s + 1] - offsets[s];
+        let end = start.checked_add(length);
+        if start < 0 || length < queries || end.is_none_or(|end| end > rows as i64) {
+            let what = format!(
+                "sequence {s} has {queries} queries and {length} keys from row {start} of {rows}"
+            );
+            return Err(Error::argument(op, what));
+        }
+    }
+    let mut out = Tensor::empty(m, q.dtype(), q.shape())?;
+    let needed = kernel::attention_cached_workspace(&p, q.shape()[0], kept);
+    let mut scratch = workspace(m, q.dtype(), needed)?;
+    if out.is_planned() {
+        return Ok(out);
+    }
+    with_float!(op, q.dtype(), T => kernel::attention_cached(
+        &p,
+        offsets,
+        kept,
+        packed::<T>(&q)?,
+        packed::<T>(&k)?,
+        packed::<T>(&v)?,
+        out.slice_mut::<T>()?,
+        scratch.slice_mut::<<T as Float>::Acc>()?,
+    ));
+    Ok(out)
+}
+
+/// Rows, if there is such a dimension.
+fn first_dimension(x: &Tensor) -> usize {
+    x.shape().first().copied().unwrap_or(0)
 }

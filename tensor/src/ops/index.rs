@@ -64,6 +64,34 @@ pub fn scatter_add_rows(
     Ok(table)
 }
 
+/// Writes `x [n, columns]` over rows `first .. first + n` of `table [rows, columns]`, in place.
+///
+/// # Errors
+/// Rows outside the table, another type or number of columns, a table that something else holds.
+pub fn write_rows(m: &Memory, table: &mut Tensor, first: usize, x: &Tensor) -> Result<()> {
+    let op = "write rows";
+    let (rows, columns) = matrix(op, "the table", table)?;
+    same_dtype(op, "the rows", x, table.dtype())?;
+    let (count, width) = matrix(op, "the rows", x)?;
+    if width != columns {
+        let expected = format!("[_, {columns}]");
+        return Err(Error::shape(op, "the rows", x.shape(), expected));
+    }
+    if first > rows || count > rows - first {
+        let what = format!("rows {first}..{} of a table of {rows}", first + count);
+        return Err(Error::argument(op, what));
+    }
+    if table.is_planned() {
+        return Ok(());
+    }
+    let x = x.contiguous(m)?;
+    with_dtype!(table.dtype(), T => {
+        let to = &mut table.slice_mut::<T>()?[first * columns..][..count * columns];
+        to.copy_from_slice(x.slice::<T>()?);
+    });
+    Ok(())
+}
+
 /// Tensors one after the other along dimension `axis`.
 ///
 /// # Errors

@@ -16,12 +16,12 @@ pub mod random;
 pub mod reduce;
 pub mod rope;
 
-pub use attention::{Attention, attention, attention_backward};
+pub use attention::{Attention, Kept, attention, attention_backward, attention_cached};
 pub use elementwise::{
     Activation, Binary, Glu, Needs, Unary, activation, activation_backward, affine, binary, cast,
     dropout, dropout_backward, glu, glu_backward, reduce_to_shape, unary, unary_backward,
 };
-pub use index::{concat, gather_rows, place, scatter_add_rows};
+pub use index::{concat, gather_rows, place, scatter_add_rows, write_rows};
 pub use linalg::{Linear, WeightLayout, linear, matmul, sum_to_columns, weight_gradient};
 pub use pool::{Pool, pool, pool_backward};
 pub use reduce::{Reduce, argmax, max_backward, reduce};

@@ -1,6 +1,6 @@
-use graft_tensor::DType;
 use graft_tensor::ops::random::Key;
 use graft_tensor::ops::{self, Attention};
+use graft_tensor::{DType, Tensor};
 use ndarray::{Array2, ArrayD, Ix2};
 
 use crate::common::*;
@@ -200,4 +200,58 @@ fn dropped_weights_are_those_of_the_key() {
         })
         .unzip();
     assert_ne!(first, second, "heads draw for themselves");
+}
+
+/// The last tokens of each sequence over keys that lie apart give what the whole sequences give.
+#[test]
+fn the_last_tokens_over_kept_keys() {
+    cases(|case| {
+        let (mut p, head_dim) = options(case);
+        p.causal = true;
+        let offsets = case.offsets(1);
+        let tokens = offsets[4] as usize;
+        let q = case.input(0, &[tokens, p.heads * head_dim]).plain();
+        let k = case.input(1, &[tokens, p.kv_heads * head_dim]).plain();
+        let v = case.input(2, &[tokens, p.kv_heads * head_dim]).plain();
+        // Up to two queries of each sequence; its keys stand in a slot of their own.
+        let lengths: Vec<i64> = offsets.windows(2).map(|pair| pair[1] - pair[0]).collect();
+        let slot = *lengths.iter().max().unwrap() + 1;
+        let starts: Vec<i64> = (0..4).map(|s| (3 - s) * slot).collect();
+        let queries: Vec<i64> = lengths.iter().map(|&n| n.min(2)).collect();
+        let parts = run(|m| {
+            let (q, k, v) = (q.on(m), k.on(m), v.on(m));
+            let (whole, _) = ops::attention(m, &p, &q, &k, &v, &ids(m, &offsets))?;
+            let rows = 4 * slot as usize;
+            let mut kept = [
+                Tensor::zeros(m, k.dtype(), &[rows, p.kv_heads * head_dim])?,
+                Tensor::zeros(m, k.dtype(), &[rows, p.kv_heads * head_dim])?,
+            ];
+            let (mut last, mut ends) = (Vec::new(), vec![0]);
+            for s in 0..4 {
+                let (first, count) = (offsets[s] as usize, lengths[s] as usize);
+                for (kept, x) in kept.iter_mut().zip([&k, &v]) {
+                    ops::write_rows(m, kept, starts[s] as usize, &x.narrow(0, first, count)?)?;
+                }
+                last.extend(offsets[s + 1] - queries[s]..offsets[s + 1]);
+                ends.push(last.len() as i64);
+            }
+            let last = ids(m, &last);
+            let kept_rows = ops::Kept {
+                starts: &starts,
+                lengths: &lengths,
+            };
+            let q = ops::gather_rows(m, &q, &last)?;
+            let [k, v] = &kept;
+            let y = ops::attention_cached(m, &p, &q, k, v, &ids(m, &ends), kept_rows)?;
+            Ok(vec![y, ops::gather_rows(m, &whole, &last)?])
+        });
+        let score = 4.0 * (head_dim as f64).sqrt() * (head_dim as f64 + 4.0) + 16.0;
+        let weights = 4.0 * unit(case.dtype) / unit(wide(case.dtype));
+        near_by(
+            &parts[0],
+            &parts[1].values,
+            4.0 * score + 32.0 + weights,
+            2.0,
+        );
+    });
 }

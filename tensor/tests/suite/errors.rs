@@ -543,3 +543,47 @@ fn optimizers() {
         "adamw: the first moment; found [3], expected [2]",
     );
 }
+
+#[test]
+fn kept_keys() {
+    let cached = |m: &Memory, starts: &[i64], lengths: &[i64], causal: bool| {
+        let p = Attention {
+            causal,
+            ..Attention::bidirectional(2, 3)
+        };
+        let kept = ops::Kept { starts, lengths };
+        let (q, k) = (f(m, &[3, 6]), f(m, &[8, 6]));
+        ops::attention_cached(m, &p, &q, &k, &k, &ids(m, &[0, 1, 3]), kept)
+    };
+    refused(
+        |m| cached(m, &[0, 4], &[4, 5], true),
+        "cached attention: sequence 1 has 2 queries and 5 keys from row 4 of 8",
+    );
+    refused(
+        |m| cached(m, &[0, 4], &[4, 1], true),
+        "cached attention: sequence 1 has 2 queries and 1 keys from row 4 of 8",
+    );
+    refused(
+        |m| cached(m, &[-1, 4], &[4, 4], true),
+        "cached attention: sequence 0 has 1 queries and 4 keys from row -1 of 8",
+    );
+    refused(
+        |m| cached(m, &[0], &[4], true),
+        "cached attention: 1 starts and 1 lengths of keys for 2 sequences",
+    );
+    refused(
+        |m| cached(m, &[0, 4], &[4, 4], false),
+        "cached attention: it is causal and without dropout",
+    );
+    let write = |m: &Memory, first: usize, shape: &[usize]| {
+        ops::write_rows(m, &mut f(m, &[4, 6]), first, &f(m, shape))
+    };
+    refused(
+        |m| write(m, 3, &[2, 6]),
+        "write rows: rows 3..5 of a table of 4",
+    );
+    refused(
+        |m| write(m, 0, &[2, 5]),
+        "write rows: the rows; found [2, 5], expected [_, 6]",
+    );
+}
