@@ -42,6 +42,17 @@ impl TokenBatch {
         batch
     }
 
+    /// Packs token ids, of type 0.
+    pub fn of_ids<'a>(sequences: impl IntoIterator<Item = &'a [i64]>) -> TokenBatch {
+        let mut batch = TokenBatch::new();
+        for ids in sequences {
+            batch.ids.extend(ids);
+            batch.offsets.push(batch.ids.len() as i64);
+        }
+        batch.type_ids = vec![0; batch.ids.len()];
+        batch
+    }
+
     /// Number of tokens.
     pub fn tokens(&self) -> usize {
         self.ids.len()
@@ -70,13 +81,19 @@ pub(crate) struct TokenVars {
 }
 
 impl TokenVars {
+    /// With positions counted from `first_position` in each sequence.
     pub fn new(f: &mut Forward, batch: &TokenBatch, first_position: usize) -> Result<TokenVars> {
+        Self::at(f, batch, batch.positions(first_position))
+    }
+
+    /// With a position for each token.
+    pub fn at(f: &mut Forward, batch: &TokenBatch, positions: Vec<i64>) -> Result<TokenVars> {
         let memory = f.memory().clone();
         let mut vector = |data: Vec<i64>| -> Result<Var> { Ok(f.input(integers(&memory, data)?)) };
         Ok(TokenVars {
             ids: vector(batch.ids.clone())?,
             type_ids: vector(batch.type_ids.clone())?,
-            positions: vector(batch.positions(first_position))?,
+            positions: vector(positions)?,
             offsets: vector(batch.offsets.clone())?,
         })
     }

@@ -215,6 +215,32 @@ pub enum Error {
         tokens: usize,
     },
 
+    /// A batch of new tokens for another number of sequences than the cache holds.
+    #[error(
+        "a batch of {batch} sequences cannot go on from a cache of {cache}; give new tokens for each of these"
+    )]
+    CacheSequences {
+        /// Sequences of the batch.
+        batch: usize,
+        /// Sequences of the cache.
+        cache: usize,
+    },
+
+    /// More tokens than a cache has room for.
+    #[error(
+        "a sequence would have {tokens} tokens, and the cache has room for {capacity}; make a larger cache, or stop"
+    )]
+    CacheFull {
+        /// Tokens with the new ones.
+        tokens: usize,
+        /// Room for each sequence.
+        capacity: usize,
+    },
+
+    /// Training with a cache, through which no gradient flows.
+    #[error("a cache is for evaluation; train on whole sequences")]
+    CacheInTraining,
+
     /// A strategy that trains more layers than there are.
     #[error(
         "the strategy last:{last} asks for {last} layers, and the model has {layers}; use at most last:{layers}"

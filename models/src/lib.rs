@@ -30,7 +30,7 @@ pub use config::{
     Config, DecoderConfig, DecoderFamily, DropoutRates, Family, HiddenAct, Labels, ModelConfig,
     ProblemType,
 };
-pub use decoder::{CausalLm, Decoder, DecoderClassifier};
+pub use decoder::{CausalLm, Decoder, DecoderClassifier, KvCache};
 pub use encoder::Encoder;
 pub use error::{Error, Result};
 pub use load::{

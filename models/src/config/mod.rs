@@ -30,7 +30,7 @@ pub const CONFIG_FILE: &str = "config.json";
 #[derive(Clone, Debug, PartialEq)]
 pub enum Config {
     /// Reads in both directions: BERT and its kin.
-    Encoder(ModelConfig),
+    Encoder(Box<ModelConfig>),
     /// Reads forwards: GPT-2, Llama and their kin.
     Decoder(Box<DecoderConfig>),
 }
@@ -54,7 +54,7 @@ impl Config {
     pub fn parse(file: &str, text: &[u8]) -> Result<Config> {
         let raw = parse_object(file, text)?;
         Ok(match Reader::new(file, &raw).architecture()? {
-            Architecture::Encoder(_) => Config::Encoder(ModelConfig::parse(file, text)?),
+            Architecture::Encoder(_) => Config::Encoder(Box::new(ModelConfig::parse(file, text)?)),
             Architecture::Decoder(_) => {
                 Config::Decoder(Box::new(DecoderConfig::parse(file, text)?))
             }

@@ -5,9 +5,9 @@ use graft_nn::layers::Linear;
 use graft_nn::{Forward, FreezePolicy, ParamId, Parameters};
 use graft_tensor::Tensor;
 use graft_tensor::ops::loss::IGNORE;
-use graft_tensor::ops::{Unary, WeightLayout};
+use graft_tensor::ops::{Pool, Unary, WeightLayout};
 
-use super::{Decoder, LM_HEAD};
+use super::{Decoder, KvCache, LM_HEAD};
 use crate::batch::TokenBatch;
 use crate::classifier::Strategy;
 use crate::config::DecoderConfig;
@@ -70,6 +70,17 @@ impl CausalLm {
     pub fn forward(&self, f: &mut Forward, batch: &TokenBatch) -> Result<Var> {
         let (hidden, _) = self.decoder.forward(f, batch)?;
         self.logits(f, &hidden)
+    }
+
+    /// The logits of the token behind each sequence, `[sequences, vocabulary]`, from the new tokens of each sequence of
+    /// `cache`, at least one; it is then longer by them.
+    ///
+    /// # Errors
+    /// As [`Decoder::advance`]; a sequence without a new token.
+    pub fn advance(&self, f: &mut Forward, batch: &TokenBatch, cache: &mut KvCache) -> Result<Var> {
+        let (hidden, offsets) = self.decoder.advance(f, batch, cache)?;
+        let last = f.tape.pool(Pool::Last, &hidden, &offsets)?;
+        self.logits(f, &last)
     }
 
     /// The logits of hidden states, `[rows, hidden]` to `[rows, vocabulary]`.

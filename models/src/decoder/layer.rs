@@ -5,6 +5,7 @@ use graft_nn::layers::{GatedMlp, LayerNorm, Linear, Mlp, RmsNorm};
 use graft_nn::{Forward, Parameters};
 use graft_tensor::ops::{Activation, Attention, Glu};
 
+use super::cache::Past;
 use super::names::{Names, Projections};
 use super::rotary::Turns;
 use crate::config::{DecoderConfig, DecoderFamily, HiddenAct, LayerKind};
@@ -70,6 +71,8 @@ struct DecoderAttention {
     attention: Attention,
     kind: LayerKind,
     head_dim: usize,
+    /// This layer's number
+    layer: usize,
 }
 
 /// The feed-forward block.
@@ -128,9 +131,10 @@ impl Layer {
         x: Var,
         offsets: &Var,
         turns: Option<&Turns>,
+        past: Option<&mut Past>,
     ) -> Result<Var> {
         let h = self.attention_norm.forward(f, &x)?;
-        let h = self.attention.forward(f, &h, offsets, turns)?;
+        let h = self.attention.forward(f, &h, offsets, turns, past)?;
         let x = self.add(f, x, h, 0)?;
         let h = self.mlp_norm.forward(f, &x)?;
         let h = self.mlp.forward(f, &h)?;
@@ -219,6 +223,7 @@ impl DecoderAttention {
             },
             kind,
             head_dim,
+            layer: i,
         })
     }
 
@@ -228,6 +233,7 @@ impl DecoderAttention {
         x: &Var,
         offsets: &Var,
         turns: Option<&Turns>,
+        past: Option<&mut Past>,
     ) -> Result<Var> {
         let Attention {
             heads, kv_heads, ..
@@ -249,7 +255,10 @@ impl DecoderAttention {
             },
             ..self.attention
         };
-        let heads = f.tape.attention(&attention, &q, &k, &v, offsets)?;
+        let heads = match past {
+            Some(past) => past.attend(f, self.layer, &attention, [&q, &k, &v], offsets)?,
+            None => f.tape.attention(&attention, &q, &k, &v, offsets)?,
+        };
         drop((q, k, v));
         Ok(self.output.forward(f, &heads)?)
     }

@@ -5,6 +5,7 @@
 //! Dropout begins where training does: layers below the lowest trained parameter compute as in evaluation. A frozen
 //! trunk's outputs are then the same in every epoch, and can be kept.
 
+mod cache;
 mod causal;
 mod classifier;
 mod layer;
@@ -20,6 +21,8 @@ use crate::classifier::Strategy;
 use crate::config::{DecoderConfig, DecoderFamily, Positions};
 use crate::encoder::trained_dropout;
 use crate::error::{Error, Result};
+pub use cache::KvCache;
+use cache::Past;
 pub use causal::CausalLm;
 pub use classifier::DecoderClassifier;
 use layer::{Layer, Norm};
@@ -103,6 +106,36 @@ impl Decoder {
     /// # Errors
     /// Ids outside the vocabulary, sequences longer than the positions.
     pub fn forward(&self, f: &mut Forward, batch: &TokenBatch) -> Result<(Var, Var)> {
+        self.run(f, batch, None)
+    }
+
+    /// As [`Decoder::forward`], of the new tokens of each sequence of `cache` alone, which is then longer by them. An
+    /// error leaves it as it was.
+    ///
+    /// # Errors
+    /// As [`Decoder::forward`]; another number of sequences than the cache has, more tokens than it has room for; a
+    /// training pass.
+    pub fn advance(
+        &self,
+        f: &mut Forward,
+        batch: &TokenBatch,
+        cache: &mut KvCache,
+    ) -> Result<(Var, Var)> {
+        if f.is_training() {
+            return Err(Error::CacheInTraining);
+        }
+        let mut past = cache.begin(batch)?;
+        let result = self.run(f, batch, Some(&mut past))?;
+        cache.end(batch);
+        Ok(result)
+    }
+
+    fn run(
+        &self,
+        f: &mut Forward,
+        batch: &TokenBatch,
+        mut past: Option<&mut Past>,
+    ) -> Result<(Var, Var)> {
         let longest = batch.offsets.windows(2).map(|pair| pair[1] - pair[0]).max();
         if let Some(tokens) = longest.filter(|&n| n > self.max_tokens as i64) {
             return Err(Error::TooLong {
@@ -110,7 +143,15 @@ impl Decoder {
                 limit: self.max_tokens,
             });
         }
-        let tokens = TokenVars::new(f, batch, 0)?;
+        let positions = match &past {
+            Some(past) => past.positions(),
+            None => batch.positions(0),
+        };
+        let turns = match &self.rotary {
+            Some(rotary) => Some(rotary.turns(f, &positions)?),
+            None => None,
+        };
+        let tokens = TokenVars::at(f, batch, positions)?;
         let mut x = self.words.forward(f, &tokens.ids)?; // [tokens, hidden]
         if let Some(scale) = self.word_scale {
             x = f.tape.scale(&x, scale)?;
@@ -119,13 +160,9 @@ impl Decoder {
             let positions = positions.forward(f, &tokens.positions)?;
             x = f.tape.add(&x, &positions)?;
         }
-        let turns = match &self.rotary {
-            Some(rotary) => Some(rotary.turns(f, &batch.positions(0))?),
-            None => None,
-        };
         x = trained_dropout(f, &x, self.dropout)?;
         for layer in &self.layers {
-            x = layer.forward(f, x, &tokens.offsets, turns.as_ref())?;
+            x = layer.forward(f, x, &tokens.offsets, turns.as_ref(), past.as_deref_mut())?;
         }
         Ok((self.norm.forward(f, &x)?, tokens.offsets))
     }

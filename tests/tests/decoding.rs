@@ -1,0 +1,185 @@
+//! Decoding with a cache of keys and values: the same tokens as without, for every family.
+
+use graft_models::load_parameters;
+use graft_models::{CausalLm, Checkpoint, DecoderConfig, Error, KvCache, ModelSource, TokenBatch};
+use graft_nn::{Forward, FreezePolicy, Parameters};
+use graft_tensor::{DType, Memory};
+use graft_tests::{fixture, max_distance};
+
+const FAMILIES: [&str; 7] = [
+    "tiny-gpt2",
+    "tiny-llama",
+    "tiny-mistral",
+    "tiny-qwen2",
+    "tiny-qwen3",
+    "tiny-gemma2",
+    "tiny-gemma3",
+];
+
+struct Model {
+    config: DecoderConfig,
+    parameters: Parameters,
+    lm: CausalLm,
+}
+
+fn load(name: &str) -> Model {
+    let dir = fixture(name);
+    let config = DecoderConfig::load(&ModelSource::directory(&dir).unwrap()).unwrap();
+    let mut parameters = Parameters::new(&Memory::cpu(), DType::F32);
+    let lm = CausalLm::new(&mut parameters, &config).unwrap();
+    let mut checkpoint = Checkpoint::open(&dir).unwrap();
+    load_parameters(&mut parameters, &config, &mut checkpoint, None).unwrap();
+    Model {
+        config,
+        parameters,
+        lm,
+    }
+}
+
+impl Model {
+    fn cache(&self, sequences: usize, capacity: usize) -> KvCache {
+        KvCache::new(&self.parameters, &self.config, sequences, capacity).unwrap()
+    }
+
+    /// The logits behind the last token of each text, by a full pass.
+    fn full(&self, texts: &[Vec<i64>]) -> Vec<Vec<f64>> {
+        let batch = TokenBatch::of_ids(texts.iter().map(Vec::as_slice));
+        let mut f = Forward::evaluate(&self.parameters);
+        let logits = self.lm.forward(&mut f, &batch).unwrap();
+        let logits = logits.value().to_f64().unwrap();
+        let rows: Vec<&[f64]> = logits.chunks(self.config.vocab_size).collect();
+        let last = |end: &i64| rows[*end as usize - 1].to_vec();
+        batch.offsets[1..].iter().map(last).collect()
+    }
+
+    /// The same from new tokens and a cache.
+    fn advance(&self, new: &[&[i64]], cache: &mut KvCache) -> Result<Vec<Vec<f64>>, Error> {
+        let batch = TokenBatch::of_ids(new.iter().copied());
+        let mut f = Forward::evaluate(&self.parameters);
+        let logits = self.lm.advance(&mut f, &batch, cache)?;
+        let logits = logits.value().to_f64().unwrap();
+        Ok(logits
+            .chunks(self.config.vocab_size)
+            .map(<[f64]>::to_vec)
+            .collect())
+    }
+}
+
+/// Prompts of these lengths.
+fn prompts(lengths: &[usize]) -> Vec<Vec<i64>> {
+    let id = |s: usize, i: usize| ((s * 31 + i * 17 + i * i) % 100 + 1) as i64;
+    let text = |(s, &n): (usize, &usize)| (0..n).map(|i| id(s, i)).collect();
+    lengths.iter().enumerate().map(text).collect()
+}
+
+fn greedy(logits: &[f64]) -> i64 {
+    let best = |a: usize, b: usize| if logits[b] > logits[a] { b } else { a };
+    (0..logits.len()).reduce(best).unwrap() as i64
+}
+
+#[test]
+fn greedy_tokens_are_the_same_with_and_without_a_cache() {
+    for name in FAMILIES {
+        let model = load(name);
+        let mut texts = prompts(&[3, 17, 1, 9]);
+        let mut cache = model.cache(4, 40);
+        let mut new: Vec<Vec<i64>> = texts.clone();
+        for step in 0..20 {
+            let parts: Vec<&[i64]> = new.iter().map(Vec::as_slice).collect();
+            let found = model.advance(&parts, &mut cache).unwrap();
+            let exact = model.full(&texts);
+            new.clear();
+            for (s, (found, exact)) in found.iter().zip(&exact).enumerate() {
+                let error = max_distance(found, exact);
+                assert!(error < 1e-5, "{name} step {step} text {s}: {error:e}");
+                assert_eq!(greedy(found), greedy(exact), "{name} step {step} text {s}");
+                new.push(vec![greedy(found)]);
+            }
+            for (text, new) in texts.iter_mut().zip(&new) {
+                text.extend(new);
+            }
+        }
+        assert_eq!(cache.lengths(), [22, 36, 20, 28]);
+    }
+}
+
+#[test]
+fn texts_go_on_by_pieces_and_leave_when_they_are_finished() {
+    for name in FAMILIES {
+        let model = load(name);
+        let texts = prompts(&[30, 12, 25]);
+        let mut cache = model.cache(3, 30);
+        let piece = |s: usize, from: usize, to: usize| &texts[s][from..to];
+        model
+            .advance(
+                &[piece(0, 0, 5), piece(1, 0, 11), piece(2, 0, 1)],
+                &mut cache,
+            )
+            .unwrap();
+        let found = model
+            .advance(
+                &[piece(0, 5, 17), piece(1, 11, 12), piece(2, 1, 9)],
+                &mut cache,
+            )
+            .unwrap();
+        let cut = [
+            texts[0][..17].to_vec(),
+            texts[1].clone(),
+            texts[2][..9].to_vec(),
+        ];
+        for (found, exact) in found.iter().zip(model.full(&cut)) {
+            assert!(max_distance(found, &exact) < 1e-5, "{name}");
+        }
+        // The second is finished, and the others change places.
+        cache.keep(&[2, 0]);
+        assert_eq!(cache.lengths(), [9, 17]);
+        let found = model
+            .advance(&[piece(2, 9, 25), piece(0, 17, 30)], &mut cache)
+            .unwrap();
+        for (found, exact) in found
+            .iter()
+            .zip(model.full(&[texts[2].clone(), texts[0].clone()]))
+        {
+            assert!(max_distance(found, &exact) < 1e-5, "{name}");
+        }
+    }
+}
+
+#[test]
+fn mistakes_are_refused_and_leave_the_cache_as_it_was() {
+    let model = load("tiny-llama");
+    let mut cache = model.cache(2, 6);
+    let error =
+        |new: &[&[i64]], cache: &mut KvCache| model.advance(new, cache).unwrap_err().to_string();
+    assert_eq!(
+        error(&[&[1]], &mut cache),
+        "a batch of 1 sequences cannot go on from a cache of 2; give new tokens for each of these"
+    );
+    let before = model.advance(&[&[1, 2, 3], &[4]], &mut cache).unwrap();
+    assert_eq!(
+        error(&[&[1, 2, 3, 4], &[5]], &mut cache),
+        "a sequence would have 7 tokens, and the cache has room for 6; make a larger cache, or stop"
+    );
+    assert!(error(&[&[1], &[101]], &mut cache).contains("index 101 at position 1"));
+    assert_eq!(cache.lengths(), [3, 1]);
+    let after = model.advance(&[&[7], &[8]], &mut cache).unwrap();
+    let exact = model.full(&[vec![1, 2, 3, 7], vec![4, 8]]);
+    for (found, exact) in after.iter().zip(&exact) {
+        assert!(max_distance(found, exact) < 1e-5);
+    }
+    assert!(before != after);
+    let error = KvCache::new(&model.parameters, &model.config, 1, 41).unwrap_err();
+    assert!(matches!(
+        error,
+        Error::TooLong {
+            tokens: 41,
+            limit: 40
+        }
+    ));
+    // No gradient flows through a cache.
+    let set = FreezePolicy::default().resolve(&model.parameters).unwrap();
+    let mut f = Forward::train(&model.parameters, &set, 0, 0);
+    let batch = TokenBatch::of_ids([&[1i64][..], &[2]]);
+    let error = model.lm.advance(&mut f, &batch, &mut cache).unwrap_err();
+    assert!(matches!(error, Error::CacheInTraining));
+}
