@@ -14,7 +14,8 @@ use zip::ZipArchive;
 use zip::result::ZipError;
 
 use crate::error::{Error, Result, Shown, some_of};
-use crate::safetensors::{ByteSource, INDEX_FILE, SINGLE_FILE};
+use crate::safetensors::ByteSource;
+use crate::weights::Format;
 
 /// Entries larger than this are refused if they claim to shrink by more than [`MAX_RATIO`].
 const RATIO_MATTERS: u64 = 64 << 20;
@@ -37,7 +38,7 @@ pub(crate) struct Archive {
 }
 
 impl Archive {
-    /// Opens an archive and finds the one folder that has both a config.json and safetensors weights.
+    /// Opens an archive and finds the one folder that has both a config.json and weights.
     pub(crate) fn open(path: &Path) -> Result<Archive> {
         let zip = open_zip(path)?;
         if zip.len() > MAX_ENTRIES {
@@ -52,8 +53,9 @@ impl Archive {
             .filter_map(|name| name.strip_suffix("config.json"))
             .filter(|prefix| prefix.is_empty() || prefix.ends_with('/'))
             .filter(|prefix| {
-                [SINGLE_FILE, INDEX_FILE]
+                Format::ALL
                     .iter()
+                    .flat_map(|format| [format.single(), format.index()])
                     .any(|f| zip.index_for_name(&format!("{prefix}{f}")).is_some())
             })
             .map(str::to_string)

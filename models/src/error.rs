@@ -34,6 +34,19 @@ pub enum Error {
         problem: Box<Problem>,
     },
 
+    /// Weights in another format than safetensors, `pytorch_model.bin` or llm.c's `.bin`, that are refused.
+    #[error("{file}: offset {offset}: {reason}; {help}")]
+    Weights {
+        /// The file, or the archive and the entry in it.
+        file: String,
+        /// Where, in bytes from the start of the file.
+        offset: u64,
+        /// What was found and what was expected.
+        reason: String,
+        /// One thing to do.
+        help: String,
+    },
+
     /// `model.safetensors.index.json` and the shards that it names disagree, or it is not such an index.
     #[error("{file}: {problem}")]
     Index {

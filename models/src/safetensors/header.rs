@@ -45,14 +45,19 @@ pub struct TensorInfo {
     pub dtype: FileDtype,
     /// Its dimensions, outermost first; empty for a scalar.
     pub shape: Vec<u64>,
-    /// Its bytes, from the start of the file.
+    /// Its bytes, from the start of the file; where a format stores tensors with strides, from the first byte of the
+    /// first element to the last byte of the last.
     pub range: Range<u64>,
 }
 
 impl TensorInfo {
-    /// Number of its bytes.
+    /// Number of its bytes, one element after the other.
     pub fn byte_len(&self) -> u64 {
-        self.range.end - self.range.start
+        if self.shape.contains(&0) {
+            return 0;
+        }
+        // Cannot overflow: whoever made this has checked the product.
+        self.shape.iter().product::<u64>() * self.dtype.bits() / 8
     }
 }
 

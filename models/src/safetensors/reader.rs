@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::fs::File;
 use std::io::{self, BufReader, Read, Seek, SeekFrom};
+use std::ops::Range;
 use std::path::Path;
 
 use super::header::{Header, PREFIX, TensorInfo};
@@ -27,6 +28,39 @@ pub trait ByteSource: Send {
         offset: u64,
         body: &mut dyn FnMut(&mut dyn Read) -> io::Result<()>,
     ) -> io::Result<()>;
+
+    /// Calls `body` for each of `ranges`, which rise and do not overlap, with its number and a reader of its bytes.
+    ///
+    /// By default in one pass from the first range on, to the end of the source if the last range ends there: a
+    /// source that knows a checksum has then compared it.
+    ///
+    /// # Errors
+    /// What the source or `body` returned.
+    fn read_ranges(
+        &mut self,
+        ranges: &[Range<u64>],
+        body: &mut dyn FnMut(usize, &mut dyn Read) -> io::Result<()>,
+    ) -> io::Result<()> {
+        let Some(first) = ranges.first() else {
+            return Ok(());
+        };
+        let len = self.byte_len();
+        self.read_from(first.start, &mut |reader| {
+            let mut position = first.start;
+            for (i, range) in ranges.iter().enumerate() {
+                skip(reader, range.start - position)?;
+                let mut limited = (&mut *reader).take(range.end - range.start);
+                body(i, &mut limited)?;
+                let rest = limited.limit();
+                skip(reader, rest)?;
+                position = range.end;
+            }
+            if position == len {
+                nothing_left(reader)?;
+            }
+            Ok(())
+        })
+    }
 }
 
 /// A [`ByteSource`] over a reader that can seek.
@@ -59,6 +93,17 @@ impl<R: Read + Seek + Send> ByteSource for Seekable<R> {
         self.inner.seek(SeekFrom::Start(offset))?;
         body(&mut self.inner)
     }
+
+    fn read_ranges(
+        &mut self,
+        ranges: &[Range<u64>],
+        body: &mut dyn FnMut(usize, &mut dyn Read) -> io::Result<()>,
+    ) -> io::Result<()> {
+        ranges.iter().enumerate().try_for_each(|(i, range)| {
+            self.inner.seek(SeekFrom::Start(range.start))?;
+            body(i, &mut (&mut self.inner).take(range.end - range.start))
+        })
+    }
 }
 
 /// An open safetensors file whose header has passed every check of [`Header::parse`].
@@ -84,17 +129,7 @@ impl SafetensorsFile {
     /// [`Error::Io`], or [`Error::Safetensors`] with the reason for refusing the file.
     pub fn open(path: impl AsRef<Path>) -> Result<SafetensorsFile> {
         let path = path.as_ref();
-        let file = File::open(path).map_err(|e| Error::io("open", path, e))?;
-        let kind = file
-            .metadata()
-            .map_err(|e| Error::io("inspect", path, e))?
-            .file_type();
-        if !kind.is_file() {
-            let source = io::Error::new(io::ErrorKind::InvalidInput, "not a regular file");
-            return Err(Error::io("open", path, source));
-        }
-        let source = Seekable::new(BufReader::new(file)).map_err(|e| Error::io("read", path, e))?;
-        Self::from_source(path.display().to_string(), Box::new(source))
+        Self::from_source(path.display().to_string(), plain_file(path)?)
     }
 
     /// Opens any reader that can seek; `name` stands for it in messages.
@@ -155,6 +190,10 @@ impl SafetensorsFile {
         self.header.tensors().iter()
     }
 
+    pub(crate) fn infos(&self) -> &[TensorInfo] {
+        self.header.tensors()
+    }
+
     /// The tensor of that name.
     pub fn get(&self, name: &str) -> Option<&TensorInfo> {
         self.header.get(name)
@@ -177,15 +216,7 @@ impl SafetensorsFile {
             });
         };
         supported(&self.name, info)?;
-        if into.len() as u64 != info.byte_len() {
-            return Err(Error::ByteLength {
-                file: self.name.clone(),
-                tensor: name.to_string(),
-                shape: info.shape.clone(),
-                expected: info.byte_len(),
-                found: into.len() as u64,
-            });
-        }
+        check_length(&self.name, info, into.len())?;
         self.source
             .read_from(info.range.start, &mut |reader| reader.read_exact(into))
             .map_err(|e| read_error(&self.name, info, e))
@@ -237,20 +268,25 @@ impl SafetensorsFile {
                 }
             }
             skip(reader, end - position)?;
-            // Reading the end makes an archive compare its checksum.
-            if reader.read(&mut [0u8; 1])? != 0 {
-                return Err(io::Error::new(
-                    io::ErrorKind::InvalidData,
-                    "more bytes than the archive states",
-                ));
-            }
-            Ok(())
+            nothing_left(reader)
         });
         if let Some(error) = failed {
             return Err(error);
         }
         outcome.map_err(|e| read_error(&self.name, current, e))
     }
+}
+
+/// A regular file as a source of bytes.
+pub(crate) fn plain_file(path: &Path) -> Result<Box<dyn ByteSource>> {
+    let file = File::open(path).map_err(|e| Error::io("open", path, e))?;
+    let kind = file.metadata().map_err(|e| Error::io("inspect", path, e))?;
+    if !kind.is_file() {
+        let source = io::Error::new(io::ErrorKind::InvalidInput, "not a regular file");
+        return Err(Error::io("open", path, source));
+    }
+    let source = Seekable::new(BufReader::new(file)).map_err(|e| Error::io("read", path, e))?;
+    Ok(Box::new(source))
 }
 
 /// Reads length and header. The outer error is the source's, the inner one the header's.
@@ -286,7 +322,33 @@ fn skip(reader: &mut dyn Read, count: u64) -> io::Result<()> {
     Ok(())
 }
 
-fn supported(file: &str, info: &TensorInfo) -> Result<()> {
+/// Reads the end of a source, which makes an archive compare its checksum.
+fn nothing_left(reader: &mut dyn Read) -> io::Result<()> {
+    match reader.read(&mut [0u8; 1])? {
+        0 => Ok(()),
+        _ => Err(io::Error::new(
+            io::ErrorKind::InvalidData,
+            "more bytes than the archive states",
+        )),
+    }
+}
+
+/// Refuses a buffer that is not exactly as long as a tensor.
+pub(crate) fn check_length(file: &str, info: &TensorInfo, found: usize) -> Result<()> {
+    match info.byte_len() == found as u64 {
+        true => Ok(()),
+        false => Err(Error::ByteLength {
+            file: file.to_string(),
+            tensor: info.name.clone(),
+            shape: info.shape.clone(),
+            expected: info.byte_len(),
+            found: found as u64,
+        }),
+    }
+}
+
+/// Refuses an element type that Graft does not compute with.
+pub(crate) fn supported(file: &str, info: &TensorInfo) -> Result<()> {
     if info.dtype.dtype().is_none() {
         let problem = Problem::UnsupportedDtype {
             tensor: info.name.clone(),

@@ -1,6 +1,7 @@
 //! One checkpoint, in one file or in shards under an index.
 //!
-//! `model.safetensors.index.json` maps every tensor's name to the file that holds it. Reading is strict both ways:
+//! Safetensors go before `pytorch_model.bin` where a folder has both; each may come in shards.
+//! `model.safetensors.index.json` (or `pytorch_model.bin.index.json`) maps every tensor's name to the file that holds it. Reading is strict both ways:
 //! each shard holds exactly the tensors that the index places there, and `metadata.total_size`, where stated, is the
 //! sum of their bytes. A shard is named by a plain file name: the index cannot point out of its directory.
 
@@ -11,12 +12,14 @@ use serde_json::{Map, Value, json};
 
 use super::header::TensorInfo;
 use super::problem::IndexProblem;
-use super::reader::SafetensorsFile;
 use super::writer::{TensorView, write};
 use crate::atomic;
 use crate::error::{Error, Result, nearest_name};
 use crate::json::{describe, parse_object};
 use crate::source::ModelSource;
+use crate::strided::StridedFile;
+use crate::torch::{PYTORCH_FILE, PYTORCH_INDEX_FILE};
+use crate::weights::{Format, WeightsFile};
 
 /// The file of a checkpoint in one piece.
 pub const SINGLE_FILE: &str = "model.safetensors";
@@ -28,17 +31,17 @@ pub const INDEX_FILE: &str = "model.safetensors.index.json";
 #[derive(Debug)]
 pub struct Checkpoint {
     name: String,
-    files: Vec<SafetensorsFile>,
+    files: Vec<WeightsFile>,
     /// Tensor name to position in `files`.
     placed: HashMap<String, usize>,
 }
 
 impl Checkpoint {
     /// Opens the checkpoint in a directory: `model.safetensors`, or else the shards that
-    /// `model.safetensors.index.json` names. Reads headers only.
+    /// `model.safetensors.index.json` names, or else the same of `pytorch_model.bin`. Reads headers only.
     ///
     /// # Errors
-    /// [`Error::MissingFile`] if there is neither, [`Error::Safetensors`], [`Error::Index`],
+    /// [`Error::MissingFile`] if there is none, [`Error::Safetensors`], [`Error::Weights`], [`Error::Index`],
     /// [`Error::UnsafePath`], [`Error::Io`].
     pub fn open(dir: impl AsRef<Path>) -> Result<Checkpoint> {
         Self::open_in(&ModelSource::directory(dir.as_ref())?)
@@ -46,31 +49,39 @@ impl Checkpoint {
 
     /// Opens the checkpoint of a model, wherever that is.
     pub(crate) fn open_in(source: &ModelSource) -> Result<Checkpoint> {
-        if let Some(file) = source.safetensors(SINGLE_FILE)? {
-            let placed = file.tensors().map(|t| (t.name.clone(), 0)).collect();
-            return Ok(Checkpoint {
-                name: file.name().to_string(),
-                files: vec![file],
-                placed,
-            });
+        for format in Format::ALL {
+            if let Some(file) = source.weights(format.single(), format)? {
+                return Ok(Self::single(file));
+            }
+            if let Some(text) = source.read_file(format.index())? {
+                return Self::sharded(source, format, &text);
+            }
         }
-        let Some(text) = source.read_file(INDEX_FILE)? else {
-            let help = match source.has_file("pytorch_model.bin") {
-                true => {
-                    "there is a pytorch_model.bin, a pickle, which can run code when loaded and is never opened: \
-                     load it with transformers where you trust it and save it with \
-                     save_pretrained(safe_serialization=True)"
-                }
-                false => "a model directory holds its weights as safetensors",
-            };
-            return Err(Error::MissingFile {
-                place: source.to_string(),
-                name: format!("{SINGLE_FILE} (nor {INDEX_FILE})"),
-                help: help.to_string(),
-            });
-        };
-        let index_name = source.display_file(INDEX_FILE);
-        let index = Index::parse(&index_name, &text)?;
+        Err(Error::MissingFile {
+            place: source.to_string(),
+            name: format!("{SINGLE_FILE} (nor {INDEX_FILE}, {PYTORCH_FILE}, {PYTORCH_INDEX_FILE})"),
+            help: "a model directory holds its weights as safetensors".to_string(),
+        })
+    }
+
+    /// A checkpoint in one file whose tensors need not be row-major in it.
+    pub(crate) fn strided(file: StridedFile) -> Checkpoint {
+        Self::single(WeightsFile::Strided(file))
+    }
+
+    fn single(file: WeightsFile) -> Checkpoint {
+        let placed = file.tensors().iter().map(|t| (t.name.clone(), 0)).collect();
+        Checkpoint {
+            name: file.name().to_string(),
+            files: vec![file],
+            placed,
+        }
+    }
+
+    /// Opens the shards that an index names.
+    fn sharded(source: &ModelSource, format: Format, text: &[u8]) -> Result<Checkpoint> {
+        let index_name = source.display_file(format.index());
+        let index = Index::parse(&index_name, text, format.suffix())?;
         let mut files = Vec::new();
         let mut placed = HashMap::new();
         let mut total = 0u64;
@@ -79,14 +90,14 @@ impl Checkpoint {
                 file: index_name.clone(),
                 problem,
             };
-            let Some(file) = source.safetensors(shard)? else {
+            let Some(file) = source.weights(shard, format)? else {
                 let tensor = expected.first().cloned().unwrap_or_default();
                 return Err(problem(IndexProblem::MissingShard {
                     shard: shard.clone(),
                     tensor,
                 }));
             };
-            let found: BTreeSet<&str> = file.tensors().map(|t| t.name.as_str()).collect();
+            let found: BTreeSet<&str> = file.tensors().iter().map(|t| t.name.as_str()).collect();
             let absent: Vec<String> = expected
                 .iter()
                 .filter(|t| !found.contains(t.as_str()))
@@ -109,12 +120,14 @@ impl Checkpoint {
                     tensors: extra,
                 }));
             }
-            // Cannot overflow: the ranges lie within files.
-            total += file.tensors().map(TensorInfo::byte_len).sum::<u64>();
+            // Cannot overflow: no tensor is larger than its file.
+            total += file.tensors().iter().map(TensorInfo::byte_len).sum::<u64>();
             placed.extend(expected.iter().map(|t| (t.clone(), files.len())));
             files.push(file);
         }
-        if let Some(stated) = index.total_size.filter(|&stated| stated != total) {
+        // What PyTorch's writers state counts tied tensors once, or not.
+        let stated = index.total_size.filter(|_| format == Format::Safetensors);
+        if let Some(stated) = stated.filter(|&stated| stated != total) {
             let problem = IndexProblem::TotalSize {
                 stated,
                 actual: total,
@@ -138,7 +151,7 @@ impl Checkpoint {
 
     /// All tensors, shard by shard, in the order of their bytes.
     pub fn tensors(&self) -> impl Iterator<Item = &TensorInfo> {
-        self.files.iter().flat_map(SafetensorsFile::tensors)
+        self.files.iter().flat_map(WeightsFile::tensors)
     }
 
     /// Number of tensors.
@@ -158,10 +171,10 @@ impl Checkpoint {
 
     /// `__metadata__` of the first file.
     pub fn metadata(&self) -> Option<&BTreeMap<String, String>> {
-        self.files.first().map(SafetensorsFile::metadata)
+        self.files.first().map(WeightsFile::metadata)
     }
 
-    /// Reads one tensor; see [`SafetensorsFile::read_into`].
+    /// Reads one tensor; see [`SafetensorsFile::read_into`](super::SafetensorsFile::read_into).
     ///
     /// # Errors
     /// As there.
@@ -176,7 +189,8 @@ impl Checkpoint {
         }
     }
 
-    /// Reads all tensors that `wanted` selects, each file in one pass; see [`SafetensorsFile::read_each`].
+    /// Reads all tensors that `wanted` selects, each file in one pass; see
+    /// [`SafetensorsFile::read_each`](super::SafetensorsFile::read_each).
     ///
     /// # Errors
     /// As there.
@@ -199,7 +213,7 @@ struct Index {
 }
 
 impl Index {
-    fn parse(file: &str, text: &[u8]) -> Result<Index> {
+    fn parse(file: &str, text: &[u8], suffix: &str) -> Result<Index> {
         let map = parse_object(file, text)?;
         let malformed = |key: &str, found: Option<&Value>, expected| Error::Index {
             file: file.to_string(),
@@ -226,7 +240,7 @@ impl Index {
                 return Err(malformed(&key, Some(shard), "the name of a shard"));
             };
             if !shards.contains_key(name) {
-                check_shard_name(file, name)?;
+                check_shard_name(file, name, suffix)?;
             }
             shards
                 .entry(name.clone())
@@ -260,8 +274,8 @@ fn whole(x: f64) -> Option<u64> {
     (x >= 0.0 && x <= (1u64 << 53) as f64 && x.fract() == 0.0).then_some(x as u64)
 }
 
-/// A shard lies beside its index and is a safetensors file; anything else is refused before it becomes a path.
-fn check_shard_name(file: &str, name: &str) -> Result<()> {
+/// A shard lies beside its index and has its format; anything else is refused before it becomes a path.
+fn check_shard_name(file: &str, name: &str, suffix: &str) -> Result<()> {
     let refuse = |reason| {
         Err(Error::UnsafePath {
             file: file.to_string(),
@@ -275,8 +289,11 @@ fn check_shard_name(file: &str, name: &str) -> Result<()> {
     if name.starts_with('.') {
         return refuse("it begins with a dot");
     }
-    if !name.ends_with(".safetensors") {
-        return refuse("it does not end in .safetensors");
+    if !name.ends_with(suffix) {
+        return refuse(match suffix {
+            ".bin" => "it does not end in .bin",
+            _ => "it does not end in .safetensors",
+        });
     }
     Ok(())
 }
