@@ -144,6 +144,19 @@ pub enum Error {
         help: String,
     },
 
+    /// A token id that the tokenizer does not have.
+    #[error(
+        "{file}: there is no token {id}, the tokenizer has {tokens}; take tokenizer and config.json of the same model"
+    )]
+    Decode {
+        /// The tokenizer's file.
+        file: String,
+        /// The id.
+        id: u32,
+        /// Tokens that there are.
+        tokens: usize,
+    },
+
     /// No model was found for what the user named.
     #[error("no model at `{spec}`:{}\n{help}", bullets(tried))]
     NotFound {

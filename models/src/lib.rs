@@ -15,6 +15,7 @@ pub mod atomic;
 mod batch;
 mod classifier;
 pub mod config;
+mod decode;
 mod decoder;
 mod encoder;
 pub mod error;
@@ -34,6 +35,7 @@ pub use config::{
     Config, DecoderConfig, DecoderFamily, DropoutRates, Family, HiddenAct, Labels, ModelConfig,
     ProblemType,
 };
+pub use decode::DecodeStream;
 pub use decoder::{CausalLm, Decoder, DecoderClassifier, KvCache};
 pub use encoder::Encoder;
 pub use error::{Error, Result};
@@ -43,4 +45,4 @@ pub use load::{
 };
 pub use safetensors::{Checkpoint, SafetensorsFile, TensorInfo};
 pub use source::ModelSource;
-pub use tokenizer::{Encoding, Tokenizer};
+pub use tokenizer::{Encoding, Token, Tokenizer};

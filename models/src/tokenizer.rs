@@ -4,7 +4,9 @@
 //! tokenizers cut at 128 tokens without a word. Truncation here follows transformers: special tokens stay, the
 //! longer of two texts is cut first (`longest_first`), and the side is the file's.
 
+use std::collections::BTreeMap;
 use std::fmt;
+use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 
@@ -22,10 +24,17 @@ use crate::source::ModelSource;
 /// The tokenizer's file.
 pub const TOKENIZER_FILE: &str = "tokenizer.json";
 
+/// Settings of the tokenizer that its file does not hold: the roles of special tokens, the chat template.
+pub const TOKENIZER_CONFIG_FILE: &str = "tokenizer_config.json";
+
+/// A chat template in a file of its own.
+pub const CHAT_TEMPLATE_FILE: &str = "chat_template.jinja";
+
 /// Files that belong to a tokenizer beside `tokenizer.json`: kept and saved as they are.
-const COMPANIONS: [&str; 6] = [
-    "tokenizer_config.json",
+const COMPANIONS: [&str; 7] = [
+    TOKENIZER_CONFIG_FILE,
     "special_tokens_map.json",
+    CHAT_TEMPLATE_FILE,
     "added_tokens.json",
     "vocab.txt",
     "vocab.json",
@@ -43,6 +52,15 @@ pub struct Encoding {
     pub truncated: bool,
 }
 
+/// A token and the bytes of the text that it stands for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Token {
+    /// Its id, below the model's vocabulary size.
+    pub id: u32,
+    /// Bytes of the text, on borders of characters: tokens that share a character each have all of it.
+    pub span: Range<usize>,
+}
+
 /// A tokenizer, checked against the size of the model's vocabulary.
 pub struct Tokenizer {
     file: String,
@@ -51,6 +69,8 @@ pub struct Tokenizer {
     vocab_size: usize,
     /// Special tokens added to one text, and to a pair.
     added: [usize; 2],
+    /// Special tokens by role: `eos_token` to its text.
+    roles: BTreeMap<String, String>,
     /// The files to save, by name.
     files: Vec<(String, Vec<u8>)>,
 }
@@ -102,12 +122,13 @@ impl Tokenizer {
             side(map.get("truncation").and_then(|t| t.get("direction"))).unwrap_or_default();
         if let Some((name, text)) = companions
             .iter()
-            .find(|(name, _)| name == "tokenizer_config.json")
+            .find(|(name, _)| name == TOKENIZER_CONFIG_FILE)
         {
             // transformers lets this file overrule the other.
             direction = side(parse_object(name, text)?.get("truncation_side")).unwrap_or(direction);
         }
         drop(map);
+        let roles = roles(&companions)?;
         let stripped = null_top_level(json, &["truncation", "padding"]);
         let inner = guarded(|| tokenizers::Tokenizer::from_bytes(&stripped)).map_err(|reason| {
             wrong(
@@ -148,6 +169,7 @@ impl Tokenizer {
             direction,
             vocab_size,
             added,
+            roles,
             files,
         })
     }
@@ -250,12 +272,7 @@ impl Tokenizer {
             });
         }
         // A post-processor may name any id, whatever the vocabulary says.
-        if let Some(id) = ids.iter().find(|id| **id as usize >= self.vocab_size) {
-            return Err(self.failed(format!(
-                "it gave the id {id}, but the model's vocab_size is {}",
-                self.vocab_size
-            )));
-        }
+        self.check_ids(&ids)?;
         if ids.len() > max_length {
             return Err(self.failed(format!(
                 "it gave {} tokens where {max_length} were allowed",
@@ -269,9 +286,95 @@ impl Tokenizer {
         })
     }
 
+    fn check_ids(&self, ids: &[u32]) -> Result<()> {
+        match ids.iter().find(|id| **id as usize >= self.vocab_size) {
+            None => Ok(()),
+            Some(id) => Err(self.failed(format!(
+                "it gave the id {id}, but the model's vocab_size is {}",
+                self.vocab_size
+            ))),
+        }
+    }
+
+    /// How messages call the tokenizer's file.
+    pub(crate) fn file(&self) -> &str {
+        &self.file
+    }
+
+    /// The content of a file that came with the tokenizer.
+    pub(crate) fn companion(&self, name: &str) -> Option<&[u8]> {
+        let (_, bytes) = self.files.iter().find(|(file, _)| file == name)?;
+        Some(bytes)
+    }
+
+    pub(crate) fn inner(&self) -> &tokenizers::Tokenizer {
+        &self.inner
+    }
+
+    /// Number of tokens, those added to the vocabulary included.
+    pub fn tokens(&self) -> usize {
+        self.inner.get_vocab_size(true)
+    }
+
     /// Special tokens that are added to one text, or to a pair.
     pub fn added_tokens(&self, pair: bool) -> usize {
         self.added[usize::from(pair)]
+    }
+
+    /// The ids of a text as it stands: no special tokens are added, nothing is cut, and nothing may come out. Special
+    /// tokens that the text names are those tokens.
+    ///
+    /// # Errors
+    /// [`Error::Tokenizer`] if the tokenizer fails or gives an id that the model does not have.
+    pub fn encode_bare(&self, text: &str) -> Result<Vec<u32>> {
+        let encoded = guarded(|| self.inner.encode_fast(text, false))
+            .map_err(|reason| self.failed(reason))?;
+        let ids = encoded.get_ids().to_vec();
+        self.check_ids(&ids)?;
+        Ok(ids)
+    }
+
+    /// [`Tokenizer::encode_bare`], with the bytes of the text that each token stands for.
+    ///
+    /// # Errors
+    /// As there, and if the tokenizer gives spans that are not in the text.
+    pub fn encode_spans(&self, text: &str) -> Result<Vec<Token>> {
+        let encoded =
+            guarded(|| self.inner.encode(text, false)).map_err(|reason| self.failed(reason))?;
+        self.check_ids(encoded.get_ids())?;
+        let ids = encoded.get_ids().iter();
+        ids.zip(encoded.get_offsets())
+            .map(|(&id, &(start, end))| match text.get(start..end) {
+                Some(_) => Ok(Token {
+                    id,
+                    span: start..end,
+                }),
+                None => Err(self.failed(format!(
+                    "it gave the bytes {start}..{end} of a text of {}",
+                    text.len()
+                ))),
+            })
+            .collect()
+    }
+
+    /// The special token of a role that tokenizer_config.json (or special_tokens_map.json) names: `bos_token`,
+    /// `eos_token`, `pad_token`. Its text, and its id if it has one.
+    pub fn special_token(&self, role: &str) -> Option<(&str, Option<u32>)> {
+        let text = self.roles.get(role)?;
+        Some((text, self.token_to_id(text)))
+    }
+
+    /// The roles of special tokens, each with its text.
+    pub fn special_tokens(&self) -> &BTreeMap<String, String> {
+        &self.roles
+    }
+
+    /// Whether a token is one of the special ones, which [`Tokenizer::decode`] can leave out.
+    pub fn is_special(&self, id: u32) -> bool {
+        self.inner
+            .get_added_tokens_decoder()
+            .get(&id)
+            .is_some_and(|token| token.special)
     }
 
     /// The id of a token.
@@ -295,7 +398,7 @@ impl Tokenizer {
         })
     }
 
-    fn failed(&self, reason: String) -> Error {
+    pub(crate) fn failed(&self, reason: String) -> Error {
         let help = "take tokenizer and config.json of the same model".to_string();
         Error::Tokenizer {
             file: self.file.clone(),
@@ -314,6 +417,25 @@ impl fmt::Debug for Tokenizer {
     }
 }
 
+/// The texts of special tokens by role, from the files beside `tokenizer.json`; the later of them overrules.
+fn roles(companions: &[(String, Vec<u8>)]) -> Result<BTreeMap<String, String>> {
+    let mut roles = BTreeMap::new();
+    for name in ["special_tokens_map.json", TOKENIZER_CONFIG_FILE] {
+        let Some((file, bytes)) = companions.iter().find(|(file, _)| file == name) else {
+            continue;
+        };
+        for (key, value) in parse_object(file, bytes)? {
+            // A string, or an object that describes an added token.
+            let text = value.as_str().or_else(|| value.get("content")?.as_str());
+            if let Some(text) = text.filter(|_| key.ends_with("_token") && !key.starts_with("add_"))
+            {
+                roles.insert(key, text.to_string());
+            }
+        }
+    }
+    Ok(roles)
+}
+
 /// `left` or `right`, in either file's capitals.
 fn side(value: Option<&Value>) -> Option<TruncationDirection> {
     match value?.as_str()? {
@@ -325,7 +447,7 @@ fn side(value: Option<&Value>) -> Option<TruncationDirection> {
 
 /// Runs code of the `tokenizers` crate, with its errors as text. It asserts some things that a file can violate;
 /// such a panic becomes an error here.
-fn guarded<T>(run: impl FnOnce() -> tokenizers::Result<T>) -> Result<T, String> {
+pub(crate) fn guarded<T>(run: impl FnOnce() -> tokenizers::Result<T>) -> Result<T, String> {
     match catch_unwind(AssertUnwindSafe(run)) {
         Ok(Ok(value)) => Ok(value),
         Ok(Err(error)) => Err(Shown(&error.to_string()).to_string()),
