@@ -135,6 +135,17 @@ pub enum Error {
         help: String,
     },
 
+    /// A chat template that cannot be used, or a conversation that it does not take.
+    #[error("{file}: {reason}; {help}")]
+    Template {
+        /// The template's file, and the key in it.
+        file: String,
+        /// What is wrong, and in which line of the template or in which message.
+        reason: String,
+        /// One thing to do.
+        help: String,
+    },
+
     /// A text that cannot be encoded as asked.
     #[error("cannot encode: {reason}; {help}")]
     Encode {

@@ -1,9 +1,10 @@
 //! Model families, and what a pretrained model is on disk.
 //!
 //! [`Encoder`] and [`Classifier`], [`Decoder`], [`CausalLm`] and [`DecoderClassifier`] build a family's layers from its
-//! configuration; [`load_parameters`] fills them from a checkpoint and accounts for every tensor in it. The other modules are about files: where a model lies
-//! ([`source`]), its weights ([`safetensors`]), its `config.json` ([`config`]), its tokenizer ([`tokenizer`]), and
-//! directories that are replaced in one step ([`atomic`]).
+//! configuration; [`load_parameters`] fills them from a checkpoint and accounts for every tensor in it. The other
+//! modules are about files: where a model lies ([`source`]), its weights ([`safetensors`]; also [`torch`] and
+//! [`llmc`]), its `config.json` ([`config`]), its tokenizer ([`tokenizer`]), its template for conversations ([`chat`]),
+//! and directories that are replaced in one step ([`atomic`]).
 //!
 //! Files come from strangers. Every reader here treats its input as hostile: sizes are checked before anything is
 //! allocated, names before they become paths, and whatever is refused is refused with the file, the place in it and
@@ -13,6 +14,7 @@
 mod archive;
 pub mod atomic;
 mod batch;
+pub mod chat;
 mod classifier;
 pub mod config;
 mod decode;
@@ -30,6 +32,7 @@ pub mod torch;
 mod weights;
 
 pub use batch::TokenBatch;
+pub use chat::{ChatOptions, ChatTemplate, Supervised};
 pub use classifier::{Classifier, Cut, Strategy};
 pub use config::{
     Config, DecoderConfig, DecoderFamily, DropoutRates, Family, HiddenAct, Labels, ModelConfig,

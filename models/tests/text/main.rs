@@ -1,5 +1,6 @@
 //! Text to tokens and back, against the reference; conversations, against transformers.
 
+mod chat;
 mod decode;
 mod families;
 mod lines;

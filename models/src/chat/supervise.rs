@@ -1,0 +1,160 @@
+//! Which tokens of a conversation to learn from: those that the assistant would write, the end of its turn included.
+
+use std::ops::Range;
+
+use serde_json::Value;
+
+use super::{ChatOptions, ChatTemplate, error};
+use crate::error::{Error, Result, Shown};
+use crate::tokenizer::{Token, Tokenizer};
+
+/// A conversation as tokens, and which of them are the assistant's.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Supervised {
+    /// The text that the template made.
+    pub text: String,
+    /// Its tokens, each with the bytes of the text that it stands for. Special tokens are those that the template
+    /// wrote: the tokenizer adds none.
+    pub tokens: Vec<Token>,
+    /// For each token, whether the assistant writes it; at least one is true.
+    pub mask: Vec<bool>,
+}
+
+impl Supervised {
+    /// The ids of the tokens.
+    pub fn ids(&self) -> Vec<u32> {
+        self.tokens.iter().map(|token| token.id).collect()
+    }
+}
+
+impl ChatTemplate {
+    /// Renders and tokenises a conversation, and finds the assistant's tokens. `add_generation_prompt` of the options
+    /// is ignored.
+    ///
+    /// A template may mark them with `{% generation %}`: every token that has a part in such a block is the
+    /// assistant's, as in transformers. For other templates, a message of the assistant reaches from the end of what
+    /// a model is given when it is to write that message (the messages before it, rendered with the generation
+    /// prompt) to the end of the conversation up to it. Behind the last special token of that stretch, which ends
+    /// the turn, white space is the template's and not the assistant's.
+    ///
+    /// The whole is tokenised once, so the tokens are those of the conversation in one piece.
+    ///
+    /// # Errors
+    /// Those of [`ChatTemplate::render`]; [`Error::Template`] if the template writes the beginning of a conversation
+    /// otherwise when more follows, so that prefixes tell nothing, or if no token is the assistant's; those of
+    /// [`Tokenizer::encode_spans`].
+    pub fn supervise(
+        &self,
+        tokenizer: &Tokenizer,
+        messages: &[Value],
+        options: &ChatOptions,
+    ) -> Result<Supervised> {
+        let whole = ChatOptions {
+            add_generation_prompt: false,
+            ..options.clone()
+        };
+        let (text, marked) = self.render_marked(messages, &whole)?;
+        let tokens = tokenizer.encode_spans(&text)?;
+        let overlaps = |token: &Token, span: &Range<usize>| {
+            token.span.start < span.end && token.span.end > span.start
+        };
+        let mut mask = vec![false; tokens.len()];
+        match marked {
+            Some(spans) => {
+                for (token, supervised) in tokens.iter().zip(&mut mask) {
+                    *supervised = spans.iter().any(|span| overlaps(token, span));
+                }
+            }
+            None => {
+                for span in self.turns(messages, &whole, &text)? {
+                    let first = tokens.partition_point(|token| token.span.end <= span.start);
+                    let behind = first
+                        + tokens[first..]
+                            .iter()
+                            .take_while(|token| overlaps(token, &span))
+                            .count();
+                    let turn = &tokens[first..behind];
+                    let end = turn
+                        .iter()
+                        .rposition(|token| tokenizer.is_special(token.id));
+                    let kept = match end {
+                        // Only white space behind the token that ends the turn.
+                        Some(end) if text[turn[end].span.end..span.end].trim().is_empty() => {
+                            end + 1
+                        }
+                        _ => turn.len(),
+                    };
+                    mask[first..first + kept].fill(true);
+                }
+            }
+        }
+        if !mask.contains(&true) {
+            let reason = "no token of the conversation is the assistant's";
+            let help = "give it a message with the role `assistant`, or leave it out";
+            return Err(error(&self.file, reason.to_string(), help));
+        }
+        Ok(Supervised { text, tokens, mask })
+    }
+
+    /// The bytes of the text that each of the assistant's messages takes, by rendering the conversation up to it.
+    fn turns(
+        &self,
+        messages: &[Value],
+        options: &ChatOptions,
+        text: &str,
+    ) -> Result<Vec<Range<usize>>> {
+        let prompt = ChatOptions {
+            add_generation_prompt: true,
+            ..options.clone()
+        };
+        let mut spans = Vec::new();
+        for (i, message) in messages.iter().enumerate() {
+            if message.get("role").and_then(Value::as_str) != Some("assistant") {
+                continue;
+            }
+            let end = match i + 1 == messages.len() {
+                true => text.len(),
+                false => {
+                    let up_to = self.render(&messages[..=i], options)?;
+                    self.check_prefix(i, "the conversation up to it", &up_to, text)?;
+                    up_to.len()
+                }
+            };
+            let before = self.render(&messages[..i], &prompt)?;
+            self.check_prefix(
+                i,
+                "what a model is given to write it",
+                &before,
+                &text[..end],
+            )?;
+            spans.push(before.len()..end);
+        }
+        Ok(spans)
+    }
+
+    fn check_prefix(&self, message: usize, what: &str, part: &str, whole: &str) -> Result<()> {
+        if whole.starts_with(part) {
+            return Ok(());
+        }
+        let at = part
+            .char_indices()
+            .zip(whole.chars())
+            .find(|((_, a), b)| a != b);
+        let at = at.map_or(part.len().min(whole.len()), |((at, _), _)| at);
+        let near = |text: &str| {
+            let text: String = text[at..].chars().take(20).collect();
+            format!("`{}`", Shown(&text))
+        };
+        Err(Error::Template {
+            file: self.file.clone(),
+            reason: format!(
+                "message {message}: {what} is no prefix of the whole: at byte {at} the part has {}, the whole {}; \
+                 this template writes messages otherwise when others follow, so the assistant's tokens cannot be \
+                 found by prefixes",
+                near(part),
+                near(whole)
+            ),
+            help: "mark the assistant's part in the template with {% generation %} and {% endgeneration %}".to_string(),
+        })
+    }
+}
