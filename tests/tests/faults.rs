@@ -308,7 +308,15 @@ fn damaged_weights() {
     }
     std::fs::remove_file(&file).unwrap();
     std::fs::write(model.join("pytorch_model.bin"), b"\x80\x02}q\x00.").unwrap();
-    bench.refuses(&model, &QUICK, &["model.safetensors", "pytorch_model.bin"]);
+    bench.refuses(
+        &model,
+        &QUICK,
+        &[
+            "pytorch_model.bin",
+            "not a file of torch.save",
+            "safe_serialization",
+        ],
+    );
 }
 
 #[test]

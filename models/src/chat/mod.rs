@@ -2,8 +2,8 @@
 //!
 //! A chat model comes with a Jinja template that turns a list of messages into text: `chat_template.jinja`, or the
 //! key `chat_template` of tokenizer_config.json. [`ChatTemplate`] renders it as transformers does (the same settings,
-//! names and filters, see [`python`]) with `minijinja`. A template is a stranger's program: it can reach nothing but
-//! the messages, and [`FUEL`] bounds its time and its memory. [`supervise`] finds the tokens to learn from.
+//! names and filters, see `python.rs`) with `minijinja`. A template is a stranger's program: it can reach nothing but
+//! the messages, and its fuel bounds its time and its memory. [`ChatTemplate::supervise`] finds the tokens to learn from.
 
 use std::collections::BTreeMap;
 use std::time::SystemTime;

@@ -1,7 +1,7 @@
 //! `pytorch_model.bin`: what `torch.save` wrote, read without running it.
 //!
 //! Such a file is a pickle, a program that Python runs on loading, and the bytes of storages beside it; since 2020 in
-//! a zip archive ([`archive`]), before that one after the other ([`legacy`]). [`pickle`] reads the program as data:
+//! a zip archive (`archive.rs`), before that one after the other (`legacy.rs`). `pickle.rs` reads the program as data:
 //! it knows how tensors are described and refuses everything else by name and offset. Here the descriptions are
 //! checked against the storages that the file really has. Nothing is allocated for a size that only the file claims.
 //!
