@@ -3,7 +3,8 @@
 //! A chat model comes with a Jinja template that turns a list of messages into text: `chat_template.jinja`, or the
 //! key `chat_template` of tokenizer_config.json. [`ChatTemplate`] renders it as transformers does (the same settings,
 //! names and filters, see `python.rs`) with `minijinja`. A template is a stranger's program: it can reach nothing but
-//! the messages, and its fuel bounds its time and its memory. [`ChatTemplate::supervise`] finds the tokens to learn from.
+//! the messages, and fuel bounds its time and its memory, but for the one hole that `python.rs` names.
+//! [`ChatTemplate::supervise`] finds the tokens to learn from.
 
 use std::collections::BTreeMap;
 use std::time::SystemTime;

@@ -1,8 +1,9 @@
 //! What templates expect of Python: methods of strings and dictionaries, values written as `str` writes them, `tojson`
 //! as `json.dumps` does, `strftime_now`, `raise_exception`.
 //!
-//! Values are written by [`Writer`], which pays fuel as the text grows. What the engine itself turns into text, a list
-//! joined to a string with `~`, is paid for by it and only afterwards.
+//! Values are written by [`Writer`], which pays fuel as the text grows. What the engine itself turns into text (a list
+//! joined to a string with `~`) it pays for only afterwards: there a list that holds another one twice, and so on, can
+//! still take time and memory without end.
 
 use std::fmt::Write;
 use std::time::{SystemTime, UNIX_EPOCH};
