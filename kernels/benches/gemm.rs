@@ -1,22 +1,26 @@
-//! Matrix products of the sizes of a fine-tuning step, against the processor's peak.
+//! Matrix products of the sizes of a fine-tuning step, against the processor's peak and, in f32,
+//! against the crates `gemm` and `matrixmultiply`.
 //!
-//! `cargo bench -p graft-kernels --bench gemm [-- part-of-a-name ...]`
+//! `cargo bench -p graft-kernels --bench gemm [-- part-of-a-name ... [peers]]`
 //!
-//! The peak is measured in the same run: every thread issues independent multiply-adds from
+//! The peaks are measured in the same run: every thread issues independent multiply-adds from
 //! registers. Each number is the best of several repeats, since other programs may be running.
+//! `bf16` is bf16 throughout, `mixed` what a step in bf16 computes: f32 weights beside bf16
+//! activations, and the gradients of weights (TN) in f32. With `peers`, f32 products are repeated
+//! with the two crates.
 
 use graft_kernels::Float;
-use graft_kernels::gemm::{Activation, Epilogue, Isa, MatRef, gemm, gemm_workspace};
+use graft_kernels::gemm::{Activation, Epilogue, Isa, MatRef, Operands, gemm, gemm_workspace};
 use half::{bf16, f16};
 use std::hint::black_box;
 use std::time::Instant;
 
-/// Best of repeats for about a second, in seconds.
+/// Best of repeats for about a third of a second, in seconds.
 fn best(mut f: impl FnMut()) -> f64 {
     f();
     let (start, mut best) = (Instant::now(), f64::INFINITY);
     let mut count = 0;
-    while count < 5 || (start.elapsed().as_secs_f64() < 1.0 && count < 200) {
+    while count < 5 || (start.elapsed().as_secs_f64() < 0.3 && count < 100) {
         let begin = Instant::now();
         f();
         best = best.min(begin.elapsed().as_secs_f64());
@@ -26,69 +30,88 @@ fn best(mut f: impl FnMut()) -> f64 {
 }
 
 #[cfg(target_arch = "x86_64")]
-mod fma {
-    use std::arch::x86_64::*;
+mod peak {
+    use std::arch::asm;
 
-    pub const FLOPS_512: f64 = 24.0 * 16.0 * 2.0;
-    pub const FLOPS_256: f64 = 12.0 * 8.0 * 2.0;
-
-    /// # Safety
-    /// The processor has AVX-512 F.
-    #[target_feature(enable = "avx512f")]
-    pub unsafe fn avx512(rounds: usize, x: f32) -> f32 {
-        let (a, b) = (_mm512_set1_ps(x), _mm512_set1_ps(x * 0.5));
-        let mut sums = [_mm512_setzero_ps(); 24];
-        for _ in 0..rounds {
-            for s in &mut sums {
-                *s = _mm512_fmadd_ps(a, b, *s);
+    /// A loop of one instruction on independent registers of sums, in assembly: a compiler may
+    /// merge sums that it sees to be equal, or spill them.
+    macro_rules! probe {
+        ($name:ident, $features:literal, $instruction:literal, $register:literal, $last:literal,
+         $factor:literal, $list:literal, $($out:tt)*) => {
+            /// # Safety
+            /// The processor has the instructions.
+            #[target_feature(enable = $features)]
+            pub unsafe fn $name(rounds: usize) {
+                // SAFETY: registers alone, all of them declared; rounds is at least 1.
+                unsafe {
+                    asm!(
+                        concat!(".irp i, ", $list, ", ", $last, ", ", $factor),
+                        concat!("vxorps ", $register, "\\i, ", $register, "\\i, ", $register, "\\i"),
+                        ".endr",
+                        "2:",
+                        concat!(".irp i, ", $list),
+                        concat!($instruction, " ", $register, "\\i, ", $register, $last, ", ", $register, $factor),
+                        ".endr",
+                        "dec {rounds}",
+                        "jnz 2b",
+                        rounds = inout(reg) rounds.max(1) => _,
+                        $($out)*
+                    );
+                }
             }
-        }
-        sums.iter().map(|&s| _mm512_reduce_add_ps(s)).sum()
+        };
     }
 
-    /// # Safety
-    /// The processor has AVX2 and FMA.
-    #[target_feature(enable = "avx2,fma")]
-    pub unsafe fn avx2(rounds: usize, x: f32) -> f32 {
-        let (a, b) = (_mm256_set1_ps(x), _mm256_set1_ps(x * 0.5));
-        let mut sums = [_mm256_setzero_ps(); 12];
-        for _ in 0..rounds {
-            for s in &mut sums {
-                *s = _mm256_fmadd_ps(a, b, *s);
-            }
-        }
-        sums.iter().map(|&s| _mm256_cvtss_f32(s)).sum()
+    pub const SUMS_512: usize = 24;
+    pub const SUMS_256: usize = 12;
+
+    macro_rules! probe_512 {
+        ($name:ident, $features:literal, $instruction:literal) => {
+            probe!($name, $features, $instruction, "zmm", "30", "31",
+                "0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,16,17,18,19,20,21,22,23",
+                out("zmm0") _, out("zmm1") _, out("zmm2") _, out("zmm3") _, out("zmm4") _,
+                out("zmm5") _, out("zmm6") _, out("zmm7") _, out("zmm8") _, out("zmm9") _,
+                out("zmm10") _, out("zmm11") _, out("zmm12") _, out("zmm13") _, out("zmm14") _,
+                out("zmm15") _, out("zmm16") _, out("zmm17") _, out("zmm18") _, out("zmm19") _,
+                out("zmm20") _, out("zmm21") _, out("zmm22") _, out("zmm23") _, out("zmm30") _,
+                out("zmm31") _,);
+        };
     }
+    probe_512!(fma_512, "avx512f,avx512dq", "vfmadd231ps");
+    probe_512!(dot_512, "avx512f,avx512dq,avx512bf16", "vdpbf16ps");
+    probe!(fma_256, "avx2,fma", "vfmadd231ps", "ymm", "14", "15", "0,1,2,3,4,5,6,7,8,9,10,11",
+        out("ymm0") _, out("ymm1") _, out("ymm2") _, out("ymm3") _, out("ymm4") _, out("ymm5") _,
+        out("ymm6") _, out("ymm7") _, out("ymm8") _, out("ymm9") _, out("ymm10") _,
+        out("ymm11") _, out("ymm14") _, out("ymm15") _,);
 }
 
-/// Multiply-adds per second of all threads together, in GFLOP/s; 0 where it is not known.
-fn peak() -> f64 {
+/// Operations per second of all threads together, in GFLOP/s: of f32, and of products of bf16. 0
+/// where it is not known.
+fn peaks() -> [f64; 2] {
     #[cfg(target_arch = "x86_64")]
     {
         let rounds = 400_000;
         let isa = Isa::detect();
-        let flops = match isa {
-            Isa::Avx512 => fma::FLOPS_512,
-            Isa::Avx2 => fma::FLOPS_256,
-            _ => return 0.0,
-        };
-        let seconds = best(|| {
-            rayon::broadcast(|_| {
-                let x = black_box(1.0);
-                // SAFETY: detected.
-                black_box(unsafe {
-                    if isa == Isa::Avx512 {
-                        fma::avx512(rounds, x)
-                    } else {
-                        fma::avx2(rounds, x)
-                    }
-                });
+        let measure = |flops: usize, probe: unsafe fn(usize)| {
+            let seconds = best(|| {
+                // SAFETY: the processor's instruction set was asked for.
+                rayon::broadcast(|_| unsafe { probe(black_box(rounds)) });
             });
-        });
-        flops * rounds as f64 * rayon::current_num_threads() as f64 / seconds / 1e9
+            (flops * rounds * rayon::current_num_threads()) as f64 / seconds / 1e9
+        };
+        let f32s = match isa {
+            Isa::Avx512 | Isa::Avx512Bf16 => measure(peak::SUMS_512 * 16 * 2, peak::fma_512),
+            Isa::Avx2 => measure(peak::SUMS_256 * 8 * 2, peak::fma_256),
+            _ => 0.0,
+        };
+        let bf16s = match isa {
+            Isa::Avx512Bf16 => measure(peak::SUMS_512 * 16 * 4, peak::dot_512),
+            _ => f32s,
+        };
+        [f32s, bf16s]
     }
     #[cfg(not(target_arch = "x86_64"))]
-    0.0
+    [0.0; 2]
 }
 
 /// One measured case.
@@ -100,27 +123,44 @@ struct Case {
     activation: Option<Activation>,
 }
 
-fn product<T: Float<Acc: From<f32>>>(case: &Case) -> f64 {
+fn random<T: Float<Acc: From<f32>>>(len: usize) -> Vec<T> {
+    (0..len)
+        .map(|i| T::narrow((((i * 7919) % 1009) as f32 / 1009.0 - 0.5).into()))
+        .collect()
+}
+
+/// Row and column strides of `[rows, cols]`, stored transposed or not.
+fn strides(rows: usize, cols: usize, transposed: bool) -> (usize, usize) {
+    if transposed { (1, rows) } else { (cols, 1) }
+}
+
+fn view<T>(data: &[T], rows: usize, cols: usize, transposed: bool) -> MatRef<'_, T> {
+    let (row_stride, col_stride) = strides(rows, cols, transposed);
+    MatRef {
+        data,
+        rows,
+        cols,
+        row_stride,
+        col_stride,
+    }
+}
+
+fn product<A, B, C>(operands: Operands, case: &Case) -> f64
+where
+    A: Float<Acc: From<f32>>,
+    B: Float<Acc = A::Acc>,
+    C: Float<Acc = A::Acc>,
+{
     let [m, n, k] = case.sizes;
-    let random = |len: usize| -> Vec<T> {
-        (0..len)
-            .map(|i| T::narrow((((i * 7919) % 1009) as f32 / 1009.0 - 0.5).into()))
-            .collect()
-    };
-    let (a, b, mut c) = (random(m * k), random(k * n), vec![T::default(); m * n]);
-    let (bias, mut pre) = (random(n), vec![T::default(); m * n]);
-    let mut workspace = vec![T::Acc::default(); gemm_workspace::<T>(m, n, k)];
+    let (a, b, mut c) = (
+        random::<A>(m * k),
+        random::<B>(k * n),
+        vec![C::default(); m * n],
+    );
+    let (bias, mut pre) = (random::<C::Acc>(n), vec![C::default(); m * n]);
+    let mut workspace = vec![C::Acc::default(); gemm_workspace::<C>(operands, m, n, k)];
     let [a_t, b_t] = case.transposed;
-    let a = if a_t {
-        MatRef::row_major(&a, k, m).t()
-    } else {
-        MatRef::row_major(&a, m, k)
-    };
-    let b = if b_t {
-        MatRef::row_major(&b, n, k).t()
-    } else {
-        MatRef::row_major(&b, k, n)
-    };
+    let (a, b) = (view(&a, m, k, a_t), view(&b, k, n, b_t));
     best(|| {
         let extra = case.activation.is_some();
         let epilogue = Epilogue {
@@ -128,21 +168,64 @@ fn product<T: Float<Acc: From<f32>>>(case: &Case) -> f64 {
             activation: case.activation,
             pre_activation: extra.then_some(&mut pre[..]),
         };
-        gemm(a, b, black_box(&mut c), false, epilogue, &mut workspace);
+        let c = black_box(&mut c[..]);
+        gemm(operands, a, b, c, false, epilogue, &mut workspace);
     })
 }
 
-fn main() {
-    let wanted: Vec<String> = std::env::args()
-        .skip(1)
-        .filter(|x| !x.starts_with("--"))
-        .collect();
-    let mut peak_now = peak();
-    println!(
-        "{} threads, {:?}, peak {peak_now:.0} GFLOP/s",
-        rayon::current_num_threads(),
-        Isa::detect()
+/// The same product by the crates `gemm` and `matrixmultiply`.
+fn peers(case: &Case) -> [f64; 2] {
+    let [m, n, k] = case.sizes;
+    let (a, b, mut c) = (
+        random::<f32>(m * k),
+        random::<f32>(k * n),
+        vec![0f32; m * n],
     );
+    let [a_t, b_t] = case.transposed;
+    let (sa, sb) = (strides(m, k, a_t), strides(k, n, b_t));
+    let signed = |(rows, cols): (usize, usize)| (rows as isize, cols as isize);
+    let ((ar, ac), (br, bc)) = (signed(sa), signed(sb));
+    let threads = rayon::current_num_threads();
+    let by_gemm = best(|| {
+        let c = black_box(&mut c[..]).as_mut_ptr();
+        // SAFETY: all three matrices lie in their buffers.
+        unsafe {
+            gemm::gemm(
+                m,
+                n,
+                k,
+                c,
+                1,
+                n as isize,
+                false,
+                a.as_ptr(),
+                ac,
+                ar,
+                b.as_ptr(),
+                bc,
+                br,
+                0.0,
+                1.0,
+                false,
+                false,
+                false,
+                gemm::Parallelism::Rayon(threads),
+            );
+        }
+    });
+    let by_matrixmultiply = best(|| {
+        let c = black_box(&mut c[..]).as_mut_ptr();
+        // SAFETY: all three matrices lie in their buffers.
+        unsafe {
+            let (a, b) = (a.as_ptr(), b.as_ptr());
+            matrixmultiply::sgemm(m, k, n, 1.0, a, ar, ac, b, br, bc, 0.0, c, n as isize, 1);
+        }
+    });
+    [by_gemm, by_matrixmultiply]
+}
+
+/// The cases, by group.
+fn cases() -> Vec<Case> {
     let mut cases = Vec::new();
     let mut add = |group, m, n, k| {
         // The gradient of a weight has the same three sizes as m = in, n = out, k = tokens.
@@ -185,26 +268,43 @@ fn main() {
         Activation::Relu,
         Activation::Silu,
     ] {
-        let (sizes, transposed) = ([4096, 1536, 384], [false, true]);
         cases.push(Case {
             group: "activation",
-            sizes,
-            transposed,
+            sizes: [4096, 1536, 384],
+            transposed: [false, true],
             activation: Some(kind),
         });
     }
+    cases
+}
+
+fn main() {
+    let wanted: Vec<String> = std::env::args()
+        .skip(1)
+        .filter(|x| !x.starts_with("--"))
+        .collect();
+    let with_peers = wanted.iter().any(|part| part == "peers");
+    let wanted: Vec<String> = wanted.into_iter().filter(|part| part != "peers").collect();
+    let mut peak = peaks();
+    println!(
+        "{} threads, {:?}, peak {:.0} GFLOP/s in f32, {:.0} in bf16",
+        rayon::current_num_threads(),
+        Isa::detect(),
+        peak[0],
+        peak[1]
+    );
     println!(
         "{:<12} {:>16} {:>14} {:>9} {:>8} {:>6}",
         "", "m x n x k", "", "µs", "GFLOP/s", "peak"
     );
-    for case in &cases {
+    for case in &cases() {
         let [m, n, k] = case.sizes;
         let form = match case.transposed {
             [false, false] => "NN",
             [false, true] => "NT",
             _ => "TN",
         };
-        for dtype in ["f32", "bf16", "f16", "f64"] {
+        for dtype in ["f32", "mixed", "bf16", "f16", "f64"] {
             let extra = case
                 .activation
                 .map_or(String::new(), |kind| format!(" {kind:?}"));
@@ -215,29 +315,41 @@ fn main() {
             if !chosen || wanted.is_empty() && (dtype == "f64" || dtype == "f16") {
                 continue;
             }
+            let (stored, short) = (Operands::AsStored, Operands::Bf16);
             let seconds = match dtype {
-                "f32" => product::<f32>(case),
-                "f64" => product::<f64>(case),
-                "f16" => product::<f16>(case),
-                _ => product::<bf16>(case),
+                "f32" => product::<f32, f32, f32>(stored, case),
+                "f64" => product::<f64, f64, f64>(stored, case),
+                "f16" => product::<f16, f16, f16>(stored, case),
+                "bf16" => product::<bf16, bf16, bf16>(short, case),
+                _ if form == "TN" => product::<bf16, bf16, f32>(short, case),
+                _ => product::<bf16, f32, bf16>(short, case),
             };
             if case.group == "step" {
                 // Another program may have disturbed the first measurement.
-                peak_now = peak_now.max(peak());
+                let again = peaks();
+                peak = [peak[0].max(again[0]), peak[1].max(again[1])];
             }
-            let speed = 2.0 * (m * n) as f64 * k as f64 / seconds / 1e9;
-            // f64 has half the lanes.
-            let most = if dtype == "f64" {
-                peak_now / 2.0
-            } else {
-                peak_now
+            let most = match dtype {
+                "bf16" | "mixed" => peak[1],
+                // f64 has half the lanes.
+                "f64" => peak[0] / 2.0,
+                _ => peak[0],
             };
-            println!(
-                "{:<12} {size:>16} {what:>14} {:>9.1} {speed:>8.1} {:>5.1}%",
-                case.group,
-                seconds * 1e6,
-                100.0 * speed / most
-            );
+            let line = |what: &str, seconds: f64| {
+                let speed = 2.0 * (m * n) as f64 * k as f64 / seconds / 1e9;
+                println!(
+                    "{:<12} {size:>16} {what:>14} {:>9.1} {speed:>8.1} {:>5.1}%",
+                    case.group,
+                    seconds * 1e6,
+                    100.0 * speed / most
+                );
+            };
+            line(&what, seconds);
+            if with_peers && dtype == "f32" && case.activation.is_none() {
+                let [by_gemm, by_matrixmultiply] = peers(case);
+                line("gemm", by_gemm);
+                line("matrixmult.", by_matrixmultiply);
+            }
         }
     }
 }

@@ -18,18 +18,26 @@ pub enum Isa {
     Avx2,
     /// x86-64 with AVX-512 F, BW, DQ and VL.
     Avx512,
+    /// The same with AVX512_BF16: products of bf16 matrices use it, all else is as in `Avx512`.
+    Avx512Bf16,
     /// 64-bit ARM: the portable code with fused multiply-add, which is always there.
     Neon,
 }
 
 impl Isa {
     /// All of them, the best last.
-    const ALL: [Isa; 4] = [Isa::Portable, Isa::Neon, Isa::Avx2, Isa::Avx512];
+    const ALL: [Isa; 5] = [
+        Isa::Portable,
+        Isa::Neon,
+        Isa::Avx2,
+        Isa::Avx512,
+        Isa::Avx512Bf16,
+    ];
 
     /// The best one this processor has.
     #[inline]
     pub fn detect() -> Isa {
-        for isa in [Isa::Avx512, Isa::Avx2, Isa::Neon] {
+        for isa in [Isa::Avx512Bf16, Isa::Avx512, Isa::Avx2, Isa::Neon] {
             if isa.is_available() {
                 return isa;
             }
@@ -64,12 +72,13 @@ impl Isa {
                     && is_x86_feature_detected!("avx512dq")
                     && is_x86_feature_detected!("avx512vl")
             }
+            Isa::Avx512Bf16 => Isa::Avx512.is_available() && is_x86_feature_detected!("avx512bf16"),
         }
         #[cfg(not(target_arch = "x86_64"))]
         match self {
             Isa::Portable => true,
             Isa::Neon => cfg!(target_arch = "aarch64"),
-            Isa::Avx2 | Isa::Avx512 => false,
+            Isa::Avx2 | Isa::Avx512 | Isa::Avx512Bf16 => false,
         }
     }
 
@@ -161,7 +170,7 @@ macro_rules! kernel {
                 $crate::simd::Isa::Avx2 => unsafe { avx2::<$($g),*>($($arg),*) },
                 #[cfg(target_arch = "x86_64")]
                 // SAFETY: `or_portable` has found the instructions.
-                $crate::simd::Isa::Avx512 => unsafe { avx512::<$($g),*>($($arg),*) },
+                $crate::simd::Isa::Avx512 | $crate::simd::Isa::Avx512Bf16 => unsafe { avx512::<$($g),*>($($arg),*) },
                 $crate::simd::Isa::Neon => body::<$crate::simd::Fused $(, $g)*>($($arg),*),
                 _ => body::<$crate::simd::Plain $(, $g)*>($($arg),*),
             }

@@ -2,7 +2,7 @@
 
 use graft_kernels::Float;
 use graft_kernels::gemm::{
-    Activation, Batch, Epilogue, Isa, MatRef, gemm, gemm_batched, gemm_batched_workspace,
+    Activation, Batch, Epilogue, Isa, MatRef, Operands, gemm, gemm_batched, gemm_batched_workspace,
     gemm_with, gemm_workspace, gemm_workspace_with,
 };
 use half::{bf16, f16};
@@ -69,9 +69,14 @@ fn wide<T: Float<Acc: Into<f64>>>(x: T) -> f64 {
     x.widen().into()
 }
 
-fn to_array<T: Float<Acc: Into<f64>>>(x: MatRef<T>) -> Array2<f64> {
+/// The operand as it is multiplied: rounded to bf16 if so asked.
+fn to_array<T: Float<Acc: Into<f64>>>(x: MatRef<T>, operands: Operands) -> Array2<f64> {
     Array2::from_shape_fn((x.rows, x.cols), |(i, j)| {
-        wide(x.data[i * x.row_stride + j * x.col_stride])
+        let x = wide(x.data[i * x.row_stride + j * x.col_stride]);
+        match operands {
+            Operands::AsStored => x,
+            Operands::Bf16 => bf16::from_f32(x as f32).to_f64(),
+        }
     })
 }
 
@@ -150,14 +155,35 @@ fn compare(what: &str, have: f64, want: f64, tolerance: f64) {
     );
 }
 
+/// Operands and result of one type, as they are stored and, where they can be, rounded to bf16.
 fn check_case<T: Number>(m: usize, n: usize, k: usize, la: Layout, lb: Layout, extras: Extras) {
-    for isa in Isa::available() {
-        check_on::<T>(isa, m, n, k, la, lb, extras);
+    check_types::<T, T, T>(Operands::AsStored, m, n, k, la, lb, extras);
+    if T::COMPUTED > 1e-10 {
+        check_types::<T, T, T>(Operands::Bf16, m, n, k, la, lb, extras);
     }
 }
 
-fn check_on<T: Number>(
+fn check_types<A, B, C>(
+    operands: Operands,
+    m: usize,
+    n: usize,
+    k: usize,
+    la: Layout,
+    lb: Layout,
+    extras: Extras,
+) where
+    A: Number,
+    B: Number<Acc = A::Acc>,
+    C: Number<Acc = A::Acc>,
+{
+    for isa in Isa::available() {
+        check_on::<A, B, C>(isa, operands, m, n, k, la, lb, extras);
+    }
+}
+
+fn check_on<A: Number, B: Number<Acc = A::Acc>, C: Number<Acc = A::Acc>>(
     isa: Isa,
+    operands: Operands,
     m: usize,
     n: usize,
     k: usize,
@@ -167,19 +193,19 @@ fn check_on<T: Number>(
 ) {
     let (sa, sb) = (strides(la, m, k), strides(lb, k, n));
     let (a, b) = (
-        random::<T>(span(m, k, sa), 1),
-        random::<T>(span(k, n, sb), 2),
+        random::<A>(span(m, k, sa), 1),
+        random::<B>(span(k, n, sb), 2),
     );
     let (a, b) = (view(&a, m, k, sa), view(&b, k, n, sb));
-    let start = random::<T>(m * n, 3);
-    let bias = random::<T>(n, 4);
+    let start = random::<C>(m * n, 3);
+    let bias = random::<C::Acc>(n, 4);
     let mut c = start.clone();
     // Written everywhere or the comparison below finds the NaN.
-    let mut pre = vec![T::narrow(f32::NAN.into()); m * n];
+    let mut pre = vec![C::narrow(f32::NAN.into()); m * n];
     if !extras.accumulate {
         c.copy_from_slice(&pre);
     }
-    let mut workspace = vec![f32::NAN.into(); gemm_workspace_with::<T>(isa, m, n, k)];
+    let mut workspace = vec![f32::NAN.into(); gemm_workspace_with::<C>(isa, operands, m, n, k)];
     let epilogue = Epilogue {
         bias: extras.bias.then_some(&bias[..]),
         activation: extras.activation,
@@ -187,6 +213,7 @@ fn check_on<T: Number>(
     };
     gemm_with(
         isa,
+        operands,
         a,
         b,
         &mut c,
@@ -195,8 +222,9 @@ fn check_on<T: Number>(
         &mut workspace,
     );
 
-    let product = to_array(a).dot(&to_array(b));
-    let size = to_array(a).mapv(f64::abs).dot(&to_array(b).mapv(f64::abs));
+    let (a, b) = (to_array(a, operands), to_array(b, operands));
+    let product = a.dot(&b);
+    let size = a.mapv(f64::abs).dot(&b.mapv(f64::abs));
     for i in 0..m {
         for j in 0..n {
             let mut x = product[(i, j)];
@@ -204,24 +232,26 @@ fn check_on<T: Number>(
                 x += wide(start[i * n + j]);
             }
             if extras.bias {
-                x += wide(bias[j]);
+                x += bias[j].into();
             }
             let y = activate(extras.activation, x);
-            // k + 3 roundings, each at most eps times the sum of magnitudes; activations have slope
-            // below 1.13 and add a few roundings of their own; then one rounding to storage.
-            let summed = (k as f64 + 3.0) * T::COMPUTED * (size[(i, j)] + 2.0);
-            let at = format!("{isa:?} ({i}, {j}) of {m}x{n}x{k} {la:?} {lb:?} {extras:?}");
+            // k + 3 roundings (the product of two bf16 is exact: a pair is rounded twice at most),
+            // each at most eps times the sum of magnitudes; activations have slope below 1.13 and
+            // add a few roundings of their own; then one rounding to storage.
+            let summed = (k as f64 + 3.0) * C::COMPUTED * (size[(i, j)] + 2.0);
+            let at =
+                format!("{isa:?} ({i}, {j}) of {m}x{n}x{k} {la:?} {lb:?} {extras:?} {operands:?}");
             if extras.pre {
-                let tolerance = summed + T::STORED * x.abs();
+                let tolerance = summed + C::STORED * x.abs();
                 compare(&at, wide(pre[i * n + j]), x, tolerance);
             }
             // The oracle's erf is good to 1e-12, times x/2.
-            let own = 8.0 * T::COMPUTED * x.abs() + 1e-12 * (1.0 + x.abs());
+            let own = 8.0 * C::COMPUTED * x.abs() + 1e-12 * (1.0 + x.abs());
             compare(
                 &at,
                 wide(c[i * n + j]),
                 y,
-                1.2 * summed + own + T::STORED * (y.abs() + 1e-4),
+                1.2 * summed + own + C::STORED * (y.abs() + 1e-4),
             );
         }
     }
@@ -277,6 +307,16 @@ proptest! {
         check_case::<f16>(m, n, k, la, lb, e);
     }
 
+    /// As a step in bf16 has them: weights and their gradients in f32 beside bf16 activations.
+    #[test]
+    fn mixed_types_match(m in 0usize..=70, n in 0usize..=70, k in 0usize..=70, la in layout(), lb in layout(), e in extras(), as_stored in any::<bool>()) {
+        let operands = if as_stored { Operands::AsStored } else { Operands::Bf16 };
+        check_types::<bf16, f32, bf16>(operands, m, n, k, la, lb, e);
+        check_types::<f32, bf16, bf16>(operands, m, n, k, la, lb, e);
+        check_types::<bf16, bf16, f32>(operands, m, n, k, la, lb, e);
+        check_types::<f32, f16, f32>(operands, m, n, k, la, lb, e);
+    }
+
     #[test]
     fn batches_match(count in 0usize..40, m in 0usize..20, n in 0usize..20, k in 0usize..20, gap in 0usize..3, shared in any::<bool>(), accumulate in any::<bool>()) {
         let (a_stride, b_stride, c_stride) = (if shared { 0 } else { m * k + gap }, n * k, m * n + gap);
@@ -284,14 +324,15 @@ proptest! {
         let b = random::<f32>(count * n * k, 2);
         let start = random::<f32>(count * c_stride, 3);
         let mut c = start.clone();
-        let mut workspace = vec![f32::NAN; gemm_batched_workspace::<f32>(count, m, n, k)];
+        let mut workspace = vec![f32::NAN; gemm_batched_workspace::<f32>(Operands::AsStored, count, m, n, k)];
         let first_a = MatRef::row_major(&a, m, k);
         let first_b = MatRef::row_major(&b, n, k).t();
-        gemm_batched(Batch { count, a_stride, b_stride, c_stride }, first_a, first_b, &mut c, accumulate, &mut workspace);
+        gemm_batched(Operands::AsStored, Batch { count, a_stride, b_stride, c_stride }, first_a, first_b, &mut c, accumulate, &mut workspace);
         for i in 0..count {
             let mut want = start[i * c_stride..][..c_stride].to_vec();
-            let mut workspace = vec![f32::NAN; gemm_workspace::<f32>(m, n, k)];
+            let mut workspace = vec![f32::NAN; gemm_workspace::<f32>(Operands::AsStored, m, n, k)];
             gemm(
+                Operands::AsStored,
                 MatRef { data: &a[i * a_stride..], ..first_a },
                 MatRef { data: &b[i * b_stride..], ..first_b },
                 &mut want[..m * n],
@@ -329,10 +370,16 @@ fn big_products_with_edges_match() {
 /// The same product on pools of several sizes: same bits.
 #[test]
 fn threads_do_not_change_a_bit() {
-    fn product<T: Number>(m: usize, n: usize, k: usize, threads: usize) -> Vec<T> {
+    fn product<T: Number>(
+        operands: Operands,
+        m: usize,
+        n: usize,
+        k: usize,
+        threads: usize,
+    ) -> Vec<T> {
         let (a, b) = (random::<T>(m * k, 1), random::<T>(k * n, 2));
         let mut c = random::<T>(m * n, 3);
-        let mut workspace = vec![f32::NAN.into(); gemm_workspace::<T>(m, n, k)];
+        let mut workspace = vec![f32::NAN.into(); gemm_workspace::<T>(operands, m, n, k)];
         let pool = rayon::ThreadPoolBuilder::new()
             .num_threads(threads)
             .build()
@@ -344,6 +391,7 @@ fn threads_do_not_change_a_bit() {
             };
             let b = MatRef::row_major(&b, n, k).t();
             gemm(
+                operands,
                 MatRef::row_major(&a, m, k),
                 b,
                 &mut c,
@@ -354,11 +402,11 @@ fn threads_do_not_change_a_bit() {
         });
         c
     }
-    fn same<T: Number>(m: usize, n: usize, k: usize) {
-        let one = product::<T>(m, n, k, 1);
+    fn same<T: Number>(operands: Operands, m: usize, n: usize, k: usize) {
+        let one = product::<T>(operands, m, n, k, 1);
         for threads in [2, 3, 7] {
             assert!(
-                one == product::<T>(m, n, k, threads),
+                one == product::<T>(operands, m, n, k, threads),
                 "{m}x{n}x{k} on {threads} threads"
             );
         }
@@ -370,20 +418,27 @@ fn threads_do_not_change_a_bit() {
         (3, 5, 9000),
         (700, 40, 64),
     ] {
-        same::<f32>(m, n, k);
-        same::<bf16>(m, n, k);
+        same::<f32>(Operands::AsStored, m, n, k);
+        same::<bf16>(Operands::AsStored, m, n, k);
+        same::<f32>(Operands::Bf16, m, n, k);
+        same::<bf16>(Operands::Bf16, m, n, k);
     }
-    same::<f64>(130, 90, 700);
+    same::<f64>(Operands::AsStored, 130, 90, 700);
 }
 
 /// A row of C has the same bits whatever other rows and columns are computed with it.
 #[test]
 fn neighbours_do_not_change_a_bit() {
+    neighbours(Operands::AsStored);
+    neighbours(Operands::Bf16);
+}
+
+fn neighbours(operands: Operands) {
     let (m, n, k) = (50, 70, 1100);
     let (a, b) = (random::<f32>(m * k, 1), random::<f32>(k * n, 2));
     let product = |rows: usize, cols: usize| {
         let mut c = vec![0f32; rows * cols];
-        let mut workspace = vec![f32::NAN; gemm_workspace::<f32>(rows, cols, k)];
+        let mut workspace = vec![f32::NAN; gemm_workspace::<f32>(operands, rows, cols, k)];
         let b = MatRef {
             cols,
             ..MatRef::row_major(&b, k, n)
@@ -392,7 +447,15 @@ fn neighbours_do_not_change_a_bit() {
             rows,
             ..MatRef::row_major(&a, m, k)
         };
-        gemm(a, b, &mut c, false, Epilogue::default(), &mut workspace);
+        gemm(
+            operands,
+            a,
+            b,
+            &mut c,
+            false,
+            Epilogue::default(),
+            &mut workspace,
+        );
         c
     };
     let whole = product(m, n);
@@ -412,9 +475,20 @@ fn an_inner_size_of_zero_gives_the_bias() {
         bias: Some(&[1.0, 2.0, 3.0]),
         ..Epilogue::default()
     };
-    let (a, b) = (MatRef::row_major(&[], 2, 0), MatRef::row_major(&[], 0, 3));
-    let mut workspace = vec![0.0; gemm_workspace::<f32>(2, 3, 0)];
-    gemm(a, b, &mut c, false, epilogue, &mut workspace);
+    let (a, b) = (
+        MatRef::row_major(&[0f32; 0], 2, 0),
+        MatRef::row_major(&[0f32; 0], 0, 3),
+    );
+    let mut workspace = vec![0.0; gemm_workspace::<f32>(Operands::AsStored, 2, 3, 0)];
+    gemm(
+        Operands::AsStored,
+        a,
+        b,
+        &mut c,
+        false,
+        epilogue,
+        &mut workspace,
+    );
     assert_eq!(c, [1.0, 2.0, 3.0, 1.0, 2.0, 3.0]);
 }
 
@@ -423,7 +497,15 @@ fn an_inner_size_of_zero_gives_the_bias() {
 fn inner_sizes_must_agree() {
     let (a, b) = ([0f32; 6], [0f32; 4]);
     let (a, b) = (MatRef::row_major(&a, 2, 3), MatRef::row_major(&b, 2, 2));
-    gemm(a, b, &mut [0.0; 4], false, Epilogue::default(), &mut []);
+    gemm(
+        Operands::AsStored,
+        a,
+        b,
+        &mut [0f32; 4],
+        false,
+        Epilogue::default(),
+        &mut [],
+    );
 }
 
 #[test]
@@ -431,7 +513,15 @@ fn inner_sizes_must_agree() {
 fn matrices_must_lie_in_their_slices() {
     let (a, b) = ([0f32; 6], [0f32; 5]);
     let (a, b) = (MatRef::row_major(&a, 2, 3), MatRef::row_major(&b, 3, 2));
-    gemm(a, b, &mut [0.0; 4], false, Epilogue::default(), &mut []);
+    gemm(
+        Operands::AsStored,
+        a,
+        b,
+        &mut [0f32; 4],
+        false,
+        Epilogue::default(),
+        &mut [],
+    );
 }
 
 #[test]
@@ -439,7 +529,15 @@ fn matrices_must_lie_in_their_slices() {
 fn the_workspace_must_suffice() {
     let a = [0f32; 4];
     let a = MatRef::row_major(&a, 2, 2);
-    gemm(a, a, &mut [0.0; 4], false, Epilogue::default(), &mut []);
+    gemm(
+        Operands::AsStored,
+        a,
+        a,
+        &mut [0f32; 4],
+        false,
+        Epilogue::default(),
+        &mut [],
+    );
 }
 
 #[test]
@@ -451,7 +549,15 @@ fn the_bias_must_fit() {
         bias: Some(&[1.0]),
         ..Epilogue::default()
     };
-    gemm(a, a, &mut [0.0; 4], false, epilogue, &mut [0.0; 4096]);
+    gemm(
+        Operands::AsStored,
+        a,
+        a,
+        &mut [0f32; 4],
+        false,
+        epilogue,
+        &mut [0.0; 4096],
+    );
 }
 
 #[test]
@@ -465,5 +571,30 @@ fn batches_must_not_overlap() {
         c_stride: 3,
     };
     let first = MatRef::row_major(&a, 2, 2);
-    gemm_batched(batch, first, first, &mut [0.0; 8], false, &mut [0.0; 9000]);
+    gemm_batched(
+        Operands::AsStored,
+        batch,
+        first,
+        first,
+        &mut [0f32; 8],
+        false,
+        &mut [0.0; 9000],
+    );
+}
+
+#[test]
+#[should_panic(expected = "f64 operands cannot be rounded to bf16")]
+fn f64_is_not_rounded_to_bf16() {
+    let a = [0f64; 4];
+    let a = MatRef::row_major(&a, 2, 2);
+    let mut c = [0f64; 4];
+    gemm(
+        Operands::Bf16,
+        a,
+        a,
+        &mut c,
+        false,
+        Epilogue::default(),
+        &mut [0.0; 4096],
+    );
 }

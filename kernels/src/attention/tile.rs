@@ -64,8 +64,12 @@ impl<R: Real> Products<R> {
             // in the name of R alone.
             let set = unsafe {
                 match (isa.or_portable(), f32s) {
-                    (Isa::Avx512, true) => Some(transmute_copy::<Set<f32>, Set<R>>(&AVX512_F32)),
-                    (Isa::Avx512, false) => Some(transmute_copy::<Set<f64>, Set<R>>(&AVX512_F64)),
+                    (Isa::Avx512 | Isa::Avx512Bf16, true) => {
+                        Some(transmute_copy::<Set<f32>, Set<R>>(&AVX512_F32))
+                    }
+                    (Isa::Avx512 | Isa::Avx512Bf16, false) => {
+                        Some(transmute_copy::<Set<f64>, Set<R>>(&AVX512_F64))
+                    }
                     (Isa::Avx2, true) => Some(transmute_copy::<Set<f32>, Set<R>>(&AVX2_F32)),
                     (Isa::Avx2, false) => Some(transmute_copy::<Set<f64>, Set<R>>(&AVX2_F64)),
                     _ => None,

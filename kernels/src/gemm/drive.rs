@@ -4,15 +4,16 @@ use super::pack::Pack;
 use super::plan::{ALIGN, Plan};
 use super::task::{Pass, Task};
 use super::tile::Kernel;
-use super::{Epilogue, MatRef};
+use super::{Epilogue, MatRef, Operands};
 use crate::element::{Float, same};
 use crate::parallel::each;
 
 /// Workspace of one product on one instruction set, in elements.
 pub(super) fn workspace<T: Float, K: Kernel>(m: usize, n: usize, k: usize) -> usize {
     let size = size_of::<T::Acc>();
-    let plan = Plan::new(m, n, k, size, K::shape(size));
-    let areas = plan.areas(k, !same::<T, T::Acc>());
+    let steps = k.div_ceil(K::STEP);
+    let plan = Plan::new(m, n, steps, size, K::shape(size));
+    let areas = plan.areas(steps, !same::<T, T::Acc>());
     areas.iter().sum::<usize>() + ALIGN / size
 }
 
@@ -32,23 +33,31 @@ impl<V: Copy> Shared<V> {
 }
 
 /// One product, m, n >= 1; sizes have been checked.
-pub(super) fn product<T: Float, K: Kernel>(
+pub(super) fn product<A, B, C, K>(
     kernel: K,
-    a: MatRef<T>,
-    b: MatRef<T>,
-    c: &mut [T],
+    operands: Operands,
+    a: MatRef<A>,
+    b: MatRef<B>,
+    c: &mut [C],
     accumulate: bool,
-    epilogue: Epilogue<T>,
-    workspace: &mut [T::Acc],
+    epilogue: Epilogue<C>,
+    workspace: &mut [C::Acc],
     parallel: bool,
-) {
+) where
+    A: Float,
+    B: Float<Acc = A::Acc>,
+    C: Float<Acc = A::Acc>,
+    K: Kernel,
+{
     let (m, n, k) = (a.rows, b.cols, a.cols);
-    let size = size_of::<T::Acc>();
+    let steps = k.div_ceil(K::STEP);
+    let size = size_of::<C::Acc>();
     let shape = K::shape(size);
-    let plan = Plan::new(m, n, k, size, shape);
+    let plan = Plan::new(m, n, steps, size, shape);
     let parallel = parallel && plan.parallel;
-    let wide = same::<T, T::Acc>();
-    let [a_len, b_len, partial_len] = plan.areas(k, !wide);
+    let wide = same::<C, C::Acc>();
+    let rounds = operands == Operands::Bf16;
+    let [a_len, b_len, partial_len] = plan.areas(steps, !wide);
     let skip = workspace.as_ptr().align_offset(ALIGN).min(ALIGN / size);
     let (a_pack, rest) = workspace[skip..].split_at_mut(a_len);
     let (b_pack, rest) = rest.split_at_mut(b_len);
@@ -64,8 +73,9 @@ pub(super) fn product<T: Float, K: Kernel>(
         for i0 in (0..m).step_by(plan.mb) {
             let mb = plan.mb.min(m - i0);
             // One block even if k is 0: it writes the zeros and the bias.
-            for l0 in (0..k.max(1)).step_by(plan.kb.max(1)) {
-                let depth = plan.kb.min(k - l0);
+            for step in (0..steps.max(1)).step_by(plan.kb.max(1)) {
+                let l0 = step * K::STEP;
+                let depth = (plan.kb * K::STEP).min(k - l0);
                 let at = i0 * n + j0;
                 // wrapping_add: with k = 0 there may be no element to point to, and none is read.
                 let pack_a = Shared(Pack {
@@ -79,6 +89,7 @@ pub(super) fn product<T: Float, K: Kernel>(
                     len: mb,
                     depth,
                     width: shape.mr,
+                    rounds,
                     dst: a_pack,
                 });
                 let pack_b = Shared(Pack {
@@ -92,13 +103,14 @@ pub(super) fn product<T: Float, K: Kernel>(
                     len: nb,
                     depth,
                     width: shape.nr,
+                    rounds,
                     dst: b_pack,
                 });
                 let pass = Shared(Pass {
                     kernel,
                     a: a_pack,
                     b: b_pack,
-                    depth,
+                    steps: depth.div_ceil(K::STEP),
                     c: c.wrapping_add(at),
                     pre: if pre.is_null() {
                         pre
@@ -128,26 +140,21 @@ pub(super) fn product<T: Float, K: Kernel>(
 ///
 /// Packing is a stage of its own, unless the grid has one row or one column: then the task that
 /// alone needs a part packs it, and finds it in its own cache.
-fn stages<T: Float, K: Kernel>(
+fn stages<A, B, C, K>(
     plan: &Plan,
     mb: usize,
     nb: usize,
-    pack_a: Shared<Pack<T, K>>,
-    pack_b: Shared<Pack<T, K>>,
-    pass: Shared<Pass<T, K>>,
+    pack_a: Shared<Pack<A, K>>,
+    pack_b: Shared<Pack<B, K>>,
+    pass: Shared<Pass<C, K>>,
     parallel: bool,
-) {
+) where
+    A: Float,
+    B: Float<Acc = A::Acc>,
+    C: Float<Acc = A::Acc>,
+    K: Kernel,
+{
     let (grid_m, grid_n) = (mb.div_ceil(plan.mt), nb.div_ceil(plan.nt));
-    let part = |pack: Pack<T, K>, step: usize, index: usize| {
-        let first = index * step;
-        let job = Pack {
-            src: pack.src.wrapping_add(first * pack.stride),
-            len: step.min(pack.len - first),
-            dst: pack.dst.wrapping_add(first * pack.depth),
-            ..pack
-        };
-        pack.kernel.call(job);
-    };
     let (a_early, b_early) = (grid_n > 1, grid_n == 1 || grid_m > 1);
     let early_a = if a_early { grid_m } else { 0 };
     let early_b = if b_early { grid_n } else { 0 };
@@ -159,18 +166,18 @@ fn stages<T: Float, K: Kernel>(
     };
     each(early_a + early_b, parallel, |i| {
         if i < early_a {
-            part(pack_a.get(), plan.mt, i);
+            pack_a.get().part(plan.mt, i);
         } else {
-            part(pack_b.get(), b_step, i - early_a);
+            pack_b.get().part(b_step, i - early_a);
         }
     });
     each(grid_m * grid_n, parallel, |i| {
         let (row, col) = (i / grid_n, i % grid_n);
         if !a_early {
-            part(pack_a.get(), plan.mt, row);
+            pack_a.get().part(plan.mt, row);
         }
         if !b_early {
-            part(pack_b.get(), plan.nt, col);
+            pack_b.get().part(plan.nt, col);
         }
         let pass = &pass.get();
         pass.kernel.call(Task {

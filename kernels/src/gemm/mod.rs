@@ -1,8 +1,9 @@
 //! Dense matrix products: `C = A·B` and `C += A·B`, for any strides of A and B, with bias and
 //! activation applied while the result is still in the cache.
 //!
-//! Storage may be `f32`, `f64`, `bf16` or `f16`; products are summed in [`Float::Acc`] and rounded
-//! once, when C is written.
+//! Storage may be `f32`, `f64`, `bf16` or `f16`, and another for each of A, B and C, as long as they
+//! share [`Float::Acc`]: products are summed in it and rounded once, when C is written. Only packing
+//! reads how A and B are stored.
 //!
 //! Every element of C is summed over k in an order that depends on k alone. The number of threads
 //! therefore never changes a bit, and neither does the number of other rows and columns.
@@ -14,7 +15,7 @@ mod task;
 mod tile;
 
 pub use crate::activation::Activation;
-use crate::element::Float;
+use crate::element::{Float, same};
 pub use crate::simd::Isa;
 use crate::simd::public;
 use rayon::prelude::*;
@@ -22,23 +23,32 @@ use rayon::prelude::*;
 /// Evaluates an expression with `$kernel` bound to the tiles of an instruction set, or to the
 /// portable ones if the processor does not have it.
 macro_rules! with_kernel {
-    ($isa:expr, $kernel:ident => $do:expr) => {{
-        #[cfg(target_arch = "x86_64")]
-        match ($isa, tile::Avx512::new(), tile::Avx2::new()) {
-            (Isa::Avx512, Some($kernel), _) => $do,
-            (Isa::Avx2, _, Some($kernel)) => $do,
-            _ => {
-                let $kernel = tile::Portable;
-                $do
-            }
+    ($isa:expr, $operands:expr, $kernel:ident => $do:expr) => {
+        match tile::choose($isa, $operands) {
+            tile::Choice::Portable($kernel) => $do,
+            #[cfg(target_arch = "x86_64")]
+            tile::Choice::Avx2($kernel) => $do,
+            #[cfg(target_arch = "x86_64")]
+            tile::Choice::Avx512($kernel) => $do,
+            #[cfg(target_arch = "x86_64")]
+            tile::Choice::Avx512Bf16($kernel) => $do,
         }
-        #[cfg(not(target_arch = "x86_64"))]
-        {
-            let _ = $isa;
-            let $kernel = tile::Portable;
-            $do
-        }
-    }};
+    };
+}
+
+/// What the elements of A and B are rounded to before they are multiplied.
+///
+/// Rounding happens while a block is packed, so no rounded copy of a matrix is ever made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Operands {
+    /// Nothing: they are multiplied as they are stored.
+    AsStored,
+    /// bf16, whatever they are stored in: `f32` weights beside `bf16` activations. For a computing
+    /// type of `f32`.
+    ///
+    /// The product of two bf16 numbers is exact in `f32`, so instruction sets differ in the order
+    /// and the rounding of sums alone, except that AVX512_BF16 takes denormal numbers for zero.
+    Bf16,
 }
 
 /// A matrix read in place: element (i, j) is `data[i·row_stride + j·col_stride]`.
@@ -94,16 +104,16 @@ impl<'a, T> MatRef<'a, T> {
 /// What happens to `x = a·b` (plus the old c, if accumulating) on its way into C:
 /// `x += bias`; `pre_activation = x`; `c = activation(x)`. The default is nothing.
 #[derive(Debug)]
-pub struct Epilogue<'a, T> {
+pub struct Epilogue<'a, T: Float> {
     /// `[n]`, added to every row.
-    pub bias: Option<&'a [T]>,
+    pub bias: Option<&'a [T::Acc]>,
     /// Applied last.
     pub activation: Option<Activation>,
     /// `[m, n]`: if given, receives what the activation is applied to.
     pub pre_activation: Option<&'a mut [T]>,
 }
 
-impl<T> Default for Epilogue<'_, T> {
+impl<T: Float> Default for Epilogue<'_, T> {
     fn default() -> Self {
         Self {
             bias: None,
@@ -133,18 +143,24 @@ const LARGE: usize = 1 << 26;
 /// Batches of fewer multiply-adds run on the calling thread.
 const SMALL: usize = 1 << 17;
 
-/// Workspace that [`gemm`] needs for `[m, k] · [k, n]`, in elements of `T::Acc`: packed blocks of
-/// A and B, a few MiB at most, and for a short T one block of wide sums.
-pub fn gemm_workspace<T: Float>(m: usize, n: usize, k: usize) -> usize {
-    gemm_workspace_with::<T>(Isa::detect(), m, n, k)
+/// Workspace that [`gemm`] needs for `[m, k] · [k, n]` and a C of `T`, in elements of `T::Acc`:
+/// packed blocks of A and B, a few MiB at most, and for a short T one block of wide sums.
+pub fn gemm_workspace<T: Float>(operands: Operands, m: usize, n: usize, k: usize) -> usize {
+    gemm_workspace_with::<T>(Isa::detect(), operands, m, n, k)
 }
 
 /// [`gemm_workspace`] of a given instruction set.
-pub fn gemm_workspace_with<T: Float>(isa: Isa, m: usize, n: usize, k: usize) -> usize {
+pub fn gemm_workspace_with<T: Float>(
+    isa: Isa,
+    operands: Operands,
+    m: usize,
+    n: usize,
+    k: usize,
+) -> usize {
     if m == 0 || n == 0 {
         return 0;
     }
-    with_kernel!(isa, kernel => workspace_of::<T, _>(kernel, m, n, k))
+    with_kernel!(isa, operands, kernel => workspace_of::<T, _>(kernel, m, n, k))
 }
 
 fn workspace_of<T: Float, K: tile::Kernel>(_: K, m: usize, n: usize, k: usize) -> usize {
@@ -159,16 +175,19 @@ public! {
     ///
     /// # Panics
     /// If the sizes do not fit each other.
-    pub fn gemm, gemm_with[T: Float](
+    pub fn gemm, gemm_with[
+        A: Float, B: Float<Acc = <A as Float>::Acc>, C: Float<Acc = <A as Float>::Acc>
+    ](
         isa: Isa,
-        a: MatRef<T>,
-        b: MatRef<T>,
-        c: &mut [T],
+        operands: Operands,
+        a: MatRef<A>,
+        b: MatRef<B>,
+        c: &mut [C],
         accumulate: bool,
-        epilogue: Epilogue<T>,
-        workspace: &mut [T::Acc],
+        epilogue: Epilogue<C>,
+        workspace: &mut [C::Acc],
     ) {
-        let (m, n, k) = check(&a, &b);
+        let (m, n, k) = check::<A, B>(operands, &a, &b);
         assert_eq!(
             c.len(),
             m * n,
@@ -188,22 +207,28 @@ public! {
                 "gemm: pre_activation has the wrong number of elements for [{m}, {n}]"
             );
         }
-        let need = gemm_workspace_with::<T>(isa, m, n, k);
+        let need = gemm_workspace_with::<C>(isa, operands, m, n, k);
         assert!(
             workspace.len() >= need,
             "gemm: workspace of {} elements, {need} needed for m = {m}, n = {n}, k = {k}",
             workspace.len()
         );
         if m > 0 && n > 0 {
-            with_kernel!(isa, kernel =>
-                drive::product(kernel, a, b, c, accumulate, epilogue, workspace, true));
+            with_kernel!(isa, operands, kernel =>
+                drive::product(kernel, operands, a, b, c, accumulate, epilogue, workspace, true));
         }
     }
 }
 
 /// Workspace that [`gemm_batched`] needs, in elements of `T::Acc`.
-pub fn gemm_batched_workspace<T: Float>(count: usize, m: usize, n: usize, k: usize) -> usize {
-    gemm_workspace::<T>(m, n, k) * count.min(LANES)
+pub fn gemm_batched_workspace<T: Float>(
+    operands: Operands,
+    count: usize,
+    m: usize,
+    n: usize,
+    k: usize,
+) -> usize {
+    gemm_workspace::<T>(operands, m, n, k) * count.min(LANES)
 }
 
 /// `C_i = A_i·B_i`, or `C_i += A_i·B_i`, for `batch.count` products of the same sizes.
@@ -213,13 +238,14 @@ pub fn gemm_batched_workspace<T: Float>(count: usize, m: usize, n: usize, k: usi
 ///
 /// # Panics
 /// If the sizes do not fit each other.
-pub fn gemm_batched<T: Float>(
+pub fn gemm_batched<A: Float, B: Float<Acc = A::Acc>, C: Float<Acc = A::Acc>>(
+    operands: Operands,
     batch: Batch,
-    a: MatRef<T>,
-    b: MatRef<T>,
-    c: &mut [T],
+    a: MatRef<A>,
+    b: MatRef<B>,
+    c: &mut [C],
     accumulate: bool,
-    workspace: &mut [T::Acc],
+    workspace: &mut [C::Acc],
 ) {
     let Batch {
         count,
@@ -230,7 +256,7 @@ pub fn gemm_batched<T: Float>(
     if count == 0 {
         return;
     }
-    let (m, n, k) = check(&a, &b);
+    let (m, n, k) = check(operands, &a, &b);
     for (name, have, need) in [
         ("a", a.data.len(), (count - 1) * a_stride + a.span()),
         ("b", b.data.len(), (count - 1) * b_stride + b.span()),
@@ -246,7 +272,7 @@ pub fn gemm_batched<T: Float>(
         "gemm_batched: c_stride of {c_stride}, matrices of {} elements would overlap",
         m * n
     );
-    let need = gemm_batched_workspace::<T>(count, m, n, k);
+    let need = gemm_batched_workspace::<C>(operands, count, m, n, k);
     assert!(
         workspace.len() >= need,
         "gemm_batched: workspace of {} elements, {need} needed",
@@ -256,7 +282,7 @@ pub fn gemm_batched<T: Float>(
         return;
     }
     let isa = Isa::detect();
-    let one = |i: usize, c: &mut [T], workspace: &mut [T::Acc], parallel: bool| {
+    let one = |i: usize, c: &mut [C], workspace: &mut [C::Acc], parallel: bool| {
         let a = MatRef {
             data: &a.data[i * a_stride..],
             ..a
@@ -266,8 +292,8 @@ pub fn gemm_batched<T: Float>(
             ..b
         };
         let (c, none) = (&mut c[..m * n], Epilogue::default());
-        with_kernel!(isa, kernel =>
-            drive::product(kernel, a, b, c, accumulate, none, workspace, parallel));
+        with_kernel!(isa, operands, kernel =>
+            drive::product(kernel, operands, a, b, c, accumulate, none, workspace, parallel));
     };
     let lanes = count.min(LANES);
     let per_product = m * n * k.max(1);
@@ -302,7 +328,7 @@ pub(crate) fn panel_width<R: Float>(isa: Isa) -> usize {
     fn of<K: tile::Kernel>(_: K, size: usize) -> usize {
         K::shape(size).nr
     }
-    with_kernel!(isa, kernel => of(kernel, size_of::<R>()))
+    with_kernel!(isa, Operands::AsStored, kernel => of(kernel, size_of::<R>()))
 }
 
 /// Widens rows of x into panels of `width` = [`panel_width`] rows, transposed: `dst[r / width, c,
@@ -314,7 +340,7 @@ pub(crate) fn pack_panels<T: Float>(isa: Isa, x: MatRef<T>, dst: &mut [T::Acc]) 
         x.data.len() >= x.span() && dst.len() >= x.rows.div_ceil(width) * width * x.cols,
         "pack_panels: a slice is too short"
     );
-    with_kernel!(isa, kernel => tile::Kernel::call(
+    with_kernel!(isa, Operands::AsStored, kernel => tile::Kernel::call(
         kernel,
         pack::Pack {
             kernel,
@@ -324,29 +350,41 @@ pub(crate) fn pack_panels<T: Float>(isa: Isa, x: MatRef<T>, dst: &mut [T::Acc]) 
             len: x.rows,
             depth: x.cols,
             width,
+            rounds: false,
             dst: dst.as_mut_ptr(),
         },
     ));
 }
 
 /// (m, n, k), after checking that A and B fit each other and lie inside their slices.
-fn check<T>(a: &MatRef<T>, b: &MatRef<T>) -> (usize, usize, usize) {
+fn check<A: Float, B: Float>(
+    operands: Operands,
+    a: &MatRef<A>,
+    b: &MatRef<B>,
+) -> (usize, usize, usize) {
+    assert!(
+        operands == Operands::AsStored || same::<A::Acc, f32>(),
+        "gemm: f64 operands cannot be rounded to bf16"
+    );
     assert_eq!(
         a.cols, b.rows,
         "gemm: a is [{}, {}] and b is [{}, {}]: the inner sizes differ",
         a.rows, a.cols, b.rows, b.cols
     );
-    for (name, x) in [("a", a), ("b", b)] {
-        assert!(
-            x.data.len() >= x.span(),
-            "gemm: {name} is [{}, {}] with strides ({}, {}) and needs {} elements, its slice has {}",
-            x.rows,
-            x.cols,
-            x.row_stride,
-            x.col_stride,
-            x.span(),
-            x.data.len()
-        );
-    }
+    inside("a", a);
+    inside("b", b);
     (a.rows, b.cols, a.cols)
+}
+
+fn inside<T>(name: &str, x: &MatRef<T>) {
+    assert!(
+        x.data.len() >= x.span(),
+        "gemm: {name} is [{}, {}] with strides ({}, {}) and needs {} elements, its slice has {}",
+        x.rows,
+        x.cols,
+        x.row_stride,
+        x.col_stride,
+        x.span(),
+        x.data.len()
+    );
 }

@@ -7,7 +7,7 @@
 
 use super::tile::{Job, Kernel};
 use crate::element::{Float, Real, same};
-use half::f16;
+use half::{bf16, f16};
 
 /// A block to be packed: `len` x `depth` elements, the first at `src`.
 #[derive(Clone, Copy)]
@@ -22,6 +22,8 @@ pub(super) struct Pack<T: Float, K> {
     pub depth: usize,
     /// MR or NR.
     pub width: usize,
+    /// Elements are rounded to bf16 on the way.
+    pub rounds: bool,
     /// `len / width`, rounded up, panels.
     pub dst: *mut T::Acc,
 }
@@ -32,18 +34,66 @@ const TOGETHER: usize = 16;
 impl<T: Float, K: Kernel> Job for Pack<T, K> {
     #[inline(always)]
     fn run(self) {
-        // Both widths are constants of the kernel: the body is compiled for each.
-        let wide = K::shape(size_of::<T::Acc>()).nr;
-        if self.width == K::MR {
-            self.panels(K::MR);
+        if K::STEP > 1 {
+            // SAFETY: as vouched for by the one who made the job.
+            unsafe { self.kernel.pack_pairs(&self) };
+        } else if self.rounds && !same::<T, bf16>() {
+            self.rounded();
         } else {
-            assert_eq!(self.width, wide);
-            self.panels(wide);
+            // Both widths are constants of the kernel: the body is compiled for each.
+            let wide = K::shape(size_of::<T::Acc>()).nr;
+            if self.width == K::MR {
+                self.panels(K::MR);
+            } else {
+                assert_eq!(self.width, wide);
+                self.panels(wide);
+            }
         }
     }
 }
 
 impl<T: Float, K: Kernel> Pack<T, K> {
+    /// Packs rows `index · step ..` of the block, `step` of them or as many as there are; `step` is
+    /// a multiple of the width.
+    pub fn part(self, step: usize, index: usize) {
+        let first = index * step;
+        let steps = self.depth.div_ceil(K::STEP);
+        self.kernel.call(Pack {
+            src: self.src.wrapping_add(first * self.stride),
+            len: step.min(self.len - first),
+            dst: self.dst.wrapping_add(first * steps),
+            ..self
+        });
+    }
+
+    /// Wider operands on a processor that multiplies no bf16: what is packed has bf16's digits.
+    #[inline(always)]
+    fn rounded(self) {
+        let Self { stride, width, .. } = self;
+        let rounding = |x: T| {
+            let x = bf16::narrow(x.widen().to_f64() as f32).widen();
+            T::Acc::from_f64(f64::from(x))
+        };
+        for (p, first) in (0..self.len).step_by(width).enumerate() {
+            let len = width.min(self.len - first);
+            // SAFETY: the panel's elements lie inside both buffers, as vouched for.
+            unsafe {
+                let from = self.src.add(first * stride);
+                let to = self.dst.add(p * width * self.depth);
+                strided(
+                    from,
+                    stride,
+                    self.k_stride,
+                    len,
+                    self.depth,
+                    to,
+                    width,
+                    rounding,
+                );
+            }
+        }
+    }
+
     #[inline(always)]
     fn panels(self, width: usize) {
         let Self {
@@ -79,14 +129,14 @@ impl<T: Float, K: Kernel> Pack<T, K> {
                 for p in 0..whole {
                     let (from, to) = (src.add(p * width * stride), dst.add(p * panel));
                     if k_stride != 1 || !kernel.transpose(from, stride, width, depth, to, width) {
-                        strided(from, stride, k_stride, width, depth, to, width);
+                        strided(from, stride, k_stride, width, depth, to, width, T::widen);
                     }
                 }
             }
             if rest > 0 {
                 let (from, to) = (src.add(whole * width * stride), dst.add(whole * panel));
                 if k_stride != 1 || !kernel.transpose(from, stride, rest, depth, to, width) {
-                    strided(from, stride, k_stride, rest, depth, to, width);
+                    strided(from, stride, k_stride, rest, depth, to, width, T::widen);
                 }
             }
         }
@@ -133,6 +183,7 @@ unsafe fn strided<T: Float>(
     depth: usize,
     dst: *mut T::Acc,
     width: usize,
+    widen: impl Fn(T) -> T::Acc,
 ) {
     let mut first = 0;
     while first < depth {
@@ -142,7 +193,7 @@ unsafe fn strided<T: Float>(
                 // SAFETY: i < len is read, i < width written, l < depth.
                 unsafe {
                     let x = if i < len {
-                        (*src.add(i * stride + l * k_stride)).widen()
+                        widen(*src.add(i * stride + l * k_stride))
                     } else {
                         T::Acc::ZERO
                     };

@@ -11,6 +11,8 @@
 //! ```
 //!
 //! The order in which an element of C is summed depends on kb, hence on k, and on nothing else.
+//!
+//! k is counted in steps of the tile: one element, or two where bf16 is multiplied in pairs.
 
 use super::tile::Shape;
 
@@ -57,7 +59,7 @@ fn part(len: usize, most: usize, unit: usize) -> usize {
 }
 
 impl Plan {
-    /// For `[m, k] · [k, n]` in numbers of `size` bytes.
+    /// For `[m, k] · [k, n]` in steps of `size` bytes.
     pub fn new(m: usize, n: usize, k: usize, size: usize, shape: Shape) -> Self {
         // Multiples of 16 keep the transposing loads of every block whole.
         let kb = part(k, K_BYTES / size, 16).min(k);

@@ -4,17 +4,17 @@
 use super::tile::{Job, Kernel, TILE};
 use crate::activation::{Activation, apply_all};
 use crate::element::{Float, same};
-use half::f16;
+use half::{bf16, f16};
 use std::mem::MaybeUninit;
 
 /// What the tasks of one block of k share.
 #[derive(Clone, Copy)]
 pub(super) struct Pass<'a, T: Float, K> {
     pub kernel: K,
-    /// Packed panels of the block's rows and columns, `depth` deep.
+    /// Packed panels of the block's rows and columns, `steps` deep.
     pub a: *const T::Acc,
     pub b: *const T::Acc,
-    pub depth: usize,
+    pub steps: usize,
     /// The block in C and, if not null, in the activations' inputs; rows `ldc` apart.
     pub c: *mut T,
     pub pre: *mut T,
@@ -27,7 +27,7 @@ pub(super) struct Pass<'a, T: Float, K> {
     pub last: bool,
     pub accumulate: bool,
     /// For the block's columns.
-    pub bias: Option<&'a [T]>,
+    pub bias: Option<&'a [T::Acc]>,
     pub activation: Option<Activation>,
 }
 
@@ -55,7 +55,7 @@ impl<T: Float, K: Kernel> Job for Task<'_, T, K> {
             for i in (rows.0..rows.1).step_by(shape.mr) {
                 let height = shape.mr.min(rows.1 - i);
                 // SAFETY: the maker of the pass vouches for its pointers; panel i / MR begins at
-                // i · depth and panel j / NR at j · depth; a tile fits into TILE elements; this
+                // i · steps and panel j / NR at j · steps; a tile fits into TILE elements; this
                 // task alone touches its rectangle of C.
                 unsafe {
                     // The sums take long enough for what they are added to to arrive.
@@ -66,18 +66,18 @@ impl<T: Float, K: Kernel> Job for Task<'_, T, K> {
                             prefetch(pass.partial.add(r * pass.ldp + j), width);
                         }
                     }
-                    let (a, b) = (pass.a.add(i * pass.depth), pass.b.add(j * pass.depth));
+                    let (a, b) = (pass.a.add(i * pass.steps), pass.b.add(j * pass.steps));
                     if direct && K::covers(size_of::<T::Acc>(), width) == width {
                         let (to, add) = (
                             pass.partial.add(i * pass.ldp + j),
                             !pass.first || pass.accumulate,
                         );
                         pass.kernel
-                            .tile(pass.depth, a, b, height, width, to, pass.ldp, add);
+                            .tile(pass.steps, a, b, height, width, to, pass.ldp, add);
                         continue;
                     }
                     pass.kernel
-                        .tile(pass.depth, a, b, height, width, sums, shape.nr, false);
+                        .tile(pass.steps, a, b, height, width, sums, shape.nr, false);
                     for r in 0..height {
                         let row = std::slice::from_raw_parts_mut(sums.add(r * shape.nr), width);
                         finish(pass, row, i + r, j);
@@ -143,7 +143,7 @@ unsafe fn finish<T: Float, K: Kernel>(pass: &Pass<T, K>, sums: &mut [T::Acc], i:
         }
         if let Some(bias) = pass.bias {
             for (x, &y) in sums.iter_mut().zip(&bias[j..j + width]) {
-                *x += y.widen();
+                *x += y;
             }
         }
         if !pass.pre.is_null() {
@@ -170,6 +170,16 @@ fn narrow<T: Float, K: Kernel>(kernel: K, sums: &[T::Acc], out: &mut [T]) {
                 kernel.narrow_f16x4(from.cast(), to.cast());
             }
             done += 4;
+        }
+    }
+    if same::<T, bf16>() {
+        while done + 16 <= sums.len() {
+            // SAFETY: T is bf16, T::Acc therefore f32; 16 elements from `done` are in both.
+            unsafe {
+                let (from, to) = (sums.as_ptr().add(done), out.as_mut_ptr().add(done));
+                kernel.narrow_bf16x16(from.cast(), to.cast());
+            }
+            done += 16;
         }
     }
     for (y, &x) in out[done..].iter_mut().zip(&sums[done..]) {

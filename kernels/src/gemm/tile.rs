@@ -1,14 +1,42 @@
 //! The innermost product: a few rows of packed A times a few columns of packed B, summed in
 //! registers.
 
+use super::Operands;
+use super::pack::Pack;
 use crate::element::{Float, Real, same};
-use crate::simd::{self, Arch, Baseline};
-use half::f16;
+use crate::simd::{self, Arch, Baseline, Isa};
+use half::{bf16, f16};
 
 #[cfg(target_arch = "x86_64")]
 mod x86;
 #[cfg(target_arch = "x86_64")]
-pub(super) use x86::{Avx2, Avx512};
+pub(super) use x86::{Avx2, Avx512, Avx512Bf16};
+
+/// The tiles that were chosen for a product.
+pub(super) enum Choice {
+    Portable(Portable),
+    #[cfg(target_arch = "x86_64")]
+    Avx2(Avx2),
+    #[cfg(target_arch = "x86_64")]
+    Avx512(Avx512),
+    #[cfg(target_arch = "x86_64")]
+    Avx512Bf16(Avx512Bf16),
+}
+
+/// The tiles of an instruction set for these operands; portable ones where it is missing.
+pub(super) fn choose(isa: Isa, operands: Operands) -> Choice {
+    let choice = match isa {
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512Bf16 if operands == Operands::Bf16 => Avx512Bf16::new().map(Choice::Avx512Bf16),
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512 | Isa::Avx512Bf16 => Avx512::new().map(Choice::Avx512),
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx2 => Avx2::new().map(Choice::Avx2),
+        _ => None,
+    };
+    let _ = operands;
+    choice.unwrap_or(Choice::Portable(Portable))
+}
 
 /// Rows and columns of a register tile.
 #[derive(Clone, Copy, Debug)]
@@ -32,6 +60,9 @@ pub(super) trait Job {
 pub(super) unsafe trait Kernel: Copy + Send + Sync {
     /// Rows of a tile; a panel of packed A is `[kb, MR]`.
     const MR: usize;
+    /// Elements of k that one step of a tile multiplies. Packed, a step is as large as one R: two
+    /// bf16 share an `f32`'s place.
+    const STEP: usize = 1;
     /// Its arithmetic, for what is done to a tile before it is written.
     type Arch: simd::Arch;
     /// Bytes in a row of a tile; a panel of packed B is `[kb, NR_BYTES / size_of::<R>()]`.
@@ -53,7 +84,7 @@ pub(super) unsafe trait Kernel: Copy + Send + Sync {
     /// Runs the job compiled with these instructions.
     fn call<J: Job>(self, job: J);
 
-    /// `out[i, j] = Σ a[l, i]·b[l, j]` over l in order, or `+=` if `add`, for i < rows and at least
+    /// `out[i, j] = Σ a[l, i]·b[l, j]` over steps l in order, or `+=` if `add`, for i < rows and at least
     /// j < cols.
     ///
     /// # Safety
@@ -70,6 +101,18 @@ pub(super) unsafe trait Kernel: Copy + Send + Sync {
         stride: usize,
         add: bool,
     );
+
+    /// Rounds a block to bf16 and packs it into panels of pairs, `[depth / 2, width, 2]`; for a
+    /// kernel whose STEP is 2.
+    ///
+    /// # Safety
+    /// As [`Pack`]'s.
+    unsafe fn pack_pairs<T: Float>(self, _: &Pack<T, Self>)
+    where
+        Self: Sized,
+    {
+        unreachable!("gemm: a kernel of steps of {} has no pairs", Self::STEP)
+    }
 
     /// Widens `depth` elements from each of `rows` rows (`stride` apart) and writes them
     /// transposed: `dst[l · width + i] = src[i · stride + l]`. Returns false if it has no fast
@@ -99,6 +142,19 @@ pub(super) unsafe trait Kernel: Copy + Send + Sync {
         for i in 0..4 {
             // SAFETY: by the caller.
             unsafe { dst.add(i).write((*src.add(i)).to_f32()) };
+        }
+    }
+
+    /// Rounds 16 numbers to bf16.
+    ///
+    /// # Safety
+    /// 16 elements are read and written.
+    #[inline(always)]
+    unsafe fn narrow_bf16x16(self, src: *const f32, dst: *mut bf16) {
+        // SAFETY: by the caller.
+        unsafe {
+            let x = src.cast::<[f32; 16]>().read();
+            dst.cast::<[bf16; 16]>().write(x.map(bf16::narrow));
         }
     }
 

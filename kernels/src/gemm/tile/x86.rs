@@ -1,10 +1,14 @@
 //! Register tiles of AVX-512 and of AVX2 with FMA.
 
+mod pairs;
+
 use super::{Job, Kernel};
 use crate::element::{Float, Real, same};
+use crate::gemm::pack::Pack;
 use crate::simd::{Fused, Isa};
 use half::{bf16, f16};
 use std::arch::x86_64::*;
+use std::mem::transmute;
 
 /// AVX-512 F: 12 x 32 `f32` or 12 x 16 `f64`, 24 of 32 registers for sums.
 #[derive(Clone, Copy)]
@@ -13,6 +17,19 @@ pub(in super::super) struct Avx512(());
 /// AVX2, FMA and F16C: 6 x 16 `f32` or 6 x 8 `f64`, 12 of 16 registers for sums.
 #[derive(Clone, Copy)]
 pub(in super::super) struct Avx2(());
+
+/// AVX-512 with AVX512_BF16, for operands in bf16: 12 x 32 sums of `f32`, two products a lane.
+///
+/// The two products of a step and the sum are added in an order and with roundings of the
+/// processor's own; denormal operands, products and sums count as 0.
+#[derive(Clone, Copy)]
+pub(in super::super) struct Avx512Bf16(());
+
+impl Avx512Bf16 {
+    pub fn new() -> Option<Self> {
+        Isa::Avx512Bf16.is_available().then_some(Self(()))
+    }
+}
 
 impl Avx512 {
     pub fn new() -> Option<Self> {
@@ -116,6 +133,24 @@ tile!(avx2_f32, choose_avx2_f32, "avx2,fma", f32, 8, 6,
 tile!(avx2_f64, choose_avx2_f64, "avx2,fma", f64, 4, 6,
     _mm256_setzero_pd, _mm256_loadu_pd, _mm256_storeu_pd, _mm256_set1_pd, _mm256_fmadd_pd, _mm256_add_pd,
     6 1 2 3 4 5);
+
+/// `sum + x·y` of the two bf16 in each lane of x and y.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bf16")]
+fn dot_pairs(x: __m512, y: __m512, sum: __m512) -> __m512 {
+    // SAFETY: registers of the same size, any bits of which are bf16.
+    let (x, y) = unsafe {
+        (
+            transmute::<__m512, __m512bh>(x),
+            transmute::<__m512, __m512bh>(y),
+        )
+    };
+    _mm512_dpbf16_ps(sum, x, y)
+}
+
+tile!(avx512_bf16, choose_avx512_bf16, "avx512f,avx512bf16", f32, 16, 12,
+    _mm512_setzero_ps, _mm512_loadu_ps, _mm512_storeu_ps, _mm512_set1_ps, dot_pairs, _mm512_add_ps,
+    12 1 2 3 4 5 6 7 8 9 10 11);
 
 /// Implements [`Kernel`] by the tiles of `tile!`, with further functions at the end.
 macro_rules! implement {
@@ -235,6 +270,47 @@ implement!(
     }
 );
 
+implement! {
+    Avx512Bf16,
+    "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma,f16c",
+    12,
+    128,
+    choose_avx512_bf16,
+    choose_avx512_f64,
+    const STEP: usize = 2;
+
+    #[inline(always)]
+    unsafe fn pack_pairs<T: Float>(self, block: &Pack<T, Self>) {
+        // SAFETY: by the caller; self proves the instructions.
+        unsafe {
+            if block.width == Self::MR {
+                pairs::pack::<T, { Self::MR }>(block.into());
+            } else {
+                assert_eq!(block.width, 32, "gemm: a panel is as wide as a tile");
+                pairs::pack::<T, 32>(block.into());
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn narrow_bf16x16(self, src: *const f32, dst: *mut bf16) {
+        // SAFETY: by the caller; self proves the instructions.
+        unsafe { narrow_bf16x16(src, dst) }
+    }
+}
+
+/// # Safety
+/// 16 elements are read and written; the processor has the instructions.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bf16")]
+unsafe fn narrow_bf16x16(src: *const f32, dst: *mut bf16) {
+    // SAFETY: 64 bytes in, 32 out; a bf16 register is 16 bf16.
+    unsafe {
+        let short = _mm512_cvtneps_pbh(_mm512_loadu_ps(src));
+        _mm256_storeu_si256(dst.cast(), transmute::<__m256bh, __m256i>(short));
+    }
+}
+
 /// # Safety
 /// 4 elements are read and written; the processor has the instructions.
 #[target_feature(enable = "f16c")]
@@ -285,6 +361,41 @@ unsafe fn load16<T: Float>(src: *const T, count: usize) -> __m512 {
     }
 }
 
+/// The transpose of 16 registers of 16 lanes of 32 bits. A macro, because a function that is not
+/// inlined would pass them through memory, and a closure would lose the instruction set.
+macro_rules! transposed {
+    ($r:ident) => {{
+        // Pairs of rows, then fours; afterwards u[4g + j] has, in its 128-bit lane q, the elements
+        // 4q + j of rows 4g..4g + 4.
+        let mut t = [_mm512_setzero_pd(); 16];
+        for i in 0..8 {
+            t[2 * i] = _mm512_castps_pd(_mm512_unpacklo_ps($r[2 * i], $r[2 * i + 1]));
+            t[2 * i + 1] = _mm512_castps_pd(_mm512_unpackhi_ps($r[2 * i], $r[2 * i + 1]));
+        }
+        let mut u = [_mm512_setzero_ps(); 16];
+        for g in 0..4 {
+            u[4 * g] = _mm512_castpd_ps(_mm512_unpacklo_pd(t[4 * g], t[4 * g + 2]));
+            u[4 * g + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(t[4 * g], t[4 * g + 2]));
+            u[4 * g + 2] = _mm512_castpd_ps(_mm512_unpacklo_pd(t[4 * g + 1], t[4 * g + 3]));
+            u[4 * g + 3] = _mm512_castpd_ps(_mm512_unpackhi_pd(t[4 * g + 1], t[4 * g + 3]));
+        }
+        // Lanes 0 and 2, or 1 and 3, of two at a time, twice.
+        let mut out = [_mm512_setzero_ps(); 16];
+        for j in 0..4 {
+            let even = _mm512_shuffle_f32x4::<0x88>(u[j], u[4 + j]);
+            let odd = _mm512_shuffle_f32x4::<0xdd>(u[j], u[4 + j]);
+            let even_low = _mm512_shuffle_f32x4::<0x88>(u[8 + j], u[12 + j]);
+            let odd_low = _mm512_shuffle_f32x4::<0xdd>(u[8 + j], u[12 + j]);
+            out[j] = _mm512_shuffle_f32x4::<0x88>(even, even_low);
+            out[8 + j] = _mm512_shuffle_f32x4::<0xdd>(even, even_low);
+            out[4 + j] = _mm512_shuffle_f32x4::<0x88>(odd, odd_low);
+            out[12 + j] = _mm512_shuffle_f32x4::<0xdd>(odd, odd_low);
+        }
+        out
+    }};
+}
+use transposed;
+
 /// A block of at most 16 rows x 16 deep: `dst[l · width + i] = src[i · stride + l]` for i < keep,
 /// with 0 where i >= rows. ROWS is 0, or 12 or 16 if that is both `rows` and `keep` and the block
 /// is 16 deep.
@@ -317,32 +428,7 @@ unsafe fn transpose16<T: Float, const ROWS: usize>(
             }
         }
     }
-    // Pairs of rows, then fours; afterwards u[4g + j] has, in its 128-bit lane q, the elements
-    // 4q + j of rows 4g..4g + 4. No closures here: they would lose the instruction set.
-    let mut t = [_mm512_setzero_pd(); 16];
-    for i in 0..8 {
-        t[2 * i] = _mm512_castps_pd(_mm512_unpacklo_ps(r[2 * i], r[2 * i + 1]));
-        t[2 * i + 1] = _mm512_castps_pd(_mm512_unpackhi_ps(r[2 * i], r[2 * i + 1]));
-    }
-    let mut u = [_mm512_setzero_ps(); 16];
-    for g in 0..4 {
-        u[4 * g] = _mm512_castpd_ps(_mm512_unpacklo_pd(t[4 * g], t[4 * g + 2]));
-        u[4 * g + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(t[4 * g], t[4 * g + 2]));
-        u[4 * g + 2] = _mm512_castpd_ps(_mm512_unpacklo_pd(t[4 * g + 1], t[4 * g + 3]));
-        u[4 * g + 3] = _mm512_castpd_ps(_mm512_unpackhi_pd(t[4 * g + 1], t[4 * g + 3]));
-    }
-    // Lanes 0 and 2, or 1 and 3, of two at a time, twice.
-    let mut out = [_mm512_setzero_ps(); 16];
-    for j in 0..4 {
-        let even = _mm512_shuffle_f32x4::<0x88>(u[j], u[4 + j]);
-        let odd = _mm512_shuffle_f32x4::<0xdd>(u[j], u[4 + j]);
-        let even_low = _mm512_shuffle_f32x4::<0x88>(u[8 + j], u[12 + j]);
-        let odd_low = _mm512_shuffle_f32x4::<0xdd>(u[8 + j], u[12 + j]);
-        out[j] = _mm512_shuffle_f32x4::<0x88>(even, even_low);
-        out[8 + j] = _mm512_shuffle_f32x4::<0xdd>(even, even_low);
-        out[4 + j] = _mm512_shuffle_f32x4::<0x88>(odd, odd_low);
-        out[12 + j] = _mm512_shuffle_f32x4::<0xdd>(odd, odd_low);
-    }
+    let out = transposed!(r);
     let mask = ((1u32 << keep) - 1) as u16;
     for l in 0..16 {
         if l < depth {
