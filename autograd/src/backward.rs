@@ -145,7 +145,7 @@ pub(crate) fn backward(
             let mut gradients = vec![None; needs.len()];
             if needs_bias {
                 // By itself, so that its bits do not depend on whether the weight is trained too.
-                gradients[at_bias] = Some(ops::sum_to_columns(m, dy)?);
+                gradients[at_bias] = Some(ops::sum_to_columns(m, dy, dtypes[at_bias])?);
             }
             if !needs_input && !needs_weight {
                 return Ok(gradients);
@@ -162,7 +162,9 @@ pub(crate) fn backward(
             }
             if needs_weight {
                 let wanted = [true, false];
-                let [dweight, _] = norm::layer_norm_backward_params(m, s, mean, scale, dy, wanted)?;
+                let dtype = dtypes[at_weight];
+                let [dweight, _] =
+                    norm::layer_norm_backward_params(m, s, mean, scale, dy, wanted, dtype)?;
                 gradients[at_weight] = dweight;
             }
             gradients
@@ -282,19 +284,15 @@ fn linear_backward(
         saved.extras.clear();
     }
     if bias && need(2) {
-        gradients[2] = Some(ops::sum_to_columns(m, &dy)?);
+        gradients[2] = Some(ops::sum_to_columns(m, &dy, around.dtypes[2])?);
     }
     if need(1) {
-        let dweight = ops::weight_gradient(m, linear.layout, saved.input(0), &dy)?;
-        gradients[1] = Some(dweight);
+        let (layout, x, dtype) = (linear.layout, saved.input(0), around.dtypes[1]);
+        gradients[1] = Some(ops::weight_gradient(m, layout, x, &dy, dtype)?);
         saved.inputs[0] = None;
     }
     if need(0) {
-        // dx = dy · wᵀ: [rows, out] x [out, in]
-        let w = linear.input_by_output(saved.input(1))?;
-        let rows = dy.count() / dy.shape().last().map_or(1, |&n| n.max(1));
-        let flat = dy.contiguous(m)?.reshape(&[rows, w.shape()[1]])?;
-        let dx = ops::matmul(m, &flat, &w.t()?)?.reshape(&around.shapes[0])?;
+        let dx = ops::input_gradient(m, linear, saved.input(1), &dy, &around.shapes[0])?;
         gradients[0] = Some(dx);
     }
     Ok(gradients)

@@ -1,7 +1,8 @@
 //! Normalisation of rows: LayerNorm, RMSNorm, and division by the Euclidean norm.
 //!
 //! A row is read from memory once; the passes over it after that find it in the first-level
-//! cache. Statistics are kept in `T::Acc`.
+//! cache. Statistics are kept in `T::Acc`, and so are the parameters and their gradients: beside
+//! rows of bf16, weights are f32.
 
 use crate::element::{Float, Real};
 use crate::parallel::{block_range, for_each_block, for_each_row_block, rows};
@@ -61,8 +62,8 @@ fn moments<A: Arch, T: Float>(s: &[T], inverse: T::Acc) -> (T::Acc, T::Acc, T::A
 fn normalise<A: Arch, T: Float>(
     s: Option<&[T]>,
     (mean, correction, rstd): (T::Acc, T::Acc, T::Acc),
-    weight: Option<&[T]>,
-    bias: Option<&[T]>,
+    weight: Option<&[T::Acc]>,
+    bias: Option<&[T::Acc]>,
     y: &mut [T],
 ) {
     // Each combination is its own loop, so that none tests for what is absent.
@@ -104,7 +105,7 @@ fn normalise<A: Arch, T: Float>(
 
 kernel! {
     fn layer_norm_rows[A: Arch, T: Float](
-        isa: Isa, x: &[T], residual: Option<&[T]>, weight: Option<&[T]>, bias: Option<&[T]>,
+        isa: Isa, x: &[T], residual: Option<&[T]>, weight: Option<&[T::Acc]>, bias: Option<&[T::Acc]>,
         eps: T::Acc, y: &mut [T], sum: Option<&mut [T]>, mean: &mut [T::Acc],
         rstd: &mut [T::Acc], cols: usize
     ) {
@@ -148,7 +149,7 @@ public! {
     /// x, residual, y, sum `[rows, cols]`; weight, bias `[cols]`; mean, rstd `[rows]`, written.
     /// `sum` receives s if given: the backward pass wants it.
     pub fn layer_norm, layer_norm_with[T: Float](
-        isa: Isa, x: &[T], residual: Option<&[T]>, weight: Option<&[T]>, bias: Option<&[T]>,
+        isa: Isa, x: &[T], residual: Option<&[T]>, weight: Option<&[T::Acc]>, bias: Option<&[T::Acc]>,
         eps: f64, y: &mut [T], sum: Option<&mut [T]>, mean: &mut [T::Acc], rstd: &mut [T::Acc],
         cols: usize
     ) {
@@ -177,7 +178,7 @@ public! {
 
 kernel! {
     fn layer_norm_backward_rows[A: Arch, T: Float](
-        isa: Isa, s: &[T], weight: Option<&[T]>, mean: &[T::Acc], rstd: &[T::Acc], dy: &[T],
+        isa: Isa, s: &[T], weight: Option<&[T::Acc]>, mean: &[T::Acc], rstd: &[T::Acc], dy: &[T],
         dx: &mut [T], cols: usize
     ) {
         let inverse = T::Acc::from_f64(1.0 / cols as f64);
@@ -228,7 +229,7 @@ public! {
     ///
     /// s, dy, dx `[rows, cols]`, weight `[cols]`, mean and rstd `[rows]` from the forward pass.
     pub fn layer_norm_backward_input, layer_norm_backward_input_with[T: Float](
-        isa: Isa, s: &[T], weight: Option<&[T]>, mean: &[T::Acc], rstd: &[T::Acc], dy: &[T],
+        isa: Isa, s: &[T], weight: Option<&[T::Acc]>, mean: &[T::Acc], rstd: &[T::Acc], dy: &[T],
         dx: &mut [T], cols: usize
     ) {
         let count = mean.len();
@@ -286,8 +287,8 @@ public! {
     ///
     /// s, dy `[rows, cols]`; mean, rstd `[rows]`; workspace of [`layer_norm_backward_workspace`].
     pub fn layer_norm_backward_params, layer_norm_backward_params_with[T: Float](
-        isa: Isa, s: &[T], mean: &[T::Acc], rstd: &[T::Acc], dy: &[T], dweight: Option<&mut [T]>,
-        dbias: Option<&mut [T]>, cols: usize, workspace: &mut [T::Acc]
+        isa: Isa, s: &[T], mean: &[T::Acc], rstd: &[T::Acc], dy: &[T], dweight: Option<&mut [T::Acc]>,
+        dbias: Option<&mut [T::Acc]>, cols: usize, workspace: &mut [T::Acc]
     ) {
         let count = mean.len();
         check!("layer_norm_backward_params", rstd, count, "[rows]");
@@ -330,7 +331,7 @@ public! {
 
 kernel! {
     fn rms_norm_rows[A: Arch, T: Float](
-        isa: Isa, x: &[T], residual: Option<&[T]>, weight: &[T], offset: T::Acc, eps: T::Acc,
+        isa: Isa, x: &[T], residual: Option<&[T]>, weight: &[T::Acc], offset: T::Acc, eps: T::Acc,
         y: &mut [T], sum: Option<&mut [T]>, rstd: &mut [T::Acc], cols: usize
     ) {
         let inverse = T::Acc::from_f64(1.0 / cols as f64);
@@ -361,7 +362,7 @@ public! {
     /// x, residual, y, sum `[rows, cols]`; weight `[cols]`; rstd `[rows]`, written. `sum` receives
     /// s if given. `offset` is 1 for checkpoints that store weight - 1 (Gemma), else 0.
     pub fn rms_norm, rms_norm_with[T: Float](
-        isa: Isa, x: &[T], residual: Option<&[T]>, weight: &[T], offset: f64, eps: f64,
+        isa: Isa, x: &[T], residual: Option<&[T]>, weight: &[T::Acc], offset: f64, eps: f64,
         y: &mut [T], sum: Option<&mut [T]>, rstd: &mut [T::Acc], cols: usize
     ) {
         let count = rstd.len();
@@ -386,7 +387,7 @@ public! {
 
 kernel! {
     fn rms_norm_backward_rows[A: Arch, T: Float](
-        isa: Isa, s: &[T], weight: &[T], offset: T::Acc, rstd: &[T::Acc], dy: &[T],
+        isa: Isa, s: &[T], weight: &[T::Acc], offset: T::Acc, rstd: &[T::Acc], dy: &[T],
         dx: &mut [T], cols: usize
     ) {
         let inverse = T::Acc::from_f64(1.0 / cols as f64);
@@ -413,7 +414,7 @@ public! {
     /// The gradient of [`rms_norm`] with respect to s. s, dy, dx `[rows, cols]`, weight `[cols]`,
     /// rstd `[rows]` from the forward pass.
     pub fn rms_norm_backward_input, rms_norm_backward_input_with[T: Float](
-        isa: Isa, s: &[T], weight: &[T], offset: f64, rstd: &[T::Acc], dy: &[T], dx: &mut [T],
+        isa: Isa, s: &[T], weight: &[T::Acc], offset: f64, rstd: &[T::Acc], dy: &[T], dx: &mut [T],
         cols: usize
     ) {
         let count = rstd.len();
@@ -452,7 +453,7 @@ public! {
     /// `dweight[c] = Σ dy[r, c]·s[r, c]·rstd[r]`, overwriting what was there. s, dy
     /// `[rows, cols]`; rstd `[rows]`; workspace of [`rms_norm_backward_workspace`].
     pub fn rms_norm_backward_params, rms_norm_backward_params_with[T: Float](
-        isa: Isa, s: &[T], rstd: &[T::Acc], dy: &[T], dweight: &mut [T], cols: usize,
+        isa: Isa, s: &[T], rstd: &[T::Acc], dy: &[T], dweight: &mut [T::Acc], cols: usize,
         workspace: &mut [T::Acc]
     ) {
         let count = rstd.len();

@@ -300,7 +300,7 @@ public! {
     /// `y[c] = Σ over r of x[r, c]`, or `+=` if `accumulate`; x `[rows, cols]`, y `[cols]`,
     /// workspace of [`sum_rows_workspace`].
     pub fn sum_rows, sum_rows_with[T: Float](
-        isa: Isa, x: &[T], count: usize, cols: usize, y: &mut [T], accumulate: bool,
+        isa: Isa, x: &[T], count: usize, cols: usize, y: &mut [T::Acc], accumulate: bool,
         workspace: &mut [T::Acc]
     ) {
         assert_eq!(x.len(), count * cols, "sum_rows: x is not [rows, cols]");

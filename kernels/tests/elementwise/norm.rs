@@ -86,8 +86,8 @@ fn layer_forward<T: Stored>(rows: usize, cols: usize, given: Given, mean_of_x: f
     let n = rows * cols;
     let x: Vec<T> = stored(n, seed, mean_of_x - 2.0, mean_of_x + 2.0);
     let residual: Option<Vec<T>> = given.residual.then(|| stored(n, seed + 1, -1.0, 1.0));
-    let weight: Option<Vec<T>> = given.weight.then(|| stored(cols, seed + 2, 0.5, 1.5));
-    let bias: Option<Vec<T>> = given.bias.then(|| stored(cols, seed + 3, -1.0, 1.0));
+    let weight: Option<Vec<T::Acc>> = given.weight.then(|| stored(cols, seed + 2, 0.5, 1.5));
+    let bias: Option<Vec<T::Acc>> = given.bias.then(|| stored(cols, seed + 3, -1.0, 1.0));
     let s = added(&x, residual.as_deref());
     let (ws, ww, wb) = (
         widen(&s),
@@ -234,7 +234,7 @@ fn layer_backward(rows: usize, cols: usize, with_weight: bool, seed: u64) {
 fn layer_backward_of<T: Stored>(rows: usize, cols: usize, with_weight: bool, seed: u64) {
     let n = rows * cols;
     let (s, dy): (Vec<T>, Vec<T>) = (stored(n, seed, -2.0, 2.0), stored(n, seed + 1, -1.0, 1.0));
-    let weight: Option<Vec<T>> = with_weight.then(|| stored(cols, seed + 2, 0.5, 1.5));
+    let weight: Option<Vec<T::Acc>> = with_weight.then(|| stored(cols, seed + 2, 0.5, 1.5));
     let (ws, wdy, ww) = (widen(&s), widen(&dy), weight.as_deref().map(widen));
     let stats: Vec<_> = ws
         .chunks(cols)
@@ -267,7 +267,7 @@ fn layer_backward_of<T: Stored>(rows: usize, cols: usize, with_weight: bool, see
         close("layer_norm dx", &dx, &want, 16.0, |i| {
             4.0 * wrstd[i / cols].max(1.0)
         });
-        let (mut dweight, mut dbias) = (vec![T::default(); cols], vec![T::default(); cols]);
+        let (mut dweight, mut dbias) = (vec![T::Acc::ZERO; cols], vec![T::Acc::ZERO; cols]);
         let mut workspace = vec![to_acc(f64::NAN); layer_norm_backward_workspace(rows, cols)];
         let both = (Some(&mut dweight[..]), Some(&mut dbias[..]));
         layer_norm_backward_params_with(
@@ -293,7 +293,7 @@ fn rms<T: Stored>(rows: usize, cols: usize, given: Given, offset: f64, seed: u64
     let n = rows * cols;
     let x: Vec<T> = stored(n, seed, -2.0, 2.0);
     let residual: Option<Vec<T>> = given.residual.then(|| stored(n, seed + 1, -1.0, 1.0));
-    let weight: Vec<T> = stored(cols, seed + 2, 0.5, 1.5);
+    let weight: Vec<T::Acc> = stored(cols, seed + 2, 0.5, 1.5);
     let s = added(&x, residual.as_deref());
     let want = rms_all(&widen(&s), cols, &widen(&weight), offset, 1e-3);
     let dy: Vec<T> = stored(n, seed + 3, -1.0, 1.0);
@@ -324,7 +324,7 @@ fn rms<T: Stored>(rows: usize, cols: usize, given: Given, offset: f64, seed: u64
         rms_norm_backward_input(&ws, &ww, offset, &wide_rstd, &wdy, &mut want_dx, cols);
         let mut workspace = vec![0.0; rms_norm_backward_workspace(rows, cols)];
         rms_norm_backward_params(&ws, &wide_rstd, &wdy, &mut want_dw, cols, &mut workspace);
-        let (mut dx, mut dw) = (vec![T::default(); n], vec![T::default(); cols]);
+        let (mut dx, mut dw) = (vec![T::default(); n], vec![T::Acc::ZERO; cols]);
         rms_norm_backward_input_with(isa, &s, &weight, offset, &rstd, &dy, &mut dx, cols);
         let mut workspace = vec![T::Acc::from_f64(f64::NAN); workspace.len()];
         rms_norm_backward_params_with(isa, &s, &rstd, &dy, &mut dw, cols, &mut workspace);

@@ -71,7 +71,7 @@ fn columns<T: Stored>(rows: usize, cols: usize, seed: u64) {
     let sums: Vec<f64> = (0..cols)
         .map(|c| (0..rows).map(|r| wide[r * cols + c]).sum())
         .collect();
-    let before: Vec<T> = stored(cols, seed + 1, -3.0, 3.0);
+    let before: Vec<T::Acc> = stored(cols, seed + 1, -3.0, 3.0);
     let more: Vec<f64> = sums
         .iter()
         .zip(widen(&before))
@@ -79,7 +79,7 @@ fn columns<T: Stored>(rows: usize, cols: usize, seed: u64) {
         .collect();
     on_each(|isa| {
         let mut workspace = vec![T::Acc::from_f64(f64::NAN); sum_rows_workspace(rows, cols)];
-        let mut y = vec![T::narrow(T::Acc::from_f64(9.0)); cols];
+        let mut y = vec![T::Acc::from_f64(9.0); cols];
         sum_rows_with(isa, &x, rows, cols, &mut y, false, &mut workspace);
         close("sum_rows", &y, &sums, 6.0, |_| 3.0 * rows as f64);
         y.copy_from_slice(&before);

@@ -5,25 +5,29 @@ use half::{bf16, f16};
 use std::fmt::Debug;
 
 /// A stored type with the relative error of one rounding to it.
-pub trait Stored: Float {
+pub trait Rounded {
     const UNIT: f64;
     /// Half the smallest number above 0.
     const TINY: f64;
 }
 
-impl Stored for f64 {
+/// A stored type whose computing type is known as well.
+pub trait Stored: Float<Acc: Rounded> + Rounded {}
+impl<T: Float<Acc: Rounded> + Rounded> Stored for T {}
+
+impl Rounded for f64 {
     const UNIT: f64 = f64::EPSILON / 2.0;
     const TINY: f64 = 5e-324;
 }
-impl Stored for f32 {
+impl Rounded for f32 {
     const UNIT: f64 = 6e-8;
     const TINY: f64 = 7.1e-46;
 }
-impl Stored for bf16 {
+impl Rounded for bf16 {
     const UNIT: f64 = 1.0 / 256.0;
     const TINY: f64 = 4.6e-41;
 }
-impl Stored for f16 {
+impl Rounded for f16 {
     const UNIT: f64 = 1.0 / 2048.0;
     const TINY: f64 = 3e-8;
 }
@@ -65,7 +69,7 @@ pub fn stored<T: Float>(n: usize, seed: u64, lo: f64, hi: f64) -> Vec<T> {
 
 /// Compares within one rounding to T (two, where it is subnormal) and `slack` roundings of numbers of size `scale(i)`.
 #[track_caller]
-pub fn close<T: Stored>(
+pub fn close<T: Float + Rounded>(
     what: &str,
     got: &[T],
     want: &[f64],

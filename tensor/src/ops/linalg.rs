@@ -1,13 +1,56 @@
 //! Matrix products: batched `matmul`, and `linear` with its bias and activation fused.
 
 use graft_kernels::activation::Activation;
-use graft_kernels::gemm::{Batch, Epilogue, MatRef};
+use graft_kernels::gemm::{Batch, Epilogue, MatRef, Operands};
 use graft_kernels::{Float, gemm as kernel, reduce as kernel_reduce};
+use half::{bf16, f16};
 
-use super::{rows_of, same_dtype, vector, workspace};
+use super::{accumulator, cast, parameter, parameter_dtype, rows_of, same_dtype, workspace};
 use crate::error::{Error, Result};
 use crate::tensor::TensorElement;
-use crate::{Memory, Shape, Tensor, with_float};
+use crate::{DType, Memory, Shape, Tensor, with_float};
+
+/// Evaluates the body with the types of a product's operands and result. Where one is bf16, the
+/// others may be f32: weights and their gradients beside bf16 activations.
+macro_rules! with_product {
+    ($op:expr, $dtypes:expr, ($a:ident, $b:ident, $c:ident) => $body:expr) => {
+        with_product!(@match $op, $dtypes, $a, $b, $c, $body,
+            F32 f32 F32 f32 F32 f32,
+            F64 f64 F64 f64 F64 f64,
+            F16 f16 F16 f16 F16 f16,
+            Bf16 bf16 Bf16 bf16 Bf16 bf16,
+            Bf16 bf16 Bf16 bf16 F32 f32,
+            Bf16 bf16 F32 f32 Bf16 bf16,
+            Bf16 bf16 F32 f32 F32 f32,
+            F32 f32 Bf16 bf16 F32 f32)
+    };
+    (@match $op:expr, $dtypes:expr, $a:ident, $b:ident, $c:ident, $body:expr,
+     $($da:ident $ta:ident $db:ident $tb:ident $dc:ident $tc:ident),*) => {
+        match $dtypes {
+            $((DType::$da, DType::$db, DType::$dc) => {
+                type $a = $ta;
+                type $b = $tb;
+                type $c = $tc;
+                $body
+            })*
+            (a, b, c) => {
+                return Err(Error::argument(
+                    $op,
+                    format!("there is no product of {a} and {b} in {c}"),
+                ));
+            }
+        }
+    };
+}
+
+/// How the operands of a product with activations of `dtype` are multiplied.
+pub(super) fn operands(dtype: DType) -> Operands {
+    if dtype == DType::Bf16 {
+        Operands::Bf16
+    } else {
+        Operands::AsStored
+    }
+}
 
 /// How a weight matrix is stored.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
@@ -55,10 +98,11 @@ impl Linear {
 }
 
 /// `activation(x·w + bias)`: `x [.., in]` gives `[.., out]`. With `save`, also the pre-activation,
-/// which the activation's backward needs.
+/// which the activation's backward needs. Weight and bias may be f32 beside bf16 activations; the
+/// weight is then rounded on its way into the product, and nothing is copied.
 ///
 /// # Errors
-/// Inner sizes that differ, a bias that is not `[out]`, types that differ.
+/// Inner sizes that differ, a bias that is not `[out]`, types that do not go together.
 pub fn linear(
     m: &Memory,
     p: &Linear,
@@ -66,6 +110,19 @@ pub fn linear(
     weight: &Tensor,
     bias: Option<&Tensor>,
     save: bool,
+) -> Result<(Tensor, Option<Tensor>)> {
+    linear_as(m, p, x, weight, bias, save, x.dtype())
+}
+
+/// [`linear`] with a result of another type: f32 logits of bf16 activations.
+pub(super) fn linear_as(
+    m: &Memory,
+    p: &Linear,
+    x: &Tensor,
+    weight: &Tensor,
+    bias: Option<&Tensor>,
+    save: bool,
+    dtype: DType,
 ) -> Result<(Tensor, Option<Tensor>)> {
     let op = "linear";
     let (inputs, outputs) = p.features(weight)?;
@@ -78,49 +135,72 @@ pub fn linear(
             format!("[.., {inputs}]"),
         ));
     }
-    same_dtype(op, "the weight", weight, x.dtype())?;
+    parameter_dtype(op, "the weight", weight, x.dtype())?;
     let bias = bias
-        .map(|bias| vector(op, "the bias", bias, outputs, x.dtype(), m))
+        .map(|bias| parameter(op, "the bias", bias, outputs, x.dtype(), m))
         .transpose()?;
     let x = x.contiguous(m)?;
     let weight = p.input_by_output(weight)?;
     let shape = x.shape().replaced(x.shape().rank() - 1, Some(outputs));
-    let mut y = Tensor::empty(m, x.dtype(), &shape)?;
+    let mut y = Tensor::empty(m, dtype, &shape)?;
     let mut pre = (save && p.activation.is_some())
-        .then(|| Tensor::empty(m, x.dtype(), &shape))
+        .then(|| Tensor::empty(m, dtype, &shape))
         .transpose()?;
-    with_float!(op, x.dtype(), T => {
-        let needed = kernel::gemm_workspace::<T>(rows, outputs, inputs);
-        let mut scratch = workspace(m, x.dtype(), needed)?;
+    let operands = operands(x.dtype());
+    with_product!(op, (x.dtype(), weight.dtype(), dtype), (X, W, Y) => {
+        let needed = kernel::gemm_workspace::<Y>(operands, rows, outputs, inputs);
+        let mut scratch = workspace(m, dtype, needed)?;
         if !y.is_planned() {
             let epilogue = Epilogue {
-                bias: bias.as_ref().map(|t| t.slice::<T>()).transpose()?,
+                bias: bias.as_ref().map(|t| t.slice::<<Y as Float>::Acc>()).transpose()?,
                 activation: p.activation,
-                pre_activation: pre.as_mut().map(|t| t.slice_mut::<T>()).transpose()?,
+                pre_activation: pre.as_mut().map(|t| t.slice_mut::<Y>()).transpose()?,
             };
             kernel::gemm(
-                MatRef::row_major(x.slice::<T>()?, rows, inputs),
-                matrix::<T>(&weight, inputs, outputs)?,
-                y.slice_mut::<T>()?,
+                operands,
+                MatRef::row_major(x.slice::<X>()?, rows, inputs),
+                matrix::<W>(&weight, inputs, outputs)?,
+                y.slice_mut::<Y>()?,
                 false,
                 epilogue,
-                scratch.slice_mut::<<T as Float>::Acc>()?,
+                scratch.slice_mut::<<Y as Float>::Acc>()?,
             );
         }
     });
     Ok((y, pre))
 }
 
-/// The gradient of [`linear`]'s weight, in its layout: from `x [.., in]` and `dy [.., out]`, the
-/// gradient after the activation's backward.
+/// The gradient of [`linear`]'s input, of `shape`: from `dy [.., out]`, the gradient after the
+/// activation's backward, in whose type it is.
 ///
 /// # Errors
-/// Row counts or types that differ.
+/// A gradient or a weight that does not fit.
+pub fn input_gradient(
+    m: &Memory,
+    linear: &Linear,
+    weight: &Tensor,
+    dy: &Tensor,
+    shape: &Shape,
+) -> Result<Tensor> {
+    let op = "linear backward";
+    parameter_dtype(op, "the weight", weight, dy.dtype())?;
+    let (rows, outputs) = rows_of(op, "the gradient", dy)?;
+    let w = linear.input_by_output(weight)?; // [in, out]
+    let flat = dy.contiguous(m)?.reshape(&[rows, outputs])?;
+    matmul_as(m, operands(dy.dtype()), &flat, &w.t()?, dy.dtype())?.reshape(shape)
+}
+
+/// The gradient of [`linear`]'s weight, in its layout and its `dtype`: from `x [.., in]` and `dy
+/// [.., out]`, the gradient after the activation's backward.
+///
+/// # Errors
+/// Row counts that differ, types that do not go together.
 pub fn weight_gradient(
     m: &Memory,
     layout: WeightLayout,
     x: &Tensor,
     dy: &Tensor,
+    dtype: DType,
 ) -> Result<Tensor> {
     let op = "linear backward";
     let (rows, inputs) = rows_of(op, "the input", x)?;
@@ -135,21 +215,22 @@ pub fn weight_gradient(
     }
     let x = x.contiguous(m)?.reshape(&[rows, inputs])?;
     let dy = dy.contiguous(m)?.reshape(&[rows, outputs])?;
+    let operands = operands(x.dtype());
     match layout {
-        WeightLayout::OutIn => matmul(m, &dy.t()?, &x),
-        WeightLayout::InOut => matmul(m, &x.t()?, &dy),
+        WeightLayout::OutIn => matmul_as(m, operands, &dy.t()?, &x, dtype),
+        WeightLayout::InOut => matmul_as(m, operands, &x.t()?, &dy, dtype),
     }
 }
 
-/// The sum over all rows of `x [.., columns]`: `[columns]`, the gradient of a bias.
+/// The sum over all rows of `x [.., columns]`: `[columns]` in `dtype`, the gradient of a bias.
 ///
 /// # Errors
 /// A tensor without dimensions.
-pub fn sum_to_columns(m: &Memory, x: &Tensor) -> Result<Tensor> {
+pub fn sum_to_columns(m: &Memory, x: &Tensor, dtype: DType) -> Result<Tensor> {
     let op = "sum over rows";
     let (rows, columns) = rows_of(op, "the input", x)?;
     let x = x.contiguous(m)?;
-    let mut y = Tensor::empty(m, x.dtype(), &[columns])?;
+    let mut y = Tensor::empty(m, accumulator(x.dtype()), &[columns])?;
     with_float!(op, x.dtype(), T => {
         let mut scratch = workspace(m, x.dtype(), kernel_reduce::sum_rows_workspace(rows, columns))?;
         if !y.is_planned() {
@@ -157,13 +238,13 @@ pub fn sum_to_columns(m: &Memory, x: &Tensor) -> Result<Tensor> {
                 x.slice::<T>()?,
                 rows,
                 columns,
-                y.slice_mut::<T>()?,
+                y.slice_mut::<<T as Float>::Acc>()?,
                 false,
                 scratch.slice_mut::<<T as Float>::Acc>()?,
             );
         }
     });
-    Ok(y)
+    cast(m, &y, dtype)
 }
 
 /// `a·b` over the last two dimensions: `[.., m, k]` and `[.., k, n]` give `[.., m, n]`. Leading
@@ -172,8 +253,19 @@ pub fn sum_to_columns(m: &Memory, x: &Tensor) -> Result<Tensor> {
 /// # Errors
 /// Inner or leading dimensions that do not fit, types that differ.
 pub fn matmul(mem: &Memory, a: &Tensor, b: &Tensor) -> Result<Tensor> {
+    same_dtype("matmul", "the second input", b, a.dtype())?;
+    matmul_as(mem, operands(a.dtype()), a, b, a.dtype())
+}
+
+/// [`matmul`] of operands of two types, in a third.
+pub(super) fn matmul_as(
+    mem: &Memory,
+    operands: Operands,
+    a: &Tensor,
+    b: &Tensor,
+    dtype: DType,
+) -> Result<Tensor> {
     let op = "matmul";
-    same_dtype(op, "the second input", b, a.dtype())?;
     let (ra, rb) = (a.shape().rank(), b.shape().rank());
     if ra < 2 || rb < 2 || a.shape()[ra - 1] != b.shape()[rb - 2] {
         return Err(Error::shape(
@@ -198,7 +290,7 @@ pub fn matmul(mem: &Memory, a: &Tensor, b: &Tensor) -> Result<Tensor> {
             )
         })?;
     let full = |tail: [usize; 2]| [&lead[..], &tail].concat();
-    let mut c = Tensor::empty(mem, a.dtype(), &full([rows, columns]))?;
+    let mut c = Tensor::empty(mem, dtype, &full([rows, columns]))?;
     let (a, a_stride) = batch_stride(&a.expand(&full([rows, inner]))?, mem)?;
     let (b, b_stride) = batch_stride(&b.expand(&full([inner, columns]))?, mem)?;
     let batch = Batch {
@@ -207,17 +299,19 @@ pub fn matmul(mem: &Memory, a: &Tensor, b: &Tensor) -> Result<Tensor> {
         b_stride,
         c_stride: rows * columns,
     };
-    with_float!(op, a.dtype(), T => {
-        let needed = kernel::gemm_batched_workspace::<T>(batch.count, rows, columns, inner);
-        let mut scratch = workspace(mem, a.dtype(), needed)?;
+    with_product!(op, (a.dtype(), b.dtype(), dtype), (A, B, C) => {
+        let needed =
+            kernel::gemm_batched_workspace::<C>(operands, batch.count, rows, columns, inner);
+        let mut scratch = workspace(mem, dtype, needed)?;
         if !c.is_planned() {
             kernel::gemm_batched(
+                operands,
                 batch,
-                matrix::<T>(&a, rows, inner)?,
-                matrix::<T>(&b, inner, columns)?,
-                c.slice_mut::<T>()?,
+                matrix::<A>(&a, rows, inner)?,
+                matrix::<B>(&b, inner, columns)?,
+                c.slice_mut::<C>()?,
                 false,
-                scratch.slice_mut::<<T as Float>::Acc>()?,
+                scratch.slice_mut::<<C as Float>::Acc>()?,
             );
         }
     });

@@ -3,10 +3,10 @@
 use graft_kernels::activation::Activation;
 use graft_kernels::{Float, cross_entropy as kernel, reduce as kernel_reduce, softcap};
 
-use super::linalg::{Linear, WeightLayout, linear, sum_to_columns, weight_gradient};
-use super::{accumulator, beside, indices, same_dtype, vector};
+use super::linalg::{Linear, WeightLayout, linear_as, matmul_as, operands, sum_to_columns};
+use super::{accumulator, beside, cast, indices, parameter, same_dtype};
 use crate::error::{Error, Result};
-use crate::{Memory, Tensor, with_float};
+use crate::{DType, Memory, Tensor, with_float};
 
 /// The label that is left out of a cross-entropy.
 pub const IGNORE: i64 = -100;
@@ -119,9 +119,10 @@ fn check_targets(op: &'static str, rows: usize, targets: &Tensor, smoothing: f64
 /// Cross-entropy of `x·w + bias` against `targets`, summed, without ever holding all logits: the
 /// vocabulary is walked in chunks with an online softmax. `weight [classes, in]`. With a `cap`, the
 /// logits are `cap * tanh((x·w + bias) / cap)`. Returns the sum and the log-sum-exp of each row.
+/// Weight and bias may be f32 beside a bf16 `x`, whose logits are f32 as well.
 ///
 /// # Errors
-/// As [`cross_entropy`] and [`linear`].
+/// As [`cross_entropy`] and [`linear`](super::linear).
 pub fn linear_cross_entropy(
     m: &Memory,
     x: &Tensor,
@@ -142,7 +143,7 @@ pub fn linear_cross_entropy(
     for first in (0..classes).step_by(CHUNK) {
         let count = CHUNK.min(classes - first);
         let logits = chunk_logits(m, x, weight, bias, cap, first, count)?; // [rows, count]
-        with_float!(op, x.dtype(), T => {
+        with_float!(op, logits.dtype(), T => {
             if !logits.is_planned() {
                 kernel::cross_entropy_chunk(
                     logits.slice::<T>()?,
@@ -204,7 +205,7 @@ pub fn linear_cross_entropy_backward(
         let count = CHUNK.min(classes - first);
         let mut logits = chunk_logits(m, x, weight, bias, cap, first, count)?;
         let capped = cap.map(|cap| Ok((cap, logits.copy(m)?))).transpose()?;
-        with_float!(op, x.dtype(), T => {
+        with_float!(op, logits.dtype(), T => {
             if !logits.is_planned() {
                 kernel::cross_entropy_chunk_backward(
                     logits.slice_mut::<T>()?,
@@ -225,18 +226,22 @@ pub fn linear_cross_entropy_backward(
         });
         drop(capped);
         let dlogits = logits; // [rows, count]
+        let multiplied = operands(x.dtype());
         if needs[0] {
-            let part = super::matmul(m, &dlogits, &weight.narrow(0, first, count)?)?;
+            let weight = weight.narrow(0, first, count)?;
+            let part = matmul_as(m, multiplied, &dlogits, &weight, dlogits.dtype())?;
             match &mut dx {
                 Some(dx) => super::elementwise::add_assign(dx, &part)?,
                 None => dx = Some(part),
             }
         }
         if needs[1] {
-            dweight.push(weight_gradient(m, WeightLayout::OutIn, x, &dlogits)?);
+            let part = matmul_as(m, multiplied, &dlogits.t()?, x, weight.dtype())?;
+            dweight.push(part);
         }
         if needs[2] {
-            dbias.push(sum_to_columns(m, &dlogits)?);
+            let dtype = bias.map_or(dlogits.dtype(), Tensor::dtype);
+            dbias.push(sum_to_columns(m, &dlogits, dtype)?);
         }
     }
     let join = |parts: Vec<Tensor>| match parts.len() {
@@ -244,6 +249,7 @@ pub fn linear_cross_entropy_backward(
         1 => Ok(parts.into_iter().next()),
         _ => super::concat(m, &parts.iter().collect::<Vec<_>>(), 0).map(Some),
     };
+    let dx = dx.map(|dx| cast(m, &dx, x.dtype())).transpose()?;
     Ok([dx, join(dweight)?, join(dbias)?])
 }
 
@@ -290,19 +296,25 @@ fn chunk_logits(
         activation: None::<Activation>,
     };
     if let Some(bias) = bias {
-        vector("linear", "the bias", bias, weight.shape()[0], x.dtype(), m)?;
+        let classes = weight.shape()[0];
+        parameter("linear", "the bias", bias, classes, x.dtype(), m)?;
     }
+    // The loss is computed from more digits than bf16 has.
+    let dtype = match x.dtype() {
+        DType::Bf16 if weight.dtype() == DType::F32 => DType::F32,
+        dtype => dtype,
+    };
     let bias = bias.map(|b| b.narrow(0, first, count)).transpose()?;
     let weight = weight.narrow(0, first, count)?;
-    let mut logits = linear(m, &p, x, &weight, bias.as_ref(), false)?.0;
+    let mut logits = linear_as(m, &p, x, &weight, bias.as_ref(), false, dtype)?.0;
     if let Some(cap) = cap.filter(|_| !logits.is_planned()) {
-        with_float!("soft cap", x.dtype(), T => softcap::softcap(cap, logits.slice_mut::<T>()?));
+        with_float!("soft cap", dtype, T => softcap::softcap(cap, logits.slice_mut::<T>()?));
     }
     Ok(logits)
 }
 
 /// The sum of a vector of accumulators as a scalar of type `dtype`.
-fn total(m: &Memory, losses: &Tensor, dtype: crate::DType) -> Result<Tensor> {
+fn total(m: &Memory, losses: &Tensor, dtype: DType) -> Result<Tensor> {
     let sum = if losses.is_planned() {
         0.0
     } else {

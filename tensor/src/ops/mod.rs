@@ -22,7 +22,9 @@ pub use elementwise::{
     dropout, dropout_backward, glu, glu_backward, reduce_to_shape, unary, unary_backward,
 };
 pub use index::{concat, gather_rows, place, scatter_add_rows, write_rows};
-pub use linalg::{Linear, WeightLayout, linear, matmul, sum_to_columns, weight_gradient};
+pub use linalg::{
+    Linear, WeightLayout, input_gradient, linear, matmul, sum_to_columns, weight_gradient,
+};
 pub use pool::{Pool, pool, pool_backward};
 pub use reduce::{Reduce, argmax, max_backward, reduce};
 
@@ -83,8 +85,29 @@ fn beside(op: &'static str, what: &str, x: &Tensor, like: &Tensor, m: &Memory) -
     x.contiguous(m)
 }
 
-/// Checks that `x` is a vector of `length` elements of type `dtype`, and makes it contiguous.
-fn vector(
+/// Checks that a parameter's type goes with activations of `dtype`: the same, or the one that these
+/// are summed in.
+fn parameter_dtype(op: &'static str, what: &str, x: &Tensor, dtype: DType) -> Result<()> {
+    let wide = accumulator(dtype);
+    // f16 has no products with f32.
+    if x.dtype() == dtype || (dtype == DType::Bf16 && x.dtype() == wide) {
+        return Ok(());
+    }
+    let mut expected = dtype.to_string();
+    if dtype == DType::Bf16 {
+        expected += &format!(" or {wide}");
+    }
+    Err(Error::DType {
+        op,
+        what: what.into(),
+        found: x.dtype(),
+        expected,
+    })
+}
+
+/// Checks that `x` is a vector of `length` elements, a parameter beside activations of `dtype`, and
+/// gives it in the type that these are computed in, contiguous.
+fn parameter(
     op: &'static str,
     what: &str,
     x: &Tensor,
@@ -95,8 +118,8 @@ fn vector(
     if x.shape()[..] != [length] {
         return Err(Error::shape(op, what, x.shape(), format!("[{length}]")));
     }
-    same_dtype(op, what, x, dtype)?;
-    x.contiguous(m)
+    parameter_dtype(op, what, x, dtype)?;
+    cast(m, x, accumulator(dtype))?.contiguous(m)
 }
 
 /// Checks the values of an index tensor and returns it contiguous.

@@ -2,9 +2,9 @@
 
 use graft_kernels::{Float, norm as kernel, softmax as kernel_softmax};
 
-use super::{accumulator, beside, rows_of, vector, workspace};
+use super::{accumulator, beside, cast, parameter, rows_of, workspace};
 use crate::error::Result;
-use crate::{Memory, Tensor, with_float};
+use crate::{DType, Memory, Tensor, with_float};
 
 /// A normalised tensor and what its backward pass needs.
 #[derive(Debug)]
@@ -40,10 +40,10 @@ pub fn layer_norm(
         .map(|t| beside(op, "the residual", t, &x, m))
         .transpose()?;
     let weight = weight
-        .map(|t| vector(op, "the weight", t, columns, x.dtype(), m))
+        .map(|t| parameter(op, "the weight", t, columns, x.dtype(), m))
         .transpose()?;
     let bias = bias
-        .map(|t| vector(op, "the bias", t, columns, x.dtype(), m))
+        .map(|t| parameter(op, "the bias", t, columns, x.dtype(), m))
         .transpose()?;
     let mut y = Tensor::empty(m, x.dtype(), x.shape())?;
     let mut sum = residual
@@ -58,8 +58,8 @@ pub fn layer_norm(
             kernel::layer_norm(
                 x.slice::<T>()?,
                 residual.as_ref().map(|t| t.slice::<T>()).transpose()?,
-                weight.as_ref().map(|t| t.slice::<T>()).transpose()?,
-                bias.as_ref().map(|t| t.slice::<T>()).transpose()?,
+                weight.as_ref().map(|t| t.slice::<<T as Float>::Acc>()).transpose()?,
+                bias.as_ref().map(|t| t.slice::<<T as Float>::Acc>()).transpose()?,
                 eps,
                 y.slice_mut::<T>()?,
                 sum.as_mut().map(|t| t.slice_mut::<T>()).transpose()?,
@@ -94,14 +94,14 @@ pub fn layer_norm_backward_input(
     let s = s.contiguous(m)?;
     let dy = beside(op, "the gradient", dy, &s, m)?;
     let weight = weight
-        .map(|t| vector(op, "the weight", t, columns, s.dtype(), m))
+        .map(|t| parameter(op, "the weight", t, columns, s.dtype(), m))
         .transpose()?;
     let mut dx = Tensor::empty(m, s.dtype(), s.shape())?;
     with_float!(op, s.dtype(), T => {
         if !dx.is_planned() {
             kernel::layer_norm_backward_input(
                 s.slice::<T>()?,
-                weight.as_ref().map(|t| t.slice::<T>()).transpose()?,
+                weight.as_ref().map(|t| t.slice::<<T as Float>::Acc>()).transpose()?,
                 mean.slice::<<T as Float>::Acc>()?,
                 scale.slice::<<T as Float>::Acc>()?,
                 dy.slice::<T>()?,
@@ -113,7 +113,7 @@ pub fn layer_norm_backward_input(
     Ok(dx)
 }
 
-/// The gradients of [`layer_norm`]'s weight and bias, those that are asked for.
+/// The gradients of [`layer_norm`]'s weight and bias in `dtype`, those that are asked for.
 ///
 /// # Errors
 /// Shapes or types that differ.
@@ -124,6 +124,7 @@ pub fn layer_norm_backward_params(
     scale: &Tensor,
     dy: &Tensor,
     needs: [bool; 2],
+    dtype: DType,
 ) -> Result<[Option<Tensor>; 2]> {
     let op = "layer norm backward";
     let (rows, columns) = rows_of(op, "the input", s)?;
@@ -131,7 +132,7 @@ pub fn layer_norm_backward_params(
     let dy = beside(op, "the gradient", dy, &s, m)?;
     let output = |wanted: bool| {
         wanted
-            .then(|| Tensor::empty(m, s.dtype(), &[columns]))
+            .then(|| Tensor::empty(m, accumulator(s.dtype()), &[columns]))
             .transpose()
     };
     let (mut dweight, mut dbias) = (output(needs[0])?, output(needs[1])?);
@@ -144,14 +145,21 @@ pub fn layer_norm_backward_params(
                 mean.slice::<<T as Float>::Acc>()?,
                 scale.slice::<<T as Float>::Acc>()?,
                 dy.slice::<T>()?,
-                dweight.as_mut().map(|t| t.slice_mut::<T>()).transpose()?,
-                dbias.as_mut().map(|t| t.slice_mut::<T>()).transpose()?,
+                dweight
+                    .as_mut()
+                    .map(|t| t.slice_mut::<<T as Float>::Acc>())
+                    .transpose()?,
+                dbias
+                    .as_mut()
+                    .map(|t| t.slice_mut::<<T as Float>::Acc>())
+                    .transpose()?,
                 columns,
                 scratch.slice_mut::<<T as Float>::Acc>()?,
             );
         }
     });
-    Ok([dweight, dbias])
+    let stored = |x: Option<Tensor>| x.map(|x| cast(m, &x, dtype)).transpose();
+    Ok([stored(dweight)?, stored(dbias)?])
 }
 
 /// RMS normalisation (Zhang and Sennrich, 2019) of `x + residual`: `s / sqrt(mean(s²) + eps) *
@@ -175,7 +183,7 @@ pub fn rms_norm(
     let residual = residual
         .map(|t| beside(op, "the residual", t, &x, m))
         .transpose()?;
-    let weight = vector(op, "the weight", weight, columns, x.dtype(), m)?;
+    let weight = parameter(op, "the weight", weight, columns, x.dtype(), m)?;
     let mut y = Tensor::empty(m, x.dtype(), x.shape())?;
     let mut sum = residual
         .as_ref()
@@ -188,7 +196,7 @@ pub fn rms_norm(
             kernel::rms_norm(
                 x.slice::<T>()?,
                 residual.as_ref().map(|t| t.slice::<T>()).transpose()?,
-                weight.slice::<T>()?,
+                weight.slice::<<T as Float>::Acc>()?,
                 offset,
                 eps,
                 y.slice_mut::<T>()?,
@@ -206,7 +214,8 @@ pub fn rms_norm(
     })
 }
 
-/// The gradients of what [`rms_norm`] normalised and of its weight, those that are asked for.
+/// The gradients of what [`rms_norm`] normalised and of its weight, those that are asked for, each
+/// in the type of what it is the gradient of.
 ///
 /// # Errors
 /// Shapes or types that differ.
@@ -223,12 +232,13 @@ pub fn rms_norm_backward(
     let (rows, columns) = rows_of(op, "the input", s)?;
     let s = s.contiguous(m)?;
     let dy = beside(op, "the gradient", dy, &s, m)?;
-    let weight = vector(op, "the weight", weight, columns, s.dtype(), m)?;
+    let dtype = weight.dtype();
+    let weight = parameter(op, "the weight", weight, columns, s.dtype(), m)?;
     let mut dx = needs[0]
         .then(|| Tensor::empty(m, s.dtype(), s.shape()))
         .transpose()?;
     let mut dweight = needs[1]
-        .then(|| Tensor::empty(m, s.dtype(), &[columns]))
+        .then(|| Tensor::empty(m, accumulator(s.dtype()), &[columns]))
         .transpose()?;
     with_float!(op, s.dtype(), T => {
         let needed = kernel::layer_norm_backward_workspace(rows, columns);
@@ -239,16 +249,17 @@ pub fn rms_norm_backward(
             if let Some(dx) = &mut dx {
                 let dx = dx.slice_mut::<T>()?;
                 kernel::rms_norm_backward_input(
-                    s, weight.slice::<T>()?, offset, scale, dy, dx, columns,
+                    s, weight.slice::<<T as Float>::Acc>()?, offset, scale, dy, dx, columns,
                 );
             }
             if let Some(dweight) = &mut dweight {
-                let dweight = dweight.slice_mut::<T>()?;
+                let dweight = dweight.slice_mut::<<T as Float>::Acc>()?;
                 let scratch = scratch.slice_mut::<<T as Float>::Acc>()?;
                 kernel::rms_norm_backward_params(s, scale, dy, dweight, columns, scratch);
             }
         }
     });
+    let dweight = dweight.map(|x| cast(m, &x, dtype)).transpose()?;
     Ok([dx, dweight])
 }
 

@@ -226,7 +226,10 @@ fn products() {
         "linear: the weight is f32, expected f64",
     );
     refused(
-        |m| ops::weight_gradient(m, WeightLayout::OutIn, &f(m, &[2, 3]), &f(m, &[4, 5])),
+        |m| {
+            let (x, dy) = (f(m, &[2, 3]), f(m, &[4, 5]));
+            ops::weight_gradient(m, WeightLayout::OutIn, &x, &dy, DType::F32)
+        },
         "linear backward: the gradient; found [4, 5], expected 2 rows",
     );
 }

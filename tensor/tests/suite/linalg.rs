@@ -143,14 +143,14 @@ fn gradients_of_weights_and_biases() {
         let (xs, dys) = (flat(&x, inputs), flat(&dy, outputs));
         let roundings = (a * b) as f64 + 1.0;
         for layout in [WeightLayout::OutIn, WeightLayout::InOut] {
-            let y = run1(|m| ops::weight_gradient(m, layout, &x.on(m), &dy.on(m)));
+            let y = run1(|m| ops::weight_gradient(m, layout, &x.on(m), &dy.on(m), case.dtype));
             let (p, q) = match layout {
                 WeightLayout::OutIn => (dys.t().to_owned(), xs.clone()),
                 WeightLayout::InOut => (xs.t().to_owned(), dys.clone()),
             };
             near(&y, &product(&p, &q), roundings, &sizes(&p, &q));
         }
-        let y = run1(|m| ops::sum_to_columns(m, &dy.on(m)));
+        let y = run1(|m| ops::sum_to_columns(m, &dy.on(m), case.dtype));
         let size = dys.mapv(f64::abs).sum_axis(Axis(0));
         near(&y, &dys.sum_axis(Axis(0)), roundings, &size);
     });

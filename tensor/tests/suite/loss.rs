@@ -206,13 +206,13 @@ fn many_classes_in_chunks_are_the_plain_loss() {
             let (sum, lse) = loss::cross_entropy(m, &logits, &t, smoothing)?;
             let d = loss::cross_entropy_backward(m, &logits, &t, smoothing, &lse, &dy(m))?;
             let dx = graft_tensor::ops::matmul(m, &d, &w)?;
-            let dw = graft_tensor::ops::weight_gradient(m, p.layout, &x, &d)?;
+            let dw = graft_tensor::ops::weight_gradient(m, p.layout, &x, &d, x.dtype())?;
             Ok(vec![
                 sum,
                 lse,
                 dx,
                 dw,
-                graft_tensor::ops::sum_to_columns(m, &d)?,
+                graft_tensor::ops::sum_to_columns(m, &d, d.dtype())?,
             ])
         });
         for (y, want) in chunked.iter().zip(&plain) {

@@ -199,7 +199,8 @@ fn gradients_of_norms() {
             let mu = n.mean.unwrap();
             let dx = norm::layer_norm_backward_input(m, &x, weight.as_ref(), &mu, &n.scale, &dy)?;
             let wanted = [needs0, needs1];
-            let rest = norm::layer_norm_backward_params(m, &x, &mu, &n.scale, &dy, wanted)?;
+            let rest =
+                norm::layer_norm_backward_params(m, &x, &mu, &n.scale, &dy, wanted, x.dtype())?;
             assert_eq!(rest.each_ref().map(Option::is_some), wanted);
             Ok([dx].into_iter().chain(rest.into_iter().flatten()).collect())
         };
