@@ -157,6 +157,7 @@ impl Classifier {
         let (x, offsets) = self.encoder.forward(f, batch)?;
         let first = f.tape.pool(Pool::First, &x, &offsets)?;
         drop(x);
+        let first = f.leave(&first)?;
         self.classify(f, &first)
     }
 
@@ -181,19 +182,21 @@ impl Classifier {
         }
     }
 
-    /// What passes through `cut`: `[tokens, hidden]` in front of a layer, `[sequences, hidden]` in front of the head.
+    /// What passes through `cut`: `[tokens, hidden]` in front of a layer, `[sequences, hidden]` in front of the head; in
+    /// the parameters' type, which holds every value of the activations' type.
     ///
     /// # Errors
     /// As [`Classifier::forward`].
     pub fn below(&self, f: &mut Forward, cut: Cut, batch: &TokenBatch) -> Result<Var> {
         let (x, offsets) = self.encoder.embed(f, batch)?;
-        match cut {
-            Cut::Layer(layer) => self.encoder.run(f, x, &offsets, 0..layer),
+        let x = match cut {
+            Cut::Layer(layer) => self.encoder.run(f, x, &offsets, 0..layer)?,
             Cut::Head => {
                 let x = self.encoder.run(f, x, &offsets, 0..self.encoder.layers())?;
-                Ok(f.tape.pool(Pool::First, &x, &offsets)?)
+                f.tape.pool(Pool::First, &x, &offsets)?
             }
-        }
+        };
+        Ok(f.leave(&x)?)
     }
 
     /// The logits, `[sequences, labels]`, of what passes through `cut` ([`Classifier::below`] says in which shape):
@@ -208,17 +211,20 @@ impl Classifier {
             Cut::Layer(layer) => {
                 let offsets = Tensor::from_slice(f.memory(), offsets, &[offsets.len()])?;
                 let offsets = f.input(offsets);
+                let x = f.enter(&x)?;
                 let x = self
                     .encoder
                     .run(f, x, &offsets, layer..self.encoder.layers())?;
-                f.tape.pool(Pool::First, &x, &offsets)?
+                let first = f.tape.pool(Pool::First, &x, &offsets)?;
+                f.leave(&first)?
             }
             Cut::Head => x,
         };
         self.classify(f, &first)
     }
 
-    /// First tokens' hidden states `[sequences, hidden]` to logits `[sequences, labels]`.
+    /// First tokens' hidden states `[sequences, hidden]` to logits `[sequences, labels]`, in the parameters' type: it
+    /// costs nothing, and losses keep their digits.
     fn classify(&self, f: &mut Forward, first: &Var) -> Result<Var> {
         let mut x = first.clone();
         if self.head.dropout_first {

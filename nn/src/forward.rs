@@ -1,7 +1,7 @@
 //! One forward pass: a tape, the parameters, and which of them are trained.
 
 use graft_autograd::{Gradients, Tape, Var};
-use graft_tensor::{Memory, Tensor};
+use graft_tensor::{DType, Memory, Tensor};
 
 use crate::error::Result;
 use crate::parameters::{ParamId, Parameters};
@@ -58,6 +58,30 @@ impl<'a> Forward<'a> {
         let value = self.parameters.value(id)?;
         let name = self.parameters.get(id).name();
         Ok(self.tape.parameter(id.key(), name, value, trained))
+    }
+
+    /// `x` in the type of activations: where values of the parameters' type enter the network.
+    ///
+    /// # Errors
+    /// A type that is no float.
+    pub fn enter(&mut self, x: &Var) -> Result<Var> {
+        self.to_type(x, self.parameters.compute())
+    }
+
+    /// `x` in the parameters' type: where the network's values leave it, for a loss or to be kept.
+    ///
+    /// # Errors
+    /// A type that is no float.
+    pub fn leave(&mut self, x: &Var) -> Result<Var> {
+        self.to_type(x, self.parameters.dtype())
+    }
+
+    fn to_type(&mut self, x: &Var, dtype: DType) -> Result<Var> {
+        Ok(if x.value().dtype() == dtype {
+            x.clone()
+        } else {
+            self.tape.cast(x, dtype)?
+        })
     }
 
     /// A value that needs no gradient.

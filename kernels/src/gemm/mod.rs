@@ -102,7 +102,8 @@ impl<'a, T> MatRef<'a, T> {
 }
 
 /// What happens to `x = a·b` (plus the old c, if accumulating) on its way into C:
-/// `x += bias`; `pre_activation = x`; `c = activation(x)`. The default is nothing.
+/// `x += bias`; `x` rounded to storage; `pre_activation = x`; `c = activation(x)`. The default is
+/// nothing.
 #[derive(Debug)]
 pub struct Epilogue<'a, T: Float> {
     /// `[n]`, added to every row.

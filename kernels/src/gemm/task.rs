@@ -151,6 +151,14 @@ unsafe fn finish<T: Float, K: Kernel>(pass: &Pass<T, K>, sums: &mut [T::Acc], i:
             narrow(pass.kernel, sums, pre);
         }
         if let Some(kind) = pass.activation {
+            // Of what is stored as its argument, whether that is asked for or not: c can be made
+            // again from it.
+            if !wide {
+                narrow(pass.kernel, sums, c);
+                for (x, y) in sums.iter_mut().zip(&*c) {
+                    *x = y.widen();
+                }
+            }
             apply_all::<K::Arch, T::Acc>(kind, sums);
         }
         narrow(pass.kernel, sums, c);

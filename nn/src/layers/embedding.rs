@@ -33,12 +33,13 @@ impl Embedding {
         self.weight
     }
 
-    /// The rows of `ids`.
+    /// The rows of `ids`, in the type of activations.
     ///
     /// # Errors
     /// An id outside the table.
     pub fn forward(&self, f: &mut Forward, ids: &Var) -> Result<Var> {
         let table = f.parameter(self.weight)?;
-        Ok(f.tape.gather_rows(&table, ids)?)
+        let rows = f.tape.gather_rows(&table, ids)?;
+        f.enter(&rows)
     }
 }

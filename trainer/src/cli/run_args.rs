@@ -55,6 +55,9 @@ pub struct RunArgs {
     /// Most tokens of one example; a longer one is cut.
     #[arg(long, value_name = "N", allow_negative_numbers = true)]
     pub max_length: Option<i64>,
+    /// Type of activations and products: f32 or bf16. Weights stay f32.
+    #[arg(long, value_name = "TYPE")]
+    pub precision: Option<String>,
     /// Worker threads; results do not depend on it.
     #[arg(long, value_name = "N", allow_negative_numbers = true)]
     pub threads: Option<i64>,
@@ -102,6 +105,7 @@ impl RunArgs {
         for (key, flag, text) in [
             ("task.kind", "--task", &self.task),
             ("strategy.name", "--strategy", &self.strategy),
+            ("train.precision", "--precision", &self.precision),
             ("data.text", "--text-column", &self.text_column),
             (
                 "data.text_pair",

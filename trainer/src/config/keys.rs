@@ -125,6 +125,10 @@ pub const KEYS: &[Key] = &[
         "whether batches hold examples of like length; false",
     ),
     key(
+        "train.precision",
+        "type of activations and products: \"f32\", or \"bf16\" with weights, gradients and optimizer state in f32; \"f32\"",
+    ),
+    key(
         "train.seed",
         "seed of the new head, the order and dropout, 0 to 2^63-1; 0",
     ),
@@ -161,6 +165,8 @@ const ALIASES: &[(&str, &str)] = &[
     ("lr_scheduler_type", "optimizer.schedule"),
     ("warmup_ratio", "optimizer.warmup"),
     ("warmup_steps", "optimizer.warmup"),
+    ("bf16", "train.precision"),
+    ("dtype", "train.precision"),
     ("output_dir", "output.dir"),
     ("out", "output.dir"),
     ("model_name_or_path", "model.path"),

@@ -16,7 +16,9 @@ use serde::Serialize;
 
 pub use keys::{KEYS, Key, describe};
 pub use settings::{Origin, Settings};
-pub use values::{CacheKind, OptimizerKind, Rule, Schedule, Strategy, TaskKind, Warmup};
+pub use values::{
+    CacheKind, OptimizerKind, Precision, Rule, Schedule, Strategy, TaskKind, Warmup,
+};
 
 use crate::batch::BatchSize;
 use crate::error::{Error, Result};
@@ -135,6 +137,8 @@ pub struct TrainConfig {
     pub accumulate: usize,
     /// Whether batches hold examples of like length; default false.
     pub group_by_length: bool,
+    /// Type of activations and products, in training and evaluation; default f32.
+    pub precision: Precision,
     /// Of the new head, the order and dropout; default 0.
     pub seed: u64,
     /// Worker threads; none: all cores. Results do not depend on it.
@@ -209,6 +213,8 @@ impl RunConfig {
             },
             accumulate: count(s, "train.accumulate")?.unwrap_or(1),
             group_by_length: choice(s, "train.group_by_length", "true or false")?.unwrap_or(false),
+            precision: choice(s, "train.precision", "\"f32\" or \"bf16\"")?
+                .unwrap_or(Precision::F32),
             seed: s
                 .get(
                     "train.seed",

@@ -105,6 +105,7 @@ epochs = 7
 max_tokens = 4096
 accumulate = 2
 group_by_length = true
+precision = "bf16"
 seed = 9223372036854775807
 threads = 2
 cache = "memory"

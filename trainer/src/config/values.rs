@@ -3,6 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
+use graft_tensor::DType;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 use crate::nearest::nearest;
@@ -25,6 +26,26 @@ pub enum Schedule {
     Linear,
     /// Falls along half a cosine to 0 at the last step.
     Cosine,
+}
+
+/// The type of activations and products. Weights, their gradients and the optimizer's state are f32.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Precision {
+    /// 24 bits.
+    F32,
+    /// 8 bits, and the range of f32; sums are kept in f32.
+    Bf16,
+}
+
+impl Precision {
+    /// The type itself.
+    pub fn dtype(self) -> DType {
+        match self {
+            Precision::F32 => DType::F32,
+            Precision::Bf16 => DType::Bf16,
+        }
+    }
 }
 
 /// The update rule with the settings only it has.

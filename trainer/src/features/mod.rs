@@ -440,8 +440,9 @@ fn key(encoding: &Encoding) -> Key {
 fn identity(model: &Model, hashes: &Hashes, cut: Cut) -> Key {
     let c: &ModelConfig = &model.config;
     let mut text = format!(
-        "{} {cut:?} {:?} layers {} heads {} {:?} eps {:e} first position {}\n",
+        "{} {cut:?} {} {:?} layers {} heads {} {:?} eps {:e} first position {}\n",
         env!("CARGO_PKG_VERSION"),
+        model.parameters.compute(),
         c.family,
         c.layers,
         c.heads,
