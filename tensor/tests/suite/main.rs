@@ -10,6 +10,7 @@ mod index;
 mod linalg;
 mod loss;
 mod memory;
+mod mixed;
 mod norm;
 mod optimizer;
 mod pool;
