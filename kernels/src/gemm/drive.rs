@@ -7,6 +7,10 @@ use super::tile::Kernel;
 use super::{Epilogue, MatRef, Operands};
 use crate::element::{Float, same};
 use crate::parallel::each;
+use half::bf16;
+
+/// Distance in bytes at which addresses meet in the same lines of the first cache level.
+const L1_SETS: usize = 4096;
 
 /// Workspace of one product on one instruction set, in elements.
 pub(super) fn workspace<T: Float, K: Kernel>(m: usize, n: usize, k: usize) -> usize {
@@ -64,6 +68,7 @@ pub(super) fn product<A, B, C, K>(
     let partial = rest[..partial_len].as_mut_ptr();
     let (a_pack, b_pack) = (a_pack.as_mut_ptr(), b_pack.as_mut_ptr());
     let c = c.as_mut_ptr();
+    let in_place = in_place::<A, K>(&a);
     let pre = epilogue
         .pre_activation
         .map_or(std::ptr::null_mut(), |pre| pre.as_mut_ptr());
@@ -108,8 +113,13 @@ pub(super) fn product<A, B, C, K>(
                 });
                 let pass = Shared(Pass {
                     kernel,
-                    a: a_pack,
+                    a: if in_place {
+                        pack_a.0.src.cast()
+                    } else {
+                        a_pack
+                    },
                     b: b_pack,
+                    a_stride: if in_place { a.row_stride / K::STEP } else { 0 },
                     steps: depth.div_ceil(K::STEP),
                     c: c.wrapping_add(at),
                     pre: if pre.is_null() {
@@ -136,7 +146,21 @@ pub(super) fn product<A, B, C, K>(
     }
 }
 
-/// Packs both blocks and runs the grid of tasks over them.
+/// Whether tiles read A where it is: its steps lie side by side, as they would be packed, in rows
+/// that do not compete for the same lines of the first cache level.
+fn in_place<A: Float, K: Kernel>(a: &MatRef<A>) -> bool {
+    let stride = a.row_stride * size_of::<A>();
+    K::ROWS
+        && K::STEP * size_of::<A>() == size_of::<A::Acc>()
+        && same::<A, bf16>()
+        && a.col_stride == 1
+        && a.cols.is_multiple_of(K::STEP)
+        && a.row_stride.is_multiple_of(K::STEP)
+        && a.row_stride > 0
+        && !stride.is_multiple_of(L1_SETS)
+}
+
+/// Packs both blocks, those of A unless tiles read it in place, and runs the grid of tasks over them.
 ///
 /// Packing is a stage of its own, unless the grid has one row or one column: then the task that
 /// alone needs a part packs it, and finds it in its own cache.
@@ -155,7 +179,8 @@ fn stages<A, B, C, K>(
     K: Kernel,
 {
     let (grid_m, grid_n) = (mb.div_ceil(plan.mt), nb.div_ceil(plan.nt));
-    let (a_early, b_early) = (grid_n > 1, grid_n == 1 || grid_m > 1);
+    let packs_a = pass.0.a_stride == 0;
+    let (a_early, b_early) = (packs_a && grid_n > 1, grid_n == 1 || grid_m > 1);
     let early_a = if a_early { grid_m } else { 0 };
     let early_b = if b_early { grid_n } else { 0 };
     // A B of one task would be packed by one thread while the others wait: in panels instead.
@@ -173,7 +198,7 @@ fn stages<A, B, C, K>(
     });
     each(grid_m * grid_n, parallel, |i| {
         let (row, col) = (i / grid_n, i % grid_n);
-        if !a_early {
+        if packs_a && !a_early {
             pack_a.get().part(plan.mt, row);
         }
         if !b_early {

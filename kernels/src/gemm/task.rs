@@ -14,6 +14,8 @@ pub(super) struct Pass<'a, T: Float, K> {
     /// Packed panels of the block's rows and columns, `steps` deep.
     pub a: *const T::Acc,
     pub b: *const T::Acc,
+    /// If not 0, A is not packed: `a` is its first row, and the next ones follow at this distance.
+    pub a_stride: usize,
     pub steps: usize,
     /// The block in C and, if not null, in the activations' inputs; rows `ldc` apart.
     pub c: *mut T,
@@ -49,7 +51,11 @@ impl<T: Float, K: Kernel> Job for Task<'_, T, K> {
         let sums = sums.as_mut_ptr().cast::<T::Acc>();
         // Sums of whole tiles that need nothing else go from registers to where they belong.
         let bare = pass.bias.is_none() && pass.activation.is_none() && pass.pre.is_null();
-        let direct = same::<T, T::Acc>() && (bare || !pass.last);
+        let wide = same::<T, T::Acc>();
+        let direct = !pass.last || (wide && bare);
+        let add = !pass.first || (pass.accumulate && wide);
+        // Whole tiles that only have to be rounded, perhaps after a bias, take a short way, too.
+        let plain = !wide && !pass.accumulate && pass.activation.is_none() && pass.pre.is_null();
         for j in (cols.0..cols.1).step_by(shape.nr) {
             let width = shape.nr.min(cols.1 - j);
             for i in (rows.0..rows.1).step_by(shape.mr) {
@@ -66,24 +72,62 @@ impl<T: Float, K: Kernel> Job for Task<'_, T, K> {
                             prefetch(pass.partial.add(r * pass.ldp + j), width);
                         }
                     }
-                    let (a, b) = (pass.a.add(i * pass.steps), pass.b.add(j * pass.steps));
-                    if direct && K::covers(size_of::<T::Acc>(), width) == width {
-                        let (to, add) = (
-                            pass.partial.add(i * pass.ldp + j),
-                            !pass.first || pass.accumulate,
-                        );
-                        pass.kernel
-                            .tile(pass.steps, a, b, height, width, to, pass.ldp, add);
+                    let whole = K::covers(size_of::<T::Acc>(), width) == width;
+                    if direct && whole {
+                        let to = pass.partial.add(i * pass.ldp + j);
+                        multiply(pass, (i, j), (height, width), to, pass.ldp, add);
                         continue;
                     }
-                    pass.kernel
-                        .tile(pass.steps, a, b, height, width, sums, shape.nr, false);
+                    if plain && pass.last && width == shape.nr {
+                        // Where there are sums already, they are completed where they are.
+                        let (to, stride) = if pass.first {
+                            (sums, shape.nr)
+                        } else {
+                            (pass.partial.add(i * pass.ldp + j), pass.ldp)
+                        };
+                        multiply(pass, (i, j), (height, width), to, stride, add);
+                        for r in 0..height {
+                            let row = to.add(r * stride);
+                            round_row(pass, row, shape.nr, i + r, j);
+                        }
+                        continue;
+                    }
+                    multiply(pass, (i, j), (height, width), sums, shape.nr, false);
                     for r in 0..height {
                         let row = std::slice::from_raw_parts_mut(sums.add(r * shape.nr), width);
                         finish(pass, row, i + r, j);
                     }
                 }
             }
+        }
+    }
+}
+
+/// The tile of `height` x `width` at (i, j).
+///
+/// # Safety
+/// As [`Kernel::tile`].
+#[inline(always)]
+unsafe fn multiply<T: Float, K: Kernel>(
+    pass: &Pass<T, K>,
+    (i, j): (usize, usize),
+    (height, width): (usize, usize),
+    to: *mut T::Acc,
+    stride: usize,
+    add: bool,
+) {
+    // SAFETY: by the caller.
+    unsafe {
+        let b = pass.b.add(j * pass.steps);
+        if K::ROWS && pass.a_stride > 0 {
+            let a = pass.a.add(i * pass.a_stride);
+            let size = (height, width);
+            pass.kernel
+                .tile_rows(pass.steps, a, pass.a_stride, b, size, to, stride, add);
+        } else {
+            let a = pass.a.add(i * pass.steps);
+            pass.kernel
+                .tile(pass.steps, a, b, height, width, to, stride, add);
         }
     }
 }
@@ -110,6 +154,32 @@ unsafe fn prefetch<V>(row: *const V, count: usize) {
 
 #[repr(align(64))]
 struct Aligned<R>(#[allow(dead_code)] [R; TILE]);
+
+/// Adds the bias to `width` whole sums of columns j.. of row i and rounds them into C.
+///
+/// # Safety
+/// As [`finish`]; the sums may be overwritten.
+#[inline(always)]
+unsafe fn round_row<T: Float, K: Kernel>(
+    pass: &Pass<T, K>,
+    sums: *mut T::Acc,
+    width: usize,
+    i: usize,
+    j: usize,
+) {
+    // SAFETY: by the caller.
+    unsafe {
+        let sums = std::slice::from_raw_parts_mut(sums, width);
+        if let Some(bias) = pass.bias {
+            let bias = bias.as_ptr().add(j);
+            for (l, x) in sums.iter_mut().enumerate() {
+                *x += *bias.add(l);
+            }
+        }
+        let c = std::slice::from_raw_parts_mut(pass.c.add(i * pass.ldc + j), width);
+        narrow(pass.kernel, sums, c);
+    }
+}
 
 /// Takes the sums of columns j.. of row i to where they belong.
 ///

@@ -102,6 +102,29 @@ pub(super) unsafe trait Kernel: Copy + Send + Sync {
         add: bool,
     );
 
+    /// Whether [`Kernel::tile_rows`] is there for steps read from A itself, where they lie side by
+    /// side in rows of `R`.
+    const ROWS: bool = false;
+
+    /// As [`Kernel::tile`] with A as it is stored: step l of row i at `a[i · a_stride + l]`, which
+    /// need not be aligned.
+    ///
+    /// # Safety
+    /// a: `rows` rows of `steps`, `a_stride` apart; the rest as in [`Kernel::tile`].
+    unsafe fn tile_rows<R: Real>(
+        self,
+        _steps: usize,
+        _a: *const R,
+        _a_stride: usize,
+        _b: *const R,
+        _size: (usize, usize),
+        _out: *mut R,
+        _stride: usize,
+        _add: bool,
+    ) {
+        unreachable!("gemm: a kernel without tiles of rows")
+    }
+
     /// Rounds a block to bf16 and packs it into panels of pairs, `[depth / 2, width, 2]`; for a
     /// kernel whose STEP is 2.
     ///

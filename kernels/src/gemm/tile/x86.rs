@@ -1,6 +1,7 @@
 //! Register tiles of AVX-512 and of AVX2 with FMA.
 
 mod pairs;
+mod rows;
 
 use super::{Job, Kernel};
 use crate::element::{Float, Real, same};
@@ -278,6 +279,23 @@ implement! {
     choose_avx512_bf16,
     choose_avx512_f64,
     const STEP: usize = 2;
+    const ROWS: bool = true;
+
+    #[inline(always)]
+    unsafe fn tile_rows<R: Real>(
+        self,
+        steps: usize,
+        a: *const R,
+        a_stride: usize,
+        b: *const R,
+        size: (usize, usize),
+        out: *mut R,
+        stride: usize,
+        add: bool,
+    ) {
+        // SAFETY: by the caller; R is f32, the only type that products of bf16 are summed in.
+        unsafe { rows::choose(steps, a.cast(), a_stride, b.cast(), size, out.cast(), stride, add) }
+    }
 
     #[inline(always)]
     unsafe fn pack_pairs<T: Float>(self, block: &Pack<T, Self>) {
