@@ -16,7 +16,7 @@ const L1_SETS: usize = 4096;
 pub(super) fn workspace<T: Float, K: Kernel>(m: usize, n: usize, k: usize) -> usize {
     let size = size_of::<T::Acc>();
     let steps = k.div_ceil(K::STEP);
-    let plan = Plan::new(m, n, steps, size, K::shape(size));
+    let plan = Plan::new(m, n, steps, K::shape(size));
     let areas = plan.areas(steps, !same::<T, T::Acc>());
     areas.iter().sum::<usize>() + ALIGN / size
 }
@@ -57,7 +57,7 @@ pub(super) fn product<A, B, C, K>(
     let steps = k.div_ceil(K::STEP);
     let size = size_of::<C::Acc>();
     let shape = K::shape(size);
-    let plan = Plan::new(m, n, steps, size, shape);
+    let plan = Plan::new(m, n, steps, shape);
     let parallel = parallel && plan.parallel;
     let wide = same::<C, C::Acc>();
     let rounds = operands == Operands::Bf16;
@@ -68,7 +68,7 @@ pub(super) fn product<A, B, C, K>(
     let partial = rest[..partial_len].as_mut_ptr();
     let (a_pack, b_pack) = (a_pack.as_mut_ptr(), b_pack.as_mut_ptr());
     let c = c.as_mut_ptr();
-    let in_place = in_place::<A, K>(&a);
+    let in_place = in_place::<A, K>(&a, rounds);
     let pre = epilogue
         .pre_activation
         .map_or(std::ptr::null_mut(), |pre| pre.as_mut_ptr());
@@ -148,11 +148,14 @@ pub(super) fn product<A, B, C, K>(
 
 /// Whether tiles read A where it is: its steps lie side by side, as they would be packed, in rows
 /// that do not compete for the same lines of the first cache level.
-fn in_place<A: Float, K: Kernel>(a: &MatRef<A>) -> bool {
+fn in_place<A: Float, K: Kernel>(a: &MatRef<A>, rounds: bool) -> bool {
     let stride = a.row_stride * size_of::<A>();
+    let as_packed = match K::STEP {
+        1 => same::<A, f32>() && !rounds,
+        _ => same::<A, bf16>(),
+    };
     K::ROWS
-        && K::STEP * size_of::<A>() == size_of::<A::Acc>()
-        && same::<A, bf16>()
+        && as_packed
         && a.col_stride == 1
         && a.cols.is_multiple_of(K::STEP)
         && a.row_stride.is_multiple_of(K::STEP)

@@ -16,11 +16,6 @@
 
 use super::tile::Shape;
 
-/// Bound on kb, in bytes of one row of packed A. A panel of B (kb · NR · 4 = 48 KiB at 384) then
-/// streams through the first cache level while 12 rows of A (18 KiB) stay in it, and a task's
-/// rows of A (192 · 384 · 4 = 288 KiB) leave room in the second level of any current processor.
-/// Sums pass through memory once per block: 1 load and 1 store for 384 multiplications.
-const K_BYTES: usize = 4 * 512;
 /// Bounds on mb and nb: as large as the packed blocks (3 MiB each) fit a shared last level.
 /// Packing an element costs about as much as 20 multiply-adds of the tile and is repaid 2048 times.
 const OUTER: usize = 2048;
@@ -59,10 +54,10 @@ fn part(len: usize, most: usize, unit: usize) -> usize {
 }
 
 impl Plan {
-    /// For `[m, k] · [k, n]` in steps of `size` bytes.
-    pub fn new(m: usize, n: usize, k: usize, size: usize, shape: Shape) -> Self {
+    /// For `[m, k] · [k, n]`, k in steps.
+    pub fn new(m: usize, n: usize, k: usize, shape: Shape) -> Self {
         // Multiples of 16 keep the transposing loads of every block whole.
-        let kb = part(k, K_BYTES / size, 16).min(k);
+        let kb = part(k, shape.depth, 16).min(k);
         let mb = part(m, OUTER, shape.mr);
         let nb = part(n, OUTER, shape.nr);
         let mut mt = part(mb, TASK_PANELS_M * shape.mr, shape.mr);

@@ -38,11 +38,13 @@ pub(super) fn choose(isa: Isa, operands: Operands) -> Choice {
     choice.unwrap_or(Choice::Portable(Portable))
 }
 
-/// Rows and columns of a register tile.
+/// Rows and columns of a register tile, and how deep it goes.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Shape {
     pub mr: usize,
     pub nr: usize,
+    /// Steps of a block of k at most.
+    pub depth: usize,
 }
 
 /// Room for the largest register tile, in elements.
@@ -60,6 +62,11 @@ pub(super) trait Job {
 pub(super) unsafe trait Kernel: Copy + Send + Sync {
     /// Rows of a tile; a panel of packed A is `[kb, MR]`.
     const MR: usize;
+    /// Bound on a block of k, in bytes of one row of packed A. A panel of B (kb · NR · 4 = 48 KiB at
+    /// 384) then streams through the first cache level while 12 rows of A (18 KiB) stay in it, and
+    /// a task's rows of A (192 · 384 · 4 = 288 KiB) leave room in the second level of any current
+    /// processor. Sums pass through memory once per block: 1 load and 1 store for 384 steps.
+    const DEPTH_BYTES: usize = 4 * 512;
     /// Elements of k that one step of a tile multiplies. Packed, a step is as large as one R: two
     /// bf16 share an `f32`'s place.
     const STEP: usize = 1;
@@ -68,11 +75,12 @@ pub(super) unsafe trait Kernel: Copy + Send + Sync {
     /// Bytes in a row of a tile; a panel of packed B is `[kb, NR_BYTES / size_of::<R>()]`.
     const NR_BYTES: usize;
 
-    /// Rows and columns of a tile of numbers of `size` bytes.
+    /// Sizes of a tile of numbers of `size` bytes.
     fn shape(size: usize) -> Shape {
         Shape {
             mr: Self::MR,
             nr: Self::NR_BYTES / size,
+            depth: Self::DEPTH_BYTES / size,
         }
     }
 
@@ -102,8 +110,8 @@ pub(super) unsafe trait Kernel: Copy + Send + Sync {
         add: bool,
     );
 
-    /// Whether [`Kernel::tile_rows`] is there for steps read from A itself, where they lie side by
-    /// side in rows of `R`.
+    /// Whether [`Kernel::tile_rows`] is there, for f32 as the computing type: steps are read from A
+    /// itself, where they lie side by side.
     const ROWS: bool = false;
 
     /// As [`Kernel::tile`] with A as it is stored: step l of row i at `a[i · a_stride + l]`, which

@@ -225,13 +225,31 @@ implement!(
     choose_avx2_f32,
     choose_avx2_f64,
 );
-implement!(
+implement! {
     Avx512,
     "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c",
     12,
     128,
     choose_avx512_f32,
     choose_avx512_f64,
+    const ROWS: bool = true;
+
+    #[inline(always)]
+    unsafe fn tile_rows<R: Real>(
+        self,
+        steps: usize,
+        a: *const R,
+        a_stride: usize,
+        b: *const R,
+        size: (usize, usize),
+        out: *mut R,
+        stride: usize,
+        add: bool,
+    ) {
+        // SAFETY: by the caller; R is f32.
+        unsafe { rows::choose_f32(steps, a.cast(), a_stride, b.cast(), size, out.cast(), stride, add) }
+    }
+
     #[inline(always)]
     unsafe fn transpose<T: Float>(
         self,
@@ -269,7 +287,7 @@ implement!(
         }
         true
     }
-);
+}
 
 implement! {
     Avx512Bf16,
@@ -279,6 +297,7 @@ implement! {
     choose_avx512_bf16,
     choose_avx512_f64,
     const STEP: usize = 2;
+    const DEPTH_BYTES: usize = 4 * 384;
     const ROWS: bool = true;
 
     #[inline(always)]
@@ -294,7 +313,7 @@ implement! {
         add: bool,
     ) {
         // SAFETY: by the caller; R is f32, the only type that products of bf16 are summed in.
-        unsafe { rows::choose(steps, a.cast(), a_stride, b.cast(), size, out.cast(), stride, add) }
+        unsafe { rows::choose_bf16(steps, a.cast(), a_stride, b.cast(), size, out.cast(), stride, add) }
     }
 
     #[inline(always)]

@@ -32,8 +32,11 @@ impl<T: Float, K: Kernel> From<&Pack<T, K>> for Block<T> {
     }
 }
 
-/// Panels that are filled side by side, so that reads of a row stay long.
-const TOGETHER: usize = 16;
+/// Panels that are filled side by side, so that reads of a row stay long. Panels as a rule are
+/// multiples of 4 KiB apart: more of them would compete for the same lines of the first cache level.
+const TOGETHER: usize = 4;
+/// How many rows ahead are asked for.
+const ROWS_AHEAD: usize = 16;
 /// How far ahead of a transposition its rows are asked for, in bytes.
 const AHEAD: usize = 512;
 
@@ -204,6 +207,9 @@ unsafe fn interleave<T: Float, const WIDTH: usize>(block: Block<T>) {
                 // SAFETY: `have` elements of rows 2w and, if it is there, 2w + 1; row w of panel p.
                 unsafe {
                     let from = block.src.add(2 * w * block.k_stride + p * WIDTH);
+                    let ahead = from.wrapping_add(ROWS_AHEAD * block.k_stride);
+                    _mm_prefetch::<_MM_HINT_T0>(ahead.cast());
+                    _mm_prefetch::<_MM_HINT_T0>(ahead.wrapping_add(block.k_stride).cast());
                     let even = load32(from, have);
                     let odd = if 2 * w + 1 < block.depth {
                         load32(from.add(block.k_stride), have)
