@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 pub mod runs;
+pub mod steps;
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};

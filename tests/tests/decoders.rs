@@ -377,7 +377,7 @@ fn every_tensor_is_accounted_for() {
     assert_eq!(config.prefix(), "model.");
     let mut parameters = Parameters::new(&Memory::cpu(), DType::F32);
     DecoderClassifier::new(&mut parameters, &config).unwrap();
-    let mut checkpoint = Checkpoint::open(&fixture("tiny-llama")).unwrap();
+    let mut checkpoint = Checkpoint::open(fixture("tiny-llama")).unwrap();
     let text = load_parameters(&mut parameters, &config, &mut checkpoint, None)
         .unwrap_err()
         .to_string();

@@ -191,7 +191,7 @@ fn cross_entropy_of_a_linear_layer() {
                 } else {
                     (x.on(m), weight.on(m), bias.on(m))
                 };
-                let (sum, lse) = loss::linear_cross_entropy(m, &x, &w, Some(&b), &t, 0.1)?;
+                let (sum, lse) = loss::linear_cross_entropy(m, &x, &w, Some(&b), &t, 0.1, None)?;
                 let dy = Tensor::full(m, sum.dtype(), &[], 1.0)?;
                 let needs = [true; 3];
                 let parts = loss::linear_cross_entropy_backward(
@@ -201,6 +201,7 @@ fn cross_entropy_of_a_linear_layer() {
                     Some(&b),
                     &t,
                     0.1,
+                    None,
                     &lse,
                     &dy,
                     needs,

@@ -16,9 +16,7 @@ use serde::Serialize;
 
 pub use keys::{KEYS, Key, describe};
 pub use settings::{Origin, Settings};
-pub use values::{
-    CacheKind, OptimizerKind, Precision, Rule, Schedule, Strategy, TaskKind, Warmup,
-};
+pub use values::{CacheKind, OptimizerKind, Precision, Rule, Schedule, Strategy, TaskKind, Warmup};
 
 use crate::batch::BatchSize;
 use crate::error::{Error, Result};
