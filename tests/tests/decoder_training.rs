@@ -217,3 +217,57 @@ fn bad_batches_are_refused() {
         assert!(loss(vec![-1, 1], vec![1, 1]).contains("index -1 at position 0"));
     }
 }
+
+#[test]
+fn new_weights_begin_as_in_transformers() {
+    let deviation = |name: &str, tensor: &str| {
+        let dir = fixture(name);
+        let config = DecoderConfig::load(&ModelSource::directory(&dir).unwrap()).unwrap();
+        let mut parameters = Parameters::new(&Memory::cpu(), DType::F32);
+        CausalLm::new(&mut parameters, &config).unwrap();
+        parameters.initialise(1).unwrap();
+        let id = parameters.find(tensor).unwrap();
+        let values = parameters.value(id).unwrap().to_f64().unwrap();
+        (values.iter().map(|x| x * x).sum::<f64>() / values.len() as f64).sqrt()
+    };
+    // Tables of a thousand elements and more: within 10 % of the deviation.
+    let near = |found: f64, expected: f64| (found / expected - 1.0).abs() < 0.1;
+    assert!(near(deviation("tiny-gpt2", "transformer.wte.weight"), 0.02));
+    assert!(near(
+        deviation("tiny-gpt2", "transformer.h.0.mlp.c_fc.weight"),
+        0.02
+    ));
+    let smaller = 0.02 / 4f64.sqrt();
+    for tensor in [
+        "transformer.h.1.mlp.c_proj.weight",
+        "transformer.h.0.attn.c_proj.weight",
+    ] {
+        assert!(near(deviation("tiny-gpt2", tensor), smaller), "{tensor}");
+    }
+    assert!(near(
+        deviation("tiny-llama", "model.layers.0.mlp.down_proj.weight"),
+        0.02
+    ));
+    // Norms begin as the identity: Gemma's are stored less one.
+    assert_eq!(deviation("tiny-llama", "model.norm.weight"), 1.0);
+    assert_eq!(deviation("tiny-gemma2", "model.norm.weight"), 0.0);
+}
+
+#[test]
+fn a_plan_is_a_run() {
+    for name in ["tiny-gpt2", "tiny-llama", "tiny-gemma2", "tiny-gemma3"] {
+        let dir = fixture(name);
+        let config = DecoderConfig::load(&ModelSource::directory(&dir).unwrap()).unwrap();
+        let (batch, targets) = example(name);
+        let usage = |memory: Memory| {
+            let mut parameters = Parameters::new(&memory, DType::F32);
+            let lm = CausalLm::new(&mut parameters, &config).unwrap();
+            parameters.initialise(0).unwrap();
+            let set = FreezePolicy::default().resolve(&parameters).unwrap();
+            let gradients = gradients(&parameters, &lm, &set, &(batch.clone(), targets.clone()));
+            drop(gradients);
+            memory.usage()
+        };
+        assert_eq!(usage(Memory::cpu()), usage(Memory::planned()), "{name}");
+    }
+}

@@ -158,13 +158,22 @@ fn linear(
     name: &str,
     [inputs, outputs]: [usize; 2],
     bias: bool,
+    std: f64,
 ) -> Result<Linear> {
-    let std = config.initializer_range;
     Ok(match (config.family, bias) {
         (DecoderFamily::Gpt2, _) => Linear::conv1d(p, name, inputs, outputs, std)?,
         (_, true) => Linear::new(p, name, inputs, outputs, std)?,
         (_, false) => Linear::without_bias(p, name, inputs, outputs, std)?,
     })
+}
+
+/// The standard deviation of new weights that write to the residual stream: in GPT-2 they are smaller by the root of
+/// how many there are, so that the stream's variance does not grow with the depth.
+fn residual_std(config: &DecoderConfig) -> f64 {
+    match config.family {
+        DecoderFamily::Gpt2 => config.initializer_range / (2.0 * config.layers as f64).sqrt(),
+        _ => config.initializer_range,
+    }
 }
 
 impl DecoderAttention {
@@ -178,14 +187,15 @@ impl DecoderAttention {
         let (hidden, head_dim) = (config.hidden_size, config.head_dim);
         let (width, kv_width) = (config.heads * head_dim, config.kv_heads * head_dim);
         let [input_bias, output_bias, _] = config.biases;
+        let std = config.initializer_range;
         let inputs = match names.projections {
             Projections::Fused(name) => {
                 let sizes = [hidden, width + 2 * kv_width];
-                Inputs::Fused(linear(p, config, &at(name), sizes, input_bias)?)
+                Inputs::Fused(linear(p, config, &at(name), sizes, input_bias, std)?)
             }
             Projections::Apart([query, key, value]) => {
                 let mut project = |name: &str, outputs: usize| {
-                    linear(p, config, &at(name), [hidden, outputs], input_bias)
+                    linear(p, config, &at(name), [hidden, outputs], input_bias, std)
                 };
                 Inputs::Apart(Box::new([
                     project(query, width)?,
@@ -195,7 +205,15 @@ impl DecoderAttention {
             }
         };
         let output_name = at(names.attention_output);
-        let output = linear(p, config, &output_name, [width, hidden], output_bias)?;
+        let output_std = residual_std(config);
+        let output = linear(
+            p,
+            config,
+            &output_name,
+            [width, hidden],
+            output_bias,
+            output_std,
+        )?;
         let norms = match config.family {
             DecoderFamily::Qwen3 | DecoderFamily::Gemma3 => Some(Box::new([
                 Norm::of_width(p, config, &at(names.query_norm), head_dim)?,
@@ -308,11 +326,14 @@ impl FeedForward {
         let at = |name: &str| format!("{}{}.{i}.{name}", names.prefix, names.layer);
         let (hidden, inner) = (config.hidden_size, config.intermediate_size);
         let bias = config.biases[2];
-        let mut project = |name: &str, sizes: [usize; 2]| linear(p, config, &at(name), sizes, bias);
+        let std = config.initializer_range;
+        let mut project = |name: &str, sizes: [usize; 2], std: f64| {
+            linear(p, config, &at(name), sizes, bias, std)
+        };
         if config.family == DecoderFamily::Gpt2 {
             return Ok(FeedForward::Plain(Mlp {
-                up: project(names.up, [hidden, inner])?,
-                down: project(names.down, [inner, hidden])?,
+                up: project(names.up, [hidden, inner], std)?,
+                down: project(names.down, [inner, hidden], residual_std(config))?,
                 activation: match config.hidden_act {
                     HiddenAct::Gelu => Activation::Gelu,
                     HiddenAct::GeluTanh => Activation::GeluTanh,
@@ -323,9 +344,9 @@ impl FeedForward {
             }));
         }
         Ok(FeedForward::Gated(GatedMlp {
-            gate: project(names.gate, [hidden, inner])?,
-            up: project(names.up, [hidden, inner])?,
-            down: project(names.down, [inner, hidden])?,
+            gate: project(names.gate, [hidden, inner], std)?,
+            up: project(names.up, [hidden, inner], std)?,
+            down: project(names.down, [inner, hidden], residual_std(config))?,
             activation: match config.hidden_act {
                 HiddenAct::Gelu => Glu::Geglu,
                 HiddenAct::GeluTanh => Glu::GegluTanh,
