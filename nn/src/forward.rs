@@ -65,7 +65,7 @@ impl<'a> Forward<'a> {
     /// # Errors
     /// A type that is no float.
     pub fn enter(&mut self, x: &Var) -> Result<Var> {
-        self.convert(x, self.parameters.compute())
+        self.cast(x, self.parameters.compute())
     }
 
     /// `x` in the parameters' type: where the network's values leave it, for a loss or to be kept.
@@ -73,10 +73,10 @@ impl<'a> Forward<'a> {
     /// # Errors
     /// A type that is no float.
     pub fn leave(&mut self, x: &Var) -> Result<Var> {
-        self.convert(x, self.parameters.dtype())
+        self.cast(x, self.parameters.dtype())
     }
 
-    fn convert(&mut self, x: &Var, dtype: DType) -> Result<Var> {
+    fn cast(&mut self, x: &Var, dtype: DType) -> Result<Var> {
         Ok(if x.value().dtype() == dtype {
             x.clone()
         } else {

@@ -43,7 +43,7 @@ impl KvCache {
         }
         let memory = parameters.memory().with(Category::Activations);
         let shape = [sequences * capacity, config.kv_heads * config.head_dim];
-        let table = || Tensor::zeros(&memory, parameters.dtype(), &shape);
+        let table = || Tensor::zeros(&memory, parameters.compute(), &shape);
         let layers = (0..config.layers)
             .map(|_| Ok([table()?, table()?]))
             .collect::<Result<_>>()?;

@@ -59,7 +59,8 @@ impl DecoderClassifier {
     /// As [`DecoderClassifier::forward`].
     pub fn last_tokens(&self, f: &mut Forward, batch: &TokenBatch) -> Result<Var> {
         let (x, offsets) = self.decoder.forward(f, batch)?;
-        Ok(f.tape.pool(Pool::Last, &x, &offsets)?)
+        let last = f.tape.pool(Pool::Last, &x, &offsets)?;
+        Ok(f.leave(&last)?)
     }
 
     /// True if nothing below the head is trained.

@@ -436,19 +436,20 @@ fn key(encoding: &Encoding) -> Key {
     hash.finalize().into()
 }
 
-/// All that decides what the trunk makes of token ids: its tensors, and how the configuration arranges them.
+/// All that decides what the trunk makes of token ids: its tensors, how the configuration arranges them, and the type
+/// they are computed in.
 fn identity(model: &Model, hashes: &Hashes, cut: Cut) -> Key {
     let c: &ModelConfig = &model.config;
     let mut text = format!(
-        "{} {cut:?} {} {:?} layers {} heads {} {:?} eps {:e} first position {}\n",
+        "{} {cut:?} {:?} layers {} heads {} {:?} eps {:e} first position {} in {}\n",
         env!("CARGO_PKG_VERSION"),
-        model.parameters.compute(),
         c.family,
         c.layers,
         c.heads,
         c.hidden_act,
         c.layer_norm_eps,
         c.first_position(),
+        model.parameters.compute(),
     );
     for (id, parameter) in model.parameters.iter() {
         if model.classifier.is_below(cut, id) {
