@@ -271,3 +271,49 @@ fn a_plan_is_a_run() {
         assert_eq!(usage(Memory::cpu()), usage(Memory::planned()), "{name}");
     }
 }
+
+#[test]
+fn activations_in_bf16_give_nearly_the_loss_and_gradients_of_f32() {
+    for name in [
+        "tiny-gpt2",
+        "tiny-llama",
+        "tiny-qwen3",
+        "tiny-gemma2",
+        "tiny-gemma3",
+    ] {
+        let (mut parameters, lm) = load(&fixture(name), 0.0);
+        let (batch, targets) = example(name);
+        let set = FreezePolicy::default().resolve(&parameters).unwrap();
+        let loss = |parameters: &Parameters| {
+            let mut f = Forward::evaluate(parameters);
+            let loss = lm.loss(&mut f, &batch, &targets).unwrap();
+            loss.value().item().unwrap()
+        };
+        let example = (batch.clone(), targets.clone());
+        let (exact, full) = (
+            loss(&parameters),
+            gradients(&parameters, &lm, &set, &example),
+        );
+        parameters.compute_in(DType::Bf16).unwrap();
+        let (short, some) = (
+            loss(&parameters),
+            gradients(&parameters, &lm, &set, &example),
+        );
+        // bf16 has 8 bits: a few of its roundings, as part of a value.
+        assert!(
+            (short / exact - 1.0).abs() < 0.02,
+            "{name}: {short} is not {exact}"
+        );
+        let sum = |all: &Gradients, f: &dyn Fn(f64, f64) -> f64| -> f64 {
+            let ids = parameters.iter().map(|(id, _)| id.key());
+            let pairs = ids.flat_map(|key| {
+                let value = |all: &Gradients| all.get(key).unwrap().to_f64().unwrap();
+                value(all).into_iter().zip(value(&full))
+            });
+            pairs.map(|(a, b)| f(a, b)).sum()
+        };
+        let error = sum(&some, &|a, b| (a - b) * (a - b)).sqrt();
+        let size = sum(&full, &|_, b| b * b).sqrt();
+        assert!(error < 0.05 * size, "{name}: {error} of {size}");
+    }
+}
