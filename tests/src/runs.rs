@@ -117,6 +117,59 @@ impl Task {
     }
 }
 
+/// A tiny language model in `dir`: configuration and weights of a decoder's fixture, and a tokenizer with a token for
+/// each printable character of ASCII and the line feed, from [`FIRST_CHARACTER`] on. Token 2 ends a text.
+///
+/// # Panics
+/// If the files cannot be written.
+pub fn language_model(dir: &Path, fixture: &str) {
+    std::fs::create_dir_all(dir).expect("a directory");
+    for name in ["config.json", "model.safetensors"] {
+        std::fs::copy(crate::fixture(fixture).join(name), dir.join(name)).expect("copies");
+    }
+    let characters = (' '..='~').chain(['\n']).map(|c| match c {
+        // How byte-level tokenizers spell them.
+        ' ' => "\u{120}".to_owned(),
+        '\n' => "\u{10a}".to_owned(),
+        c => c.to_string(),
+    });
+    let special = ["<pad>", "<s>", "<|endoftext|>"];
+    let tokens = special.iter().map(|s| (*s).to_owned()).chain(characters);
+    let vocab: serde_json::Map<String, Value> = tokens
+        .enumerate()
+        .map(|(id, token)| (token, json!(id)))
+        .collect();
+    let added = special.iter().enumerate().map(|(id, content)| {
+        json!({
+            "id": id, "content": content, "special": true,
+            "single_word": false, "lstrip": false, "rstrip": false, "normalized": false,
+        })
+    });
+    let bytes = json!({
+        "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true,
+    });
+    let tokenizer = json!({
+        "version": "1.0",
+        "added_tokens": added.collect::<Vec<Value>>(),
+        "pre_tokenizer": bytes,
+        "decoder": bytes,
+        "model": {"type": "BPE", "vocab": vocab, "merges": []},
+    });
+    std::fs::write(dir.join("tokenizer.json"), tokenizer.to_string()).expect("writes");
+}
+
+/// The token of a space in the tokenizer of [`language_model`]; the other characters follow in their order.
+pub const FIRST_CHARACTER: i64 = 3;
+
+/// The tokens of a text in the tokenizer of [`language_model`], and the one that ends it.
+pub fn characters(text: &str) -> Vec<i64> {
+    let id = |byte: u8| match byte {
+        b'\n' => FIRST_CHARACTER + 95,
+        _ => FIRST_CHARACTER + i64::from(byte - b' '),
+    };
+    text.bytes().map(id).chain([2]).collect()
+}
+
 fn rows_of(rows: usize, random: &mut Random) -> String {
     let mut text = String::new();
     for i in 0..rows {

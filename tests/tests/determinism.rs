@@ -122,7 +122,7 @@ fn whole_model_every_step(task: &Task, model: &Path, strategy: &str, rules: &str
     .unwrap();
     let data = Labelled::new(&model, &data, None).unwrap();
     let strategy: Strategy = strategy.parse().unwrap();
-    let set = policy(&model.classifier, strategy, &rules_of(rules)).unwrap();
+    let set = policy(&model.network, strategy, &rules_of(rules)).unwrap();
     let set = set.resolve(&model.parameters).unwrap();
     let rule = UpdateRule::AdamW {
         beta1: 0.9,
@@ -155,7 +155,7 @@ fn whole_model_every_step(task: &Task, model: &Path, strategy: &str, rules: &str
         let rows = targets.len();
         let mut f = Forward::train(&model.parameters, &set, SEED, step);
         let logits = model
-            .classifier
+            .network
             .forward(&mut f, &data.encoded.pack(batch))
             .unwrap();
         let targets = Tensor::from_vec(f.memory(), targets, &[rows]).unwrap();

@@ -268,7 +268,7 @@ fn logits_of(model: &Model, text: &str) -> Vec<f32> {
         .unwrap();
     let mut f = Forward::evaluate(&model.parameters);
     let batch = TokenBatch::pack([&encoding]);
-    let logits = Classifier::forward(&model.classifier, &mut f, &batch).unwrap();
+    let logits = Classifier::forward(&model.network, &mut f, &batch).unwrap();
     logits.value().to_vec().unwrap()
 }
 

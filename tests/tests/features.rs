@@ -375,9 +375,9 @@ fn training_begins_at_the_lowest_trained_parameter_whatever_the_rules_are_called
             Model::for_task(spec.to_str().unwrap(), labels, None, 1, &Memory::cpu()).unwrap();
         for (strategy, rules, expected) in cases {
             let rules: Vec<Rule> = rules.iter().map(|rule| rule.parse().unwrap()).collect();
-            let policy = policy(&model.classifier, strategy.parse().unwrap(), &rules).unwrap();
+            let policy = policy(&model.network, strategy.parse().unwrap(), &rules).unwrap();
             let set = policy.resolve(&model.parameters).unwrap();
-            let cut = model.classifier.cut(&set);
+            let cut = model.network.cut(&set);
             assert_eq!(cut, expected, "{family} {strategy} {rules:?}");
             let Some(cut) = cut else { continue };
             for (id, parameter) in model.parameters.iter() {
@@ -385,7 +385,7 @@ fn training_begins_at_the_lowest_trained_parameter_whatever_the_rules_are_called
                 let below = name.contains("embeddings")
                     || name.contains("layer.0.") && cut > Cut::Layer(0)
                     || name.contains("layer.1.") && cut > Cut::Layer(1);
-                assert_eq!(model.classifier.is_below(cut, id), below, "{cut:?} {name}");
+                assert_eq!(model.network.is_below(cut, id), below, "{cut:?} {name}");
                 assert!(!(below && set.contains(id)), "{cut:?} {name}");
             }
         }

@@ -36,9 +36,9 @@ pub fn logits(
             Some(features) => {
                 let rows = features.rows(model, data, &batch)?;
                 let cut = features.cut();
-                model.classifier.above(&mut f, cut, rows, &packed.offsets)?
+                model.network.above(&mut f, cut, rows, &packed.offsets)?
             }
-            None => model.classifier.forward(&mut f, &packed)?,
+            None => model.network.forward(&mut f, &packed)?,
         };
         let values = logits.value().to_vec::<f32>()?;
         all.extend(values.chunks(labels).map(<[f32]>::to_vec));

@@ -1,4 +1,4 @@
-//! A pretrained model in memory: configuration, tokenizer, parameters and classifier.
+//! A model in memory: configuration, tokenizer, parameters and layers.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -6,10 +6,11 @@ use std::sync::{Mutex, PoisonError};
 
 use graft_models::config::CONFIG_FILE;
 use graft_models::{
-    Classifier, Labels, LoadReport, ModelConfig, ModelSource, ProblemType, Tokenizer,
-    little_endian, load_parameters_with, load_some, save_parameters, save_trained,
+    CausalLm, Classifier, Config, DecoderConfig, Labels, LoadReport, ModelConfig, ModelSource,
+    ProblemType, Stored, Strategy, Tokenizer, little_endian, load_parameters_with, load_some,
+    save_parameters, save_trained,
 };
-use graft_nn::{Parameters, TrainableSet};
+use graft_nn::{FreezePolicy, Parameters, TrainableSet};
 use graft_tensor::{DType, Memory, Tensor};
 
 use crate::certificate::sha256_hex;
@@ -24,11 +25,90 @@ pub const ASIDE_FILE: &str = "best.safetensors";
 /// SHA-256 of every parameter's bytes, by name.
 pub type Hashes = BTreeMap<String, String>;
 
+/// The layers of a model for a kind of task, over the configuration of its families.
+pub trait Network: Sized + Send {
+    /// The configuration of its families.
+    type Config: Stored + Clone + std::fmt::Debug + Send + Sync;
+
+    /// Declares the parameters.
+    ///
+    /// # Errors
+    /// None for a configuration that was checked when it was read.
+    fn declare(p: &mut Parameters, config: &Self::Config) -> Result<Self>;
+
+    /// The rules of a strategy.
+    ///
+    /// # Errors
+    /// More layers than the model has.
+    fn policy(&self, strategy: Strategy) -> Result<FreezePolicy>;
+
+    /// Rows of the token embedding.
+    fn vocab_size(config: &Self::Config) -> usize;
+
+    /// Sets every dropout probability.
+    fn set_dropout(config: &mut Self::Config, p: f64);
+
+    /// The text of the config.json to save.
+    fn config_text(config: &Self::Config) -> String;
+}
+
+impl Network for Classifier {
+    type Config = ModelConfig;
+
+    fn declare(p: &mut Parameters, config: &ModelConfig) -> Result<Classifier> {
+        Ok(Classifier::new(p, config)?)
+    }
+
+    fn policy(&self, strategy: Strategy) -> Result<FreezePolicy> {
+        Ok(Classifier::policy(self, strategy)?)
+    }
+
+    fn vocab_size(config: &ModelConfig) -> usize {
+        config.vocab_size
+    }
+
+    fn set_dropout(config: &mut ModelConfig, p: f64) {
+        config.dropout.hidden = p;
+        config.dropout.attention = p;
+        config.dropout.classifier = p;
+    }
+
+    fn config_text(config: &ModelConfig) -> String {
+        config.to_json()
+    }
+}
+
+impl Network for CausalLm {
+    type Config = DecoderConfig;
+
+    fn declare(p: &mut Parameters, config: &DecoderConfig) -> Result<CausalLm> {
+        Ok(CausalLm::new(p, config)?)
+    }
+
+    fn policy(&self, strategy: Strategy) -> Result<FreezePolicy> {
+        Ok(CausalLm::policy(self, strategy)?)
+    }
+
+    fn vocab_size(config: &DecoderConfig) -> usize {
+        config.vocab_size
+    }
+
+    fn set_dropout(config: &mut DecoderConfig, p: f64) {
+        config.dropout.embedding = p;
+        config.dropout.attention = p;
+        config.dropout.residual = p;
+    }
+
+    fn config_text(config: &DecoderConfig) -> String {
+        config.to_json()
+    }
+}
+
 /// A model that was loaded.
 #[derive(Debug)]
-pub struct Loaded<T> {
+pub struct Loaded<T, N: Network = Classifier> {
     /// The model
-    pub model: Model,
+    pub model: Model<N>,
     /// What of its files is new or was not used
     pub report: LoadReport,
     /// Of the weights as they were loaded, or initialised
@@ -37,20 +117,32 @@ pub struct Loaded<T> {
     pub meanwhile: T,
 }
 
-/// A classifier and what belongs to it.
+/// Layers for a task and what belongs to them.
 #[derive(Debug)]
-pub struct Model {
+pub struct Model<N: Network = Classifier> {
     /// As it will be saved
-    pub config: ModelConfig,
+    pub config: N::Config,
     /// Texts to ids
     pub tokenizer: Tokenizer,
     /// The weights
     pub parameters: Parameters,
     /// The layers
-    pub classifier: Classifier,
+    pub network: N,
 }
 
-impl Model {
+/// Where weights come from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Weights {
+    /// The checkpoint; a head for a new task from the seed
+    Stored {
+        /// Of a new head; none if the checkpoint's is kept
+        new_head: Option<u64>,
+    },
+    /// This seed; no checkpoint is read
+    Random(u64),
+}
+
+impl Model<Classifier> {
     /// A pretrained model for a classification task with `labels`. If the model already is a classifier that knows all
     /// of them, its head is kept, and its order of the labels; otherwise the head is new, from `seed`. `dropout` takes
     /// the place of the model's own probabilities in this run, and is not saved with the model.
@@ -92,7 +184,8 @@ impl Model {
             config.set_classification(labels, ProblemType::SingleLabel);
         }
         let new_head = (!keeps_head).then_some(seed);
-        Model::load(&source, config, dropout, new_head, memory, meanwhile)
+        let weights = Weights::Stored { new_head };
+        Model::load(&source, config, dropout, weights, memory, meanwhile)
     }
 
     /// A model that was trained to classify.
@@ -114,36 +207,79 @@ impl Model {
             ));
         }
         let nothing = |_: &ModelConfig, _: &Tokenizer| Ok(());
-        Ok(Model::load(&source, config, None, None, memory, nothing)?.model)
+        let weights = Weights::Stored { new_head: None };
+        Ok(Model::load(&source, config, None, weights, memory, nothing)?.model)
+    }
+}
+
+impl Model<CausalLm> {
+    /// A model that predicts the next token, and `meanwhile` beside the reading of the weights. Without `weights`, they
+    /// are random, from the seed.
+    ///
+    /// # Errors
+    /// An encoder, or whatever is wrong with the model's files.
+    pub fn causal_while<T: Send>(
+        spec: &str,
+        dropout: Option<f64>,
+        weights: Weights,
+        memory: &Memory,
+        meanwhile: impl FnOnce(&DecoderConfig, &Tokenizer) -> Result<T> + Send,
+    ) -> Result<Loaded<T, CausalLm>> {
+        let source = ModelSource::resolve(spec)?;
+        let mut config = match Config::load(&source)? {
+            Config::Decoder(config) => *config,
+            Config::Encoder(config) => {
+                let what = format!(
+                    "the model is of the family {}, which reads a text in both directions and predicts no next token",
+                    config.family.model_type()
+                );
+                let help = "name a model of the GPT family: GPT-2, Llama, Mistral, Qwen or Gemma";
+                return Err(Error::config(spec, what, help));
+            }
+        };
+        let class = config.family.causal_architecture();
+        if !config.architectures.iter().any(|name| name == class) {
+            config.set_causal();
+        }
+        Model::load(&source, config, dropout, weights, memory, meanwhile)
     }
 
+    /// [`Model::causal_while`], as it is stored.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn causal(spec: &str, memory: &Memory) -> Result<Model<CausalLm>> {
+        let nothing = |_: &DecoderConfig, _: &Tokenizer| Ok(());
+        let weights = Weights::Stored { new_head: None };
+        Ok(Model::causal_while(spec, None, weights, memory, nothing)?.model)
+    }
+}
+
+impl<N: Network> Model<N> {
     fn load<T: Send>(
         source: &ModelSource,
-        config: ModelConfig,
+        config: N::Config,
         dropout: Option<f64>,
-        new_head: Option<u64>,
+        from: Weights,
         memory: &Memory,
-        meanwhile: impl FnOnce(&ModelConfig, &Tokenizer) -> Result<T> + Send,
-    ) -> Result<Loaded<T>> {
+        meanwhile: impl FnOnce(&N::Config, &Tokenizer) -> Result<T> + Send,
+    ) -> Result<Loaded<T, N>> {
         let mut in_use = config.clone();
         if let Some(p) = dropout {
-            in_use.dropout.hidden = p;
-            in_use.dropout.attention = p;
-            in_use.dropout.classifier = p;
+            N::set_dropout(&mut in_use, p);
         }
         let texts = || -> Result<(Tokenizer, T)> {
-            let tokenizer = Tokenizer::load(source, config.vocab_size)?;
+            let tokenizer = Tokenizer::load(source, N::vocab_size(&config))?;
             let done = meanwhile(&config, &tokenizer)?;
             Ok((tokenizer, done))
         };
-        let weights = || -> Result<(Parameters, Classifier, LoadReport, Hashes)> {
+        let weights = || -> Result<(Parameters, N, LoadReport, Hashes)> {
             let mut parameters = Parameters::new(memory, DType::F32);
-            let classifier = Classifier::new(&mut parameters, &in_use)?;
-            let mut checkpoint = source.checkpoint()?;
+            let network = N::declare(&mut parameters, &in_use)?;
             // Each is hashed while the next is read.
             let hashes = Mutex::new(BTreeMap::new());
-            let report = rayon::in_place_scope(|scope| {
-                let hash = |name: &str, value: &Tensor| {
+            let report = rayon::in_place_scope(|scope| -> Result<LoadReport> {
+                let mut hash = |name: &str, value: &Tensor| {
                     let (name, value, hashes) = (name.to_owned(), value.clone(), &hashes);
                     scope.spawn(move |_| {
                         let hash = little_endian(&value).map(|bytes| sha256_hex(&bytes));
@@ -152,25 +288,38 @@ impl Model {
                         hashes.insert(name, hash);
                     });
                 };
-                load_parameters_with(&mut parameters, &config, &mut checkpoint, new_head, &mut {
-                    hash
-                })
+                match from {
+                    Weights::Stored { new_head } => Ok(load_parameters_with(
+                        &mut parameters,
+                        &config,
+                        &mut source.checkpoint()?,
+                        new_head,
+                        &mut hash,
+                    )?),
+                    Weights::Random(seed) => {
+                        parameters.initialise(seed)?;
+                        for (id, parameter) in parameters.iter() {
+                            hash(parameter.name(), parameters.value(id)?);
+                        }
+                        Ok(LoadReport::default())
+                    }
+                }
             })?;
             let hashes = hashes.into_inner().unwrap_or_else(PoisonError::into_inner);
             let hashes = hashes
                 .into_iter()
                 .map(|(name, hash)| Ok((name, hash?)))
                 .collect::<Result<Hashes>>()?;
-            Ok((parameters, classifier, report, hashes))
+            Ok((parameters, network, report, hashes))
         };
         let (weights, texts) = rayon::join(weights, texts);
         let (tokenizer, meanwhile) = texts?;
-        let (parameters, classifier, report, hashes) = weights?;
+        let (parameters, network, report, hashes) = weights?;
         let model = Model {
             config,
             tokenizer,
             parameters,
-            classifier,
+            network,
         };
         Ok(Loaded {
             model,
@@ -186,7 +335,8 @@ impl Model {
     /// What the file system refuses.
     pub fn save_description(&self, dir: &Path) -> Result<()> {
         let path = dir.join(CONFIG_FILE);
-        std::fs::write(&path, self.config.to_json()).map_err(|e| Error::io("write", &path, e))?;
+        std::fs::write(&path, N::config_text(&self.config))
+            .map_err(|e| Error::io("write", &path, e))?;
         Ok(self.tokenizer.save(dir)?)
     }
 

@@ -79,14 +79,12 @@ pub struct RunReport {
 }
 
 /// The evaluation of the model that was kept.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct BestEvaluation {
     /// After this epoch, from 1.
     pub epoch: usize,
-    /// Of the model.
-    pub score: crate::metrics::Score,
-    /// Of always guessing the class most frequent in training.
-    pub baseline: crate::metrics::Score,
+    /// What was measured, by name.
+    pub measures: Vec<(&'static str, String)>,
 }
 
 impl fmt::Display for RunReport {
@@ -147,16 +145,10 @@ impl fmt::Display for RunReport {
             ),
         );
         if let Some(best) = &self.best {
-            let line = |of: f64, base: f64| format!("{of:.4} (majority class: {base:.4})");
             table.row("best epoch", best.epoch);
-            table.row(
-                "accuracy",
-                line(best.score.accuracy, best.baseline.accuracy),
-            );
-            table.row(
-                "macro-F1",
-                line(best.score.macro_f1, best.baseline.macro_f1),
-            );
+            for (name, value) in &best.measures {
+                table.row(*name, value);
+            }
         }
         if let Some(bytes) = self.peak_rss {
             table.row(
@@ -231,7 +223,6 @@ fn high_water_mark(status: &str) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::metrics::Score;
 
     #[test]
     fn numbers_and_durations() {
@@ -290,14 +281,10 @@ mod tests {
             }),
             best: Some(BestEvaluation {
                 epoch: 2,
-                score: Score {
-                    accuracy: 0.9,
-                    macro_f1: 0.85,
-                },
-                baseline: Score {
-                    accuracy: 0.5,
-                    macro_f1: 1.0 / 3.0,
-                },
+                measures: vec![
+                    ("accuracy", "0.9000 (majority class: 0.5000)".into()),
+                    ("macro-F1", "0.8500 (majority class: 0.3333)".into()),
+                ],
             }),
             peak_rss: Some(3 << 20),
             usage: vec![],

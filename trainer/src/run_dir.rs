@@ -162,7 +162,8 @@ pub enum Record {
         examples: usize,
         /// Training examples whose tokens were cut to the length allowed.
         truncated: usize,
-        /// Label names, by number.
+        /// Label names, by number, where there are labels.
+        #[serde(skip_serializing_if = "Vec::is_empty")]
         labels: Vec<String>,
         /// Parameters of the model.
         parameters: u64,
@@ -177,7 +178,7 @@ pub enum Record {
         epoch: usize,
         /// From 1.
         step: u64,
-        /// Mean over the step's examples.
+        /// Mean over the step's examples, or supervised tokens.
         loss: f64,
         /// Learning rate of the step.
         lr: f64,
@@ -188,7 +189,7 @@ pub enum Record {
         /// Tokens in a second of this step.
         tokens_per_second: f64,
     },
-    /// After each evaluation.
+    /// After each evaluation of a classifier.
     Eval {
         /// From 1; the epoch that has just ended.
         epoch: usize,
@@ -210,13 +211,29 @@ pub enum Record {
         /// Whether this is the best model so far.
         best: bool,
     },
+    /// After each evaluation of a language model; its kind is `eval` too.
+    #[serde(rename = "eval")]
+    TokenEval {
+        /// From 1; the epoch that has just ended.
+        epoch: usize,
+        /// Optimizer steps done.
+        step: u64,
+        /// Mean over the predicted tokens.
+        loss: f64,
+        /// Its exponential.
+        perplexity: f64,
+        /// Predicted tokens.
+        tokens: u64,
+        /// Whether this is the best model so far.
+        best: bool,
+    },
     /// After each epoch's training.
     Epoch {
         /// From 1.
         epoch: usize,
         /// Optimizer steps done.
         step: u64,
-        /// Mean over the epoch's examples.
+        /// Mean over the epoch's examples, or supervised tokens.
         loss: f64,
         /// Tokens of the epoch.
         tokens: u64,

@@ -1,67 +1,24 @@
 //! The loop over batches and optimizer steps. The next batch is prepared while the present one is computed.
 
 use std::sync::mpsc::sync_channel;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use graft_autograd::Gradients;
-use graft_models::TokenBatch;
 use graft_nn::optimizer::Rule as UpdateRule;
-use graft_nn::{Decay, Forward, Optimizer, Schedule, TrainableSet, losses};
-use graft_tensor::{Category, Memory, Tensor, Usage};
+use graft_nn::{Decay, Forward, Optimizer, Schedule, TrainableSet};
+use graft_tensor::{Category, Memory, Usage};
 
 use crate::config::{OptimizerKind, RunConfig, Schedule as ConfigSchedule};
 use crate::error::{Error, Result};
-use crate::evaluate::Labelled;
-use crate::features::Features;
 use crate::model::Model;
 use crate::progress::Progress;
 use crate::run_dir::{Record, RunDir};
+use crate::task::Task;
 
 /// The error for numbers that have left what f32 can hold.
 pub(crate) fn diverged(step: u64, what: String) -> Error {
     let help = "lower optimizer.lr, or raise optimizer.warmup";
     Error::config(format!("step {step}"), what, help)
-}
-
-/// What a run trains with.
-pub(crate) struct Training<'a> {
-    pub set: &'a TrainableSet,
-    pub data: &'a Labelled,
-    /// What a frozen trunk makes of the data
-    pub features: Option<&'a Mutex<Features>>,
-}
-
-/// A batch, ready to be computed.
-struct Prepared<'a> {
-    examples: &'a [usize],
-    packed: TokenBatch,
-    /// Label numbers, `[examples]`
-    targets: Vec<i64>,
-    /// What a frozen trunk makes of them, if it is known
-    rows: Option<Vec<f32>>,
-}
-
-impl Training<'_> {
-    fn prepare<'b>(&self, examples: &'b [usize]) -> Prepared<'b> {
-        let data = self.data;
-        Prepared {
-            examples,
-            packed: data.encoded.pack(examples),
-            targets: examples
-                .iter()
-                .map(|&i| i64::from(data.labels[i]))
-                .collect(),
-            rows: self
-                .features
-                .and_then(|features| lock(features).fetch(&data.encoded, examples)),
-        }
-    }
-}
-
-/// No step of an update of the features leaves them wrong: after a panic they can be used.
-pub(crate) fn lock(features: &Mutex<Features>) -> MutexGuard<'_, Features> {
-    features.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Runs `consume` over `prepare` of each item, in their order. A thread beside it prepares the next item while
@@ -142,60 +99,71 @@ impl<'a> Loop<'a> {
         })
     }
 
-    /// Trains on the batches of one epoch.
+    /// Trains `set` on the batches of one epoch.
     ///
     /// # Errors
-    /// A loss that is not finite; as the model's passes.
-    pub fn epoch(
+    /// A loss that is not finite; as the task's passes.
+    pub fn epoch<T: Task>(
         &mut self,
         epoch: usize,
         batches: &[Vec<usize>],
-        model: &mut Model,
-        training: &Training,
+        model: &mut Model<T::Network>,
+        (task, set): (&T, &TrainableSet),
         run_dir: &mut RunDir,
         progress: &mut Progress,
     ) -> Result<()> {
-        let sizes = batches.iter().map(Vec::len).collect::<Vec<_>>();
         ahead(
             batches.iter(),
-            |batch| training.prepare(batch),
-            |prepared| self.steps(epoch, &sizes, prepared, model, training, run_dir, progress),
+            |batch| task.prepare(batch),
+            |prepared| {
+                self.steps(
+                    epoch,
+                    batches,
+                    prepared,
+                    model,
+                    (task, set),
+                    run_dir,
+                    progress,
+                )
+            },
         )
     }
 
-    /// `sizes` has the examples of each batch.
-    fn steps<'b>(
+    fn steps<T: Task>(
         &mut self,
         epoch: usize,
-        sizes: &[usize],
-        prepared: &mut dyn Iterator<Item = Prepared<'b>>,
-        model: &mut Model,
-        training: &Training,
+        batches: &[Vec<usize>],
+        prepared: &mut dyn Iterator<Item = T::Batch>,
+        model: &mut Model<T::Network>,
+        (task, set): (&T, &TrainableSet),
         run_dir: &mut RunDir,
         progress: &mut Progress,
     ) -> Result<()> {
         let (mut loss_sum, mut epoch_tokens, begun) = (0.0, 0, self.elapsed);
-        for group in sizes.chunks(self.config.train.accumulate) {
+        let mut epoch_targets = 0;
+        for group in batches.chunks(self.config.train.accumulate) {
             let started = Instant::now();
-            let rows: usize = group.iter().sum();
+            let examples = || group.iter().flatten().copied();
+            let targets: usize = examples().map(|i| task.targets(i)).sum();
+            let tokens: u64 = examples().map(|i| task.lengths()[i] as u64).sum();
             let mut gradients = Gradients::new();
-            let (mut loss, mut tokens) = (0.0, 0);
+            let mut loss = 0.0;
             for batch in prepared.take(group.len()) {
-                tokens += batch.packed.tokens() as u64;
-                loss += self.pass(model, training, batch, rows, &mut gradients)?;
+                let seed = self.config.train.seed;
+                let mut f = Forward::train(&model.parameters, set, seed, self.passes);
+                self.passes += 1;
+                let share = task.loss(&mut f, model, batch, targets)?;
+                loss += share.value().item()?;
+                f.backward(share, &mut gradients)?;
             }
             if !loss.is_finite() {
                 return Err(diverged(self.step + 1, format!("the loss is {loss}")));
             }
             let lr = self.config.optimizer.lr * self.schedule.factor(self.step);
             let clip = Some(self.config.optimizer.clip_norm).filter(|&norm| norm > 0.0);
-            let done = self.optimizer.step(
-                &mut model.parameters,
-                training.set,
-                &mut gradients,
-                lr,
-                clip,
-            )?;
+            let done = self
+                .optimizer
+                .step(&mut model.parameters, set, &mut gradients, lr, clip)?;
             let took = started.elapsed();
             if self.step == 0 {
                 self.startup = self.begun.elapsed();
@@ -204,7 +172,8 @@ impl<'a> Loop<'a> {
             self.tokens += tokens;
             self.elapsed += took;
             epoch_tokens += tokens;
-            loss_sum += loss * rows as f64;
+            epoch_targets += targets;
+            loss_sum += loss * targets as f64;
             progress.step(loss, tokens, took);
             run_dir.metrics().write(&Record::Step {
                 epoch,
@@ -220,50 +189,10 @@ impl<'a> Loop<'a> {
         run_dir.metrics().write(&Record::Epoch {
             epoch,
             step: self.step,
-            loss: loss_sum / training.data.labels.len() as f64,
+            loss: loss_sum / epoch_targets as f64,
             tokens: epoch_tokens,
             seconds: (self.elapsed - begun).as_secs_f64(),
         })
-    }
-
-    /// One forward and backward pass; returns its share of the step's mean loss.
-    fn pass(
-        &mut self,
-        model: &Model,
-        training: &Training,
-        batch: Prepared,
-        rows_of_step: usize,
-        gradients: &mut Gradients,
-    ) -> Result<f64> {
-        let known = match training.features {
-            Some(features) => {
-                let mut features = lock(features);
-                let rows = match batch.rows {
-                    Some(rows) => features.tensor(model, rows)?,
-                    None => features.rows(model, &training.data.encoded, batch.examples)?,
-                };
-                Some((features.cut(), rows))
-            }
-            None => None,
-        };
-        let seed = self.config.train.seed;
-        let mut f = Forward::train(&model.parameters, training.set, seed, self.passes);
-        self.passes += 1;
-        let logits = match known {
-            Some((cut, rows)) => {
-                let offsets = &batch.packed.offsets;
-                model.classifier.above(&mut f, cut, rows, offsets)?
-            }
-            None => model.classifier.forward(&mut f, &batch.packed)?,
-        };
-        let count = batch.targets.len();
-        let targets = Tensor::from_vec(f.memory(), batch.targets, &[count])?;
-        let targets = f.input(targets);
-        let loss = losses::cross_entropy(&mut f, &logits, &targets, 0.0, rows_of_step as f64)?;
-        drop(logits);
-        let value = loss.value().item()?;
-        f.backward(loss, gradients)?;
-        Ok(value)
     }
 
     /// Memory by category, at the worst moments of the run.
@@ -275,6 +204,8 @@ impl<'a> Loop<'a> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Mutex;
+
     use super::*;
 
     #[test]

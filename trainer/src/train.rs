@@ -1,14 +1,12 @@
-//! The training recipe for classification, from files to a run directory.
+//! The training recipe, from files to a run directory.
 //!
-//! What it does: reads the data, loads a pretrained encoder with a head for the data's labels, trains what the policy
-//! leaves trainable, evaluates after every epoch, keeps the best model, and certifies what moved and what did not.
+//! What it does: reads the data and a model, trains what the policy leaves trainable, evaluates after every epoch, keeps
+//! the best model, and certifies what moved and what did not. What a task is made of is in `task/`.
 //!
-//! What it does not: distributed training, tasks other than classification, resuming an interrupted run.
+//! What it does not: distributed training, resuming an interrupted run.
 
-use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
-use graft_models::Classifier;
 use graft_nn::{FreezePolicy, Rule, TrainableSet};
 use graft_tensor::Memory;
 use graft_tensor::ops::optimizer::all_finite;
@@ -16,17 +14,14 @@ use graft_tensor::ops::random::{Key, shuffle};
 
 use crate::batch::{BatchSize, epoch_batches};
 use crate::certificate::{Certificate, TensorEntry};
-use crate::config::{Rule as ConfigRule, RunConfig, Strategy};
-use crate::data::{Columns, Dataset, training_labels};
-use crate::encode::Encoded;
+use crate::config::{Rule as ConfigRule, RunConfig, Strategy, TaskKind};
 use crate::error::{Error, Result};
-use crate::evaluate::{Evaluation, Labelled, logits};
-use crate::features::Features;
-use crate::model::{ASIDE_FILE, Hashes, Model};
+use crate::model::{ASIDE_FILE, Hashes, Model, Network};
 use crate::progress::Progress;
 use crate::report::{BestEvaluation, RunReport, peak_rss};
 use crate::run_dir::{Record, RunDir};
-use crate::steps::{Loop, Training, diverged, lock};
+use crate::steps::{Loop, diverged};
+use crate::task::{Classify, Clm, Quality, Task};
 use crate::verify::hash_tensors;
 
 /// Examples within which batches are grouped by length, in batches of the configured size.
@@ -36,8 +31,8 @@ const GROUP_WINDOW: usize = 1024;
 ///
 /// # Errors
 /// A strategy that asks for more layers than there are.
-pub fn policy(
-    classifier: &Classifier,
+pub fn policy<N: Network>(
+    network: &N,
     strategy: Strategy,
     rules: &[ConfigRule],
 ) -> Result<FreezePolicy> {
@@ -46,7 +41,7 @@ pub fn policy(
         Strategy::Last(layers) => graft_models::Strategy::Last(layers),
         Strategy::Full => graft_models::Strategy::Full,
     };
-    let mut policy = classifier.policy(strategy)?;
+    let mut policy = network.policy(strategy)?;
     policy.rules.extend(rules.iter().map(|rule| Rule {
         train: rule.train,
         glob: rule.pattern.clone(),
@@ -60,8 +55,12 @@ pub fn policy(
 /// Data, model or settings that cannot be used; an output directory that cannot be replaced. An earlier run in that
 /// directory stays whole unless this one ends well.
 pub fn train(config: &RunConfig) -> Result<RunReport> {
+    let run = || match config.task.kind {
+        TaskKind::Classify => run::<Classify>(config),
+        TaskKind::Clm => run::<Clm>(config),
+    };
     match config.train.threads {
-        None => run(config),
+        None => run(),
         Some(threads) => rayon::ThreadPoolBuilder::new()
             .num_threads(threads)
             .build()
@@ -69,137 +68,65 @@ pub fn train(config: &RunConfig) -> Result<RunReport> {
                 let what = format!("cannot start {threads} threads: {e}");
                 Error::config("train.threads", what, "ask for fewer threads")
             })?
-            .install(|| run(config)),
+            .install(run),
     }
 }
 
-fn run(config: &RunConfig) -> Result<RunReport> {
+fn run<T: Task>(config: &RunConfig) -> Result<RunReport> {
     let begun = Instant::now();
     let mut run_dir = RunDir::create(config)?;
-    let columns = Columns {
-        text: config.data.text.clone(),
-        text_pair: config.data.text_pair.clone(),
-        label: Some(config.data.label.clone()),
-    };
-    let files = rayon::join(
-        || Dataset::read(&config.data.train, &columns),
-        || {
-            let path = config.data.eval.as_ref();
-            path.map(|path| Dataset::read(path, &columns)).transpose()
-        },
-    );
-    let files = (files.0?, files.1?);
     let memory = Memory::cpu();
-    let max_length = config.data.max_length;
-    let loaded = Model::for_task_while(
-        &config.model.path,
-        training_labels(&files.0)?,
-        config.strategy.dropout,
-        config.train.seed,
-        &memory,
-        |config, tokenizer| {
-            let encode = |data: &Dataset| Labelled::with(config, tokenizer, data, max_length);
-            Ok((encode(&files.0)?, files.1.as_ref().map(encode).transpose()?))
-        },
-    )?;
-    // The texts are not needed any more, now that they are tokens.
-    drop(files);
-    let (mut model, before) = (loaded.model, loaded.hashes);
-    let (training, evaluation) = loaded.meanwhile;
+    let loaded = T::load(config, &memory)?;
+    let (mut model, before, mut task) = (loaded.model, loaded.hashes, loaded.meanwhile);
     model
         .parameters
         .compute_in(config.train.precision.dtype())?;
-    let set = policy(
-        &model.classifier,
-        config.strategy.name,
-        &config.strategy.rules,
-    )?
-    .resolve(&model.parameters)?;
-    let epochs = plan_epochs(config, &training.encoded);
+    let set = policy(&model.network, config.strategy.name, &config.strategy.rules)?
+        .resolve(&model.parameters)?;
+    let epochs = plan_epochs(config, task.lengths());
     let accumulate = config.train.accumulate;
     let steps: u64 = epochs
         .iter()
         .map(|e| e.len().div_ceil(accumulate) as u64)
         .sum();
+    let (examples, truncated) = (task.lengths().len(), task.truncated());
 
     let mut progress = Progress::stderr(steps);
-    for line in notes(
-        config,
-        &training,
-        evaluation.as_ref(),
-        &loaded.report.initialised,
-    ) {
-        progress.say(&line);
-    }
+    say(task.take_notes(), &mut progress);
     run_dir.metrics().write(&Record::Start {
-        examples: training.labels.len(),
-        truncated: training.encoded.truncated,
-        labels: model.config.labels.names().to_vec(),
+        examples,
+        truncated,
+        labels: T::labels(&model),
         parameters: model.parameters.count() as u64,
         trainable: set.count(&model.parameters) as u64,
         steps,
     })?;
 
-    let cut = model.classifier.cut(&set);
-    let mut features = Features::new(config, &model, &before, cut, run_dir.path()).map(Mutex::new);
-    let say_notes = |features: &Option<Mutex<Features>>, progress: &mut Progress| {
-        let notes = features.as_ref().map(|f| lock(f).take_notes());
-        notes.iter().flatten().for_each(|line| progress.say(line));
-    };
-    say_notes(&features, &mut progress);
-    let counts = training.counts(&model.config.labels);
+    task.begin(config, &model, &before, &set, run_dir.path());
+    say(task.take_notes(), &mut progress);
     let mut trainer = Loop::new(config, steps, begun)?;
-    let mut best: Option<(usize, Evaluation)> = None;
+    let mut best: Option<(usize, T::Quality)> = None;
     for (i, batches) in epochs.iter().enumerate() {
         let epoch = i + 1;
-        let with = Training {
-            set: &set,
-            data: &training,
-            features: features.as_ref(),
-        };
         trainer.epoch(
             epoch,
             batches,
             &mut model,
-            &with,
+            (&task, &set),
             &mut run_dir,
             &mut progress,
         )?;
-        say_notes(&features, &mut progress);
+        say(task.take_notes(), &mut progress);
         weights_are_finite(&model, &set, trainer.step)?;
-        let Some(data) = &evaluation else { continue };
-        let logits = {
-            let mut features = features.as_ref().map(lock);
-            logits(&model, &data.encoded, features.as_deref_mut())?
-        };
-        say_notes(&features, &mut progress);
-        if !logits.iter().flatten().all(|x| x.is_finite()) {
-            return Err(diverged(
-                trainer.step,
-                "a logit of the evaluation is not finite".into(),
-            ));
-        }
-        let result = Evaluation::new(&logits, &data.labels, &counts);
-        let score = result.confusion.score();
+        let result = task.evaluate(&model, trainer.step)?;
+        say(task.take_notes(), &mut progress);
+        let Some(result) = result else { continue };
         let is_best = best.as_ref().is_none_or(|(_, best)| result.beats(best));
-        progress.say(&format!(
-            "epoch {epoch}: loss {:.4}, accuracy {:.4}, macro-F1 {:.4}{}",
-            result.loss,
-            score.accuracy,
-            score.macro_f1,
-            if is_best { ", the best so far" } else { "" }
-        ));
-        run_dir.metrics().write(&Record::Eval {
-            epoch,
-            step: trainer.step,
-            loss: result.loss,
-            score,
-            baseline: result.baseline.score(),
-            examples: result.confusion.total(),
-            classes: result.confusion.per_class(),
-            confusion: result.confusion.rows(),
-            best: is_best,
-        })?;
+        let line = result.line();
+        let mark = if is_best { ", the best so far" } else { "" };
+        progress.say(&format!("epoch {epoch}: {line}{mark}"));
+        let record = result.record(epoch, trainer.step, is_best);
+        run_dir.metrics().write(&record)?;
         if is_best {
             // The last epoch's weights are still there when the model is saved.
             if epoch < epochs.len() {
@@ -208,15 +135,8 @@ fn run(config: &RunConfig) -> Result<RunReport> {
             best = Some((epoch, result));
         }
     }
-    let kept = features.as_mut().map(|f| lock(f).kept());
-    if let Some(features) = features {
-        let features = features
-            .into_inner()
-            .unwrap_or_else(PoisonError::into_inner);
-        for line in features.finish() {
-            progress.say(&line);
-        }
-    }
+    let (kept, notes) = task.finish();
+    say(notes, &mut progress);
     progress.finish();
     if best
         .as_ref()
@@ -242,8 +162,8 @@ fn run(config: &RunConfig) -> Result<RunReport> {
         strategy: config.strategy.name.to_string(),
         parameters: model.parameters.count() as u64,
         trainable: set.count(&model.parameters) as u64,
-        examples: training.labels.len(),
-        truncated: training.encoded.truncated,
+        examples,
+        truncated,
         epochs: epochs.len(),
         steps: trainer.step,
         tokens: trainer.tokens,
@@ -260,8 +180,7 @@ fn run(config: &RunConfig) -> Result<RunReport> {
         kept,
         best: best.map(|(epoch, result)| BestEvaluation {
             epoch,
-            score: result.confusion.score(),
-            baseline: result.baseline.score(),
+            measures: result.measures(),
         }),
         peak_rss: peak,
         usage: trainer.usage(&memory),
@@ -269,9 +188,13 @@ fn run(config: &RunConfig) -> Result<RunReport> {
     })
 }
 
+fn say(lines: Vec<String>, progress: &mut Progress) {
+    lines.iter().for_each(|line| progress.say(line));
+}
+
 /// Refuses to go on with, or to keep, a model that the last step before an epoch's end has broken: no later loss
 /// would tell.
-fn weights_are_finite(model: &Model, set: &TrainableSet, step: u64) -> Result<()> {
+fn weights_are_finite<N: Network>(model: &Model<N>, set: &TrainableSet, step: u64) -> Result<()> {
     for id in set.ids() {
         if !all_finite(model.parameters.value(id)?)? {
             let name = model.parameters.get(id).name();
@@ -282,12 +205,12 @@ fn weights_are_finite(model: &Model, set: &TrainableSet, step: u64) -> Result<()
 }
 
 /// The batches of every epoch, planned ahead: with a token budget their number differs, and the schedule needs the sum.
-fn plan_epochs(config: &RunConfig, data: &Encoded) -> Vec<Vec<Vec<usize>>> {
+fn plan_epochs(config: &RunConfig, lengths: &[usize]) -> Vec<Vec<Vec<usize>>> {
     let window = config.train.group_by_length.then_some(GROUP_WINDOW);
     (0..config.train.epochs)
         .map(|epoch| {
             let mut call = 0;
-            epoch_batches(&data.lengths, config.train.batch, window, |items| {
+            epoch_batches(lengths, config.train.batch, window, |items| {
                 call += 1;
                 shuffle(Key::new(config.train.seed, epoch as u64, call), items);
             })
@@ -295,49 +218,10 @@ fn plan_epochs(config: &RunConfig, data: &Encoded) -> Vec<Vec<Vec<usize>>> {
         .collect()
 }
 
-/// What the user should know about the data and the model before the run.
-fn notes(
-    config: &RunConfig,
-    training: &Labelled,
-    evaluation: Option<&Labelled>,
-    initialised: &[String],
-) -> Vec<String> {
-    let mut notes = Vec::new();
-    let files = [
-        (Some(&config.data.train), Some(training)),
-        (config.data.eval.as_ref(), evaluation),
-    ];
-    for (path, data) in files {
-        let (Some(path), Some(data)) = (path, data) else {
-            continue;
-        };
-        if data.encoded.truncated > 0 {
-            notes.push(format!(
-                "{}: {} of {} texts have more tokens than allowed and were cut",
-                path.display(),
-                data.encoded.truncated,
-                data.labels.len()
-            ));
-        }
-        if data.empty > 0 {
-            notes.push(format!(
-                "{}: {} texts are empty",
-                path.display(),
-                data.empty
-            ));
-        }
-    }
-    if !initialised.is_empty() {
-        let names = crate::error::list_names(initialised, 4);
-        notes.push(format!("new for this task: {names}"));
-    }
-    notes
-}
-
 /// Hashes what was written, and refuses to certify a run in which a frozen tensor moved.
-fn certify(
+fn certify<N: Network>(
     config: &RunConfig,
-    model: &Model,
+    model: &Model<N>,
     set: &TrainableSet,
     before: &Hashes,
     run_dir: &RunDir,

@@ -3,19 +3,21 @@
 use std::io::{self, Write};
 use std::path::Path;
 
-use graft_models::atomic;
+use graft_models::{Config, ModelSource, atomic};
 use graft_tensor::Memory;
 use serde_json::json;
 
 use super::{ColumnArgs, EvalArgs, InspectArgs, PredictArgs, print};
 use crate::config::Rule;
 use crate::data::{Columns, Dataset};
+use crate::documents::{Documents, sequence_length};
 use crate::encode::Encoded;
 use crate::error::{Error, Result};
 use crate::evaluate::{Evaluation, Labelled, logits};
 use crate::model::Model;
+use crate::perplexity::Perplexity;
 use crate::predict::write_predictions;
-use crate::report::Table;
+use crate::report::{Table, thousands};
 
 fn columns(args: &ColumnArgs, label: Option<&str>) -> Columns {
     Columns {
@@ -38,6 +40,36 @@ fn say_truncated(data: &Encoded, path: &Path) {
 }
 
 pub(super) fn eval(args: &EvalArgs) -> Result<()> {
+    match Config::load(&ModelSource::resolve(&args.model)?)? {
+        Config::Encoder(_) => eval_classifier(args),
+        Config::Decoder(_) => eval_language_model(args),
+    }
+}
+
+fn eval_language_model(args: &EvalArgs) -> Result<()> {
+    let model = Model::causal(&args.model, &Memory::cpu())?;
+    let data = Dataset::documents(&args.data, &args.columns.text_column)?;
+    let length = sequence_length(&model.config, args.max_length)?;
+    let data = Documents::new(&model.config, &model.tokenizer, &data, length)?;
+    let result = Perplexity::of(&model, &data)?;
+    if args.json {
+        let value = json!({
+            "documents": data.documents(),
+            "tokens": result.tokens,
+            "loss": result.loss,
+            "perplexity": result.perplexity(),
+        });
+        return print(&format!("{value}\n"));
+    }
+    let mut table = Table::new();
+    table.row("documents", thousands(data.documents() as u64));
+    table.row("predicted tokens", thousands(result.tokens));
+    table.row("loss per token", format!("{:.4}", result.loss));
+    table.row("perplexity", format!("{:.4}", result.perplexity()));
+    print(&table.to_string())
+}
+
+fn eval_classifier(args: &EvalArgs) -> Result<()> {
     let model = Model::trained(&args.model, &Memory::cpu())?;
     let columns = columns(&args.columns, Some(&args.label_column));
     let data = Labelled::read(&model, &args.data, &columns, args.max_length)?;

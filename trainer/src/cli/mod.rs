@@ -32,9 +32,9 @@ pub struct Cli {
 /// The subcommands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Train a classifier on your data.
+    /// Train a classifier or a language model on your data.
     Train(Box<TrainArgs>),
-    /// Measure a trained classifier on labelled data.
+    /// Measure a trained classifier on labelled data, or a language model on documents.
     Eval(EvalArgs),
     /// Label texts.
     Predict(PredictArgs),
@@ -54,6 +54,8 @@ pub enum Command {
   trainer train run.toml --set optimizer.lr=1e-4
   trainer train --model DIR --train train.jsonl --eval test.jsonl --strategy head --out runs/head
   trainer train --model DIR --train train.csv --strategy last:2 --epochs 5 --out runs/last2
+  trainer train --task clm --model GPT --train domain.txt --eval held-out.txt --out runs/adapted
+  trainer train --task clm --init random --model CONFIG --train text.jsonl --out runs/small
 
 `trainer config --keys` lists every setting.")]
 pub struct TrainArgs {
@@ -75,13 +77,18 @@ pub struct ColumnArgs {
 
 /// Arguments of `trainer eval`.
 #[derive(Debug, Args)]
-#[command(after_help = "Example:
-  trainer eval --model runs/head --data test.jsonl")]
+#[command(
+    after_help = "A language model is measured by its perplexity: every token but a document's first is predicted.
+
+Examples:
+  trainer eval --model runs/head --data test.jsonl
+  trainer eval --model runs/adapted --data held-out.txt"
+)]
 pub struct EvalArgs {
-    /// A run directory, or any classifier of a supported family.
+    /// A run directory, or any classifier or language model of a supported family.
     #[arg(long, value_name = "DIR")]
     pub model: String,
-    /// Labelled examples (.jsonl, .csv, .tsv).
+    /// Labelled examples (.jsonl, .csv, .tsv), or documents (also .txt).
     #[arg(long, value_name = "FILE")]
     pub data: PathBuf,
     /// Column of the label.

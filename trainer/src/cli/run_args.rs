@@ -19,13 +19,16 @@ pub struct RunArgs {
     /// Pretrained model: a directory, a .whl or .zip with one in it, or a hub id in the local cache.
     #[arg(long, value_name = "DIR")]
     pub model: Option<PathBuf>,
-    /// Training examples (.jsonl, .csv, .tsv).
+    /// Where weights come from: pretrained, or random for new ones on the model's config.json and tokenizer.json.
+    #[arg(long, value_name = "INIT")]
+    pub init: Option<String>,
+    /// Training examples (.jsonl, .csv, .tsv; documents for clm also .txt).
     #[arg(long, value_name = "FILE")]
     pub train: Option<PathBuf>,
     /// Examples to evaluate on after each epoch.
     #[arg(long, value_name = "FILE")]
     pub eval: Option<PathBuf>,
-    /// What to learn: classify.
+    /// What to learn: classify, or clm for the next token of documents.
     #[arg(long, value_name = "KIND")]
     pub task: Option<String>,
     /// What to train: head, last:K or full.
@@ -104,6 +107,7 @@ impl RunArgs {
         }
         for (key, flag, text) in [
             ("task.kind", "--task", &self.task),
+            ("model.init", "--init", &self.init),
             ("strategy.name", "--strategy", &self.strategy),
             ("train.precision", "--precision", &self.precision),
             ("data.text", "--text-column", &self.text_column),

@@ -40,8 +40,12 @@ pub const KEYS: &[Key] = &[
         "pretrained model: a directory (config.json, model.safetensors, tokenizer.json), a .whl or .zip with one in it, or a cached hub id; required",
     ),
     key(
+        "model.init",
+        "\"pretrained\", or \"random\" for new weights on the model's config.json and tokenizer.json (clm); \"pretrained\"",
+    ),
+    key(
         "data.train",
-        "training examples, .jsonl, .csv or .tsv; required",
+        "training examples, .jsonl, .csv or .tsv; clm: documents, one a row, or one in a .txt file; required",
     ),
     key(
         "data.eval",
@@ -52,12 +56,15 @@ pub const KEYS: &[Key] = &[
         "data.text_pair",
         "column of the second text; \"text_pair\" where the file has one",
     ),
-    key("data.label", "column of the label; \"label\""),
+    key("data.label", "column of the label (classify); \"label\""),
     key(
         "data.max_length",
-        "most tokens of one example, special tokens included; the model's positions",
+        "most tokens of one example, special tokens included; the model's positions, for clm at most 1024",
     ),
-    key("task.kind", "\"classify\""),
+    key(
+        "task.kind",
+        "\"classify\", or \"clm\" for the next token of documents; \"classify\"",
+    ),
     key(
         "strategy.name",
         "what is trained: \"head\", \"last:K\" (the last K layers and the head) or \"full\"; \"full\"",
@@ -73,7 +80,7 @@ pub const KEYS: &[Key] = &[
     key("optimizer.kind", "\"adamw\" or \"sgd\"; \"adamw\""),
     key(
         "optimizer.lr",
-        "peak learning rate; adamw: head 1e-3, last:K 1e-4, full 5e-5; sgd: head 1e-1, last:K 1e-2, full 5e-3",
+        "peak learning rate; adamw: head 1e-3, last:K 1e-4, full 5e-5, random weights 6e-4; sgd: head 1e-1, last:K 1e-2, full 5e-3",
     ),
     key(
         "optimizer.weight_decay",
@@ -110,7 +117,7 @@ pub const KEYS: &[Key] = &[
     ),
     key(
         "train.batch_size",
-        "examples in a batch, 1 or more; 16 unless train.max_tokens is given",
+        "examples in a batch, 1 or more; 16 (clm: 4 sequences) unless train.max_tokens is given",
     ),
     key(
         "train.max_tokens",

@@ -16,7 +16,9 @@ use serde::Serialize;
 
 pub use keys::{KEYS, Key, describe};
 pub use settings::{Origin, Settings};
-pub use values::{CacheKind, OptimizerKind, Precision, Rule, Schedule, Strategy, TaskKind, Warmup};
+pub use values::{
+    CacheKind, Init, OptimizerKind, Precision, Rule, Schedule, Strategy, TaskKind, Warmup,
+};
 
 use crate::batch::BatchSize;
 use crate::error::{Error, Result};
@@ -45,6 +47,8 @@ pub struct RunConfig {
 pub struct ModelConfig {
     /// Its directory or archive, absolute; or a hub id (`org/name`, `org/name@revision`), as it was given.
     pub path: String,
+    /// Where its weights come from; default: pretrained.
+    pub init: Init,
 }
 
 /// The examples.
@@ -60,8 +64,9 @@ pub struct DataConfig {
     /// Column of the second text; none: `text_pair` where the file has such a column.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub text_pair: Option<String>,
-    /// Column of the label; default `label`.
-    pub label: String,
+    /// Column of the label; default `label`. None where the task has no labels.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub label: Option<String>,
     /// Most tokens of one example, special tokens included; none: the model's positions.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_length: Option<usize>,
@@ -70,7 +75,7 @@ pub struct DataConfig {
 /// The task.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct TaskConfig {
-    /// Default, and so far all there is: classify.
+    /// Default: classify.
     pub kind: TaskKind,
 }
 
@@ -128,7 +133,7 @@ impl OptimizerConfig {
 pub struct TrainConfig {
     /// Passes over the training examples; default 3.
     pub epochs: usize,
-    /// Default: 16 examples.
+    /// Default: 16 examples, or 4 sequences of documents.
     #[serde(flatten)]
     pub batch: BatchSize,
     /// Batches in one optimizer step; default 1.
@@ -167,9 +172,16 @@ impl RunConfig {
     pub fn resolve(mut settings: Settings) -> Result<RunConfig> {
         exclusive(&mut settings, "train.batch_size", "train.max_tokens")?;
         let s = &settings;
+        let kinds = "\"classify\" or \"clm\"";
+        let task = TaskConfig {
+            kind: choice(s, "task.kind", kinds)?.unwrap_or(TaskKind::Classify),
+        };
+        let init = choice(s, "model.init", "\"pretrained\" or \"random\"")?;
         let model = ModelConfig {
             path: required(model_path(s)?, "model.path", "--model DIR")?,
+            init: init.unwrap_or(Init::Pretrained),
         };
+        foreign_to_task(s, task.kind, &model)?;
         let column = |key: &str| -> Result<Option<String>> {
             let name = s.get(key, "the name of a column", |name: &String| {
                 !name.is_empty()
@@ -181,13 +193,13 @@ impl RunConfig {
             eval: path(s, "data.eval")?,
             text: column("data.text")?.unwrap_or_else(|| "text".into()),
             text_pair: column("data.text_pair")?,
-            label: column("data.label")?.unwrap_or_else(|| "label".into()),
+            label: match task.kind {
+                TaskKind::Classify => Some(column("data.label")?.unwrap_or_else(|| "label".into())),
+                TaskKind::Clm => None,
+            },
             max_length: count(s, "data.max_length")?,
         };
         distinct_columns(s, &data)?;
-        let task = TaskConfig {
-            kind: choice(s, "task.kind", "\"classify\"")?.unwrap_or(TaskKind::Classify),
-        };
         let name = choice(
             s,
             "strategy.name",
@@ -201,13 +213,24 @@ impl RunConfig {
                 (0.0..1.0).contains(&p)
             })?,
         };
-        let optimizer = optimizer(s, strategy.name)?;
+        if model.init == Init::Random && strategy.name != Strategy::Full {
+            let origin = s.origin("strategy.name").or(s.origin("model.init"));
+            return Err(Error::config(
+                origin.map_or_else(String::new, Origin::to_string),
+                "`model.init` is \"random\", and `strategy.name` would freeze weights that have learnt nothing",
+                "leave strategy.name at \"full\"",
+            ));
+        }
+        let optimizer = optimizer(s, strategy.name, model.init)?;
         let train = TrainConfig {
             epochs: count(s, "train.epochs")?.unwrap_or(3),
             batch: match (count(s, "train.batch_size")?, count(s, "train.max_tokens")?) {
                 (_, Some(tokens)) => BatchSize::Tokens(tokens),
                 (Some(examples), None) => BatchSize::Examples(examples),
-                (None, None) => BatchSize::Examples(16),
+                (None, None) => BatchSize::Examples(match task.kind {
+                    TaskKind::Classify => 16,
+                    TaskKind::Clm => 4,
+                }),
             },
             accumulate: count(s, "train.accumulate")?.unwrap_or(1),
             group_by_length: choice(s, "train.group_by_length", "true or false")?.unwrap_or(false),
@@ -291,7 +314,7 @@ impl RunConfig {
     }
 }
 
-fn optimizer(s: &Settings, strategy: Strategy) -> Result<OptimizerConfig> {
+fn optimizer(s: &Settings, strategy: Strategy, init: Init) -> Result<OptimizerConfig> {
     #[derive(serde::Deserialize, Clone, Copy, PartialEq)]
     #[serde(rename_all = "lowercase")]
     enum Kind {
@@ -349,7 +372,11 @@ fn optimizer(s: &Settings, strategy: Strategy) -> Result<OptimizerConfig> {
         lr: number(s, "optimizer.lr", "a number above 0", |x| {
             x > 0.0 && x.is_finite()
         })?
-        .unwrap_or_else(|| OptimizerConfig::default_lr(&kind, strategy)),
+        .unwrap_or_else(|| match (kind, init) {
+            // As GPT-3's smallest model.
+            (OptimizerKind::AdamW { .. }, Init::Random) => 6e-4,
+            _ => OptimizerConfig::default_lr(&kind, strategy),
+        }),
         weight_decay: number(
             s,
             "optimizer.weight_decay",
@@ -394,8 +421,33 @@ fn exclusive(settings: &mut Settings, a: &'static str, b: &'static str) -> Resul
     Ok(())
 }
 
+/// Refuses settings that the task has no use for.
+fn foreign_to_task(s: &Settings, kind: TaskKind, model: &ModelConfig) -> Result<()> {
+    let place = |key: &str| s.origin(key).map_or_else(String::new, Origin::to_string);
+    match kind {
+        TaskKind::Classify if model.init == Init::Random => Err(Error::config(
+            place("model.init"),
+            "`model.init` is \"random\", which is for `task.kind` = \"clm\"",
+            "name a pretrained model, or set task.kind = \"clm\"",
+        )),
+        TaskKind::Classify => Ok(()),
+        TaskKind::Clm => {
+            let keys = ["data.label", "data.text_pair"];
+            match keys.into_iter().find(|key| s.origin(key).is_some()) {
+                Some(key) => Err(Error::config(
+                    place(key),
+                    format!("`{key}` has no effect: `task.kind` is \"clm\""),
+                    "remove it",
+                )),
+                None => Ok(()),
+            }
+        }
+    }
+}
+
 fn distinct_columns(s: &Settings, data: &DataConfig) -> Result<()> {
-    let mut names = vec![("data.text", &data.text), ("data.label", &data.label)];
+    let mut names = vec![("data.text", &data.text)];
+    names.extend(data.label.as_ref().map(|name| ("data.label", name)));
     names.extend(data.text_pair.as_ref().map(|name| ("data.text_pair", name)));
     for (i, (key, name)) in names.iter().enumerate() {
         if let Some((other, _)) = names[..i].iter().find(|(_, earlier)| earlier == name) {

@@ -34,8 +34,8 @@ fn defaults_are_filled_in() {
     assert_eq!(config.data.train, Path::new("/exp/train.jsonl"));
     assert_eq!(config.data.eval, None);
     assert_eq!(
-        (config.data.text.as_str(), config.data.label.as_str()),
-        ("text", "label")
+        (config.data.text.as_str(), config.data.label.as_deref()),
+        ("text", Some("label"))
     );
     assert_eq!(config.strategy.name, Strategy::Full);
     assert_eq!(config.optimizer.lr, 5e-5);
@@ -78,6 +78,7 @@ fn default_learning_rate_follows_strategy_and_optimizer() {
 const EVERYTHING: &str = r#"
 [model]
 path = "/m"
+init = "pretrained"
 [data]
 train = "a.csv"
 eval = "b.csv"
@@ -309,7 +310,7 @@ fn flags_override_set_overrides_the_file() {
     assert_eq!(config.train.batch, BatchSize::Tokens(64));
     assert_eq!(config.strategy.name, Strategy::Last(3));
     assert_eq!(config.strategy.rules.len(), 1);
-    assert_eq!(config.data.label, "1");
+    assert_eq!(config.data.label.as_deref(), Some("1"));
 }
 
 #[test]

@@ -14,6 +14,18 @@ use crate::nearest::nearest;
 pub enum TaskKind {
     /// One label per text or pair of texts.
     Classify,
+    /// The next token of documents: a causal language model.
+    Clm,
+}
+
+/// Where a model's weights come from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Init {
+    /// Its checkpoint.
+    Pretrained,
+    /// The seed: the model's directory needs a configuration and a tokenizer only.
+    Random,
 }
 
 /// How the learning rate goes on after the warmup.

@@ -106,6 +106,35 @@ impl Dataset {
         })
     }
 
+    /// Reads documents: a `.txt` file is one, every row of the other formats is one, in that column.
+    ///
+    /// # Errors
+    /// As [`Dataset::read`].
+    pub fn documents(path: &Path, text: &str) -> Result<Dataset> {
+        if path
+            .extension()
+            .is_none_or(|e| !e.eq_ignore_ascii_case("txt"))
+        {
+            let columns = Columns {
+                text: text.to_owned(),
+                text_pair: None,
+                label: None,
+            };
+            return Dataset::read(path, &columns);
+        }
+        let bytes = std::fs::read(path).map_err(|e| Error::io("read", path, e))?;
+        let example = Example {
+            text: decode(path, &bytes)?.to_owned(),
+            text_pair: None,
+            label: None,
+            line: 1,
+        };
+        Ok(Dataset {
+            path: path.to_path_buf(),
+            examples: vec![example],
+        })
+    }
+
     /// How many examples have a text of nothing but white space (and such a second text, if any). They are kept:
     /// the model sees their special tokens alone.
     pub fn empty_texts(&self) -> usize {
@@ -279,6 +308,25 @@ mod tests {
                 .starts_with("/nowhere/d.csv: cannot read"),
             "{missing}"
         );
+    }
+
+    #[test]
+    fn a_text_file_is_one_document() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("d.TXT");
+        std::fs::write(&path, b"\xef\xbb\xbfone\n\n two\n").unwrap();
+        let data = Dataset::documents(&path, "text").unwrap();
+        assert_eq!(data.examples.len(), 1);
+        assert_eq!(data.examples[0].text, "one\n\n two\n");
+        std::fs::write(&path, b"a\nb\xe9\n").unwrap();
+        let said = Dataset::documents(&path, "text").unwrap_err().to_string();
+        assert!(said.contains("d.TXT:2: not UTF-8"), "{said}");
+        let rows = dir.path().join("d.jsonl");
+        std::fs::write(&rows, "{\"body\": \"a\"}\n{\"body\": \"b\"}\n").unwrap();
+        let data = Dataset::documents(&rows, "body").unwrap();
+        assert_eq!((data.examples.len(), data.examples[1].line), (2, 2));
+        let said = Dataset::documents(&rows, "text").unwrap_err().to_string();
+        assert!(said.contains("the column `text` is missing"), "{said}");
     }
 
     #[test]

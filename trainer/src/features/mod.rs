@@ -273,9 +273,7 @@ impl Features {
             return Ok(Vec::new());
         }
         let mut f = Forward::evaluate(&model.parameters);
-        let below = model
-            .classifier
-            .below(&mut f, self.cut, &data.pack(batch))?;
+        let below = model.network.below(&mut f, self.cut, &data.pack(batch))?;
         Ok(below.value().to_vec::<f32>()?)
     }
 
@@ -452,7 +450,7 @@ fn identity(model: &Model, hashes: &Hashes, cut: Cut) -> Key {
         model.parameters.compute(),
     );
     for (id, parameter) in model.parameters.iter() {
-        if model.classifier.is_below(cut, id) {
+        if model.network.is_below(cut, id) {
             let name = parameter.name();
             text += &format!("{} {:?} {name}\n", hashes[name], parameter.shape());
         }

@@ -1,0 +1,46 @@
+//! How well a language model foresees documents.
+
+use graft_models::CausalLm;
+use graft_nn::Forward;
+
+use crate::batch::{BatchSize, in_order};
+use crate::documents::Documents;
+use crate::error::Result;
+use crate::model::Model;
+
+/// Tokens of one batch of an evaluation, as for classifiers.
+const EVALUATION_BATCH: BatchSize = BatchSize::Tokens(2048);
+
+/// The loss of a language model on documents.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Perplexity {
+    /// Mean cross-entropy of the tokens that were predicted, in nats
+    pub loss: f64,
+    /// How many these are
+    pub tokens: u64,
+}
+
+impl Perplexity {
+    /// Of a model on documents: every token but each document's first is predicted once.
+    ///
+    /// # Errors
+    /// As the model's forward pass.
+    pub fn of(model: &Model<CausalLm>, data: &Documents) -> Result<Perplexity> {
+        let (mut sum, mut tokens) = (0.0, 0);
+        for batch in in_order(data.lengths(), EVALUATION_BATCH) {
+            let (packed, next) = data.pack(&batch);
+            let mut f = Forward::evaluate(&model.parameters);
+            sum += model.network.loss(&mut f, &packed, &next)?.value().item()?;
+            tokens += batch.iter().map(|&i| data.targets(i)).sum::<usize>();
+        }
+        Ok(Perplexity {
+            loss: sum / tokens as f64,
+            tokens: tokens as u64,
+        })
+    }
+
+    /// The exponential of the loss: among how many equally likely tokens the model is as unsure.
+    pub fn perplexity(&self) -> f64 {
+        self.loss.exp()
+    }
+}

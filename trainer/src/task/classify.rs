@@ -1,0 +1,255 @@
+//! One label for a text or a pair of texts.
+
+use std::path::Path;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use graft_autograd::Var;
+use graft_models::{Classifier, TokenBatch};
+use graft_nn::{Forward, TrainableSet, losses};
+use graft_tensor::{Memory, Tensor};
+
+use super::{Quality, Task};
+use crate::config::RunConfig;
+use crate::data::{Columns, Dataset, training_labels};
+use crate::error::{Result, list_names};
+use crate::evaluate::{Evaluation, Labelled, logits};
+use crate::features::{Features, Kept};
+use crate::model::{Hashes, Loaded, Model};
+use crate::run_dir::Record;
+use crate::steps::diverged;
+
+/// Classification: labelled texts, and what a frozen trunk makes of them.
+pub(crate) struct Classify {
+    training: Labelled,
+    evaluation: Option<Labelled>,
+    /// Training examples of each label
+    counts: Vec<usize>,
+    features: Option<Mutex<Features>>,
+    notes: Vec<String>,
+}
+
+/// A batch, ready to be computed.
+pub(crate) struct Prepared {
+    examples: Vec<usize>,
+    packed: TokenBatch,
+    /// Label numbers, `[examples]`
+    targets: Vec<i64>,
+    /// What a frozen trunk makes of them, if it is known
+    rows: Option<Vec<f32>>,
+}
+
+/// No step of an update of the features leaves them wrong: after a panic they can be used.
+fn lock(features: &Mutex<Features>) -> MutexGuard<'_, Features> {
+    features.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Task for Classify {
+    type Network = Classifier;
+    type Batch = Prepared;
+    type Quality = Evaluation;
+
+    fn load(config: &RunConfig, memory: &Memory) -> Result<Loaded<Classify>> {
+        let columns = Columns {
+            text: config.data.text.clone(),
+            text_pair: config.data.text_pair.clone(),
+            label: config.data.label.clone(),
+        };
+        let files = rayon::join(
+            || Dataset::read(&config.data.train, &columns),
+            || {
+                let path = config.data.eval.as_ref();
+                path.map(|path| Dataset::read(path, &columns)).transpose()
+            },
+        );
+        let files = (files.0?, files.1?);
+        let max_length = config.data.max_length;
+        let loaded = Model::for_task_while(
+            &config.model.path,
+            training_labels(&files.0)?,
+            config.strategy.dropout,
+            config.train.seed,
+            memory,
+            |config, tokenizer| {
+                let encode = |data: &Dataset| Labelled::with(config, tokenizer, data, max_length);
+                Ok((encode(&files.0)?, files.1.as_ref().map(encode).transpose()?))
+            },
+        )?;
+        let (training, evaluation) = loaded.meanwhile;
+        let mut notes = Vec::new();
+        let paths = [Some(&config.data.train), config.data.eval.as_ref()];
+        for (path, data) in paths
+            .into_iter()
+            .zip([Some(&training), evaluation.as_ref()])
+        {
+            if let (Some(path), Some(data)) = (path, data) {
+                notes.extend(notes_of(path, data));
+            }
+        }
+        let initialised = &loaded.report.initialised;
+        if !initialised.is_empty() {
+            notes.push(format!("new for this task: {}", list_names(initialised, 4)));
+        }
+        let task = Classify {
+            counts: training.counts(&loaded.model.config.labels),
+            training,
+            evaluation,
+            features: None,
+            notes,
+        };
+        Ok(Loaded {
+            model: loaded.model,
+            report: loaded.report,
+            hashes: loaded.hashes,
+            meanwhile: task,
+        })
+    }
+
+    fn begin(
+        &mut self,
+        config: &RunConfig,
+        model: &Model,
+        before: &Hashes,
+        set: &TrainableSet,
+        dir: &Path,
+    ) {
+        let cut = model.network.cut(set);
+        self.features = Features::new(config, model, before, cut, dir).map(Mutex::new);
+    }
+
+    fn take_notes(&mut self) -> Vec<String> {
+        let mut notes = std::mem::take(&mut self.notes);
+        if let Some(features) = &self.features {
+            notes.extend(lock(features).take_notes());
+        }
+        notes
+    }
+
+    fn lengths(&self) -> &[usize] {
+        &self.training.encoded.lengths
+    }
+
+    fn targets(&self, _: usize) -> usize {
+        1
+    }
+
+    fn truncated(&self) -> usize {
+        self.training.encoded.truncated
+    }
+
+    fn prepare(&self, examples: &[usize]) -> Prepared {
+        let data = &self.training;
+        let labels = examples.iter().map(|&i| i64::from(data.labels[i]));
+        let features = self.features.as_ref();
+        Prepared {
+            examples: examples.to_vec(),
+            packed: data.encoded.pack(examples),
+            targets: labels.collect(),
+            rows: features.and_then(|features| lock(features).fetch(&data.encoded, examples)),
+        }
+    }
+
+    fn loss(&self, f: &mut Forward, model: &Model, batch: Prepared, targets: usize) -> Result<Var> {
+        let known = match &self.features {
+            Some(features) => {
+                let mut features = lock(features);
+                let rows = match batch.rows {
+                    Some(rows) => features.tensor(model, rows)?,
+                    None => features.rows(model, &self.training.encoded, &batch.examples)?,
+                };
+                Some((features.cut(), rows))
+            }
+            None => None,
+        };
+        let logits = match known {
+            Some((cut, rows)) => model.network.above(f, cut, rows, &batch.packed.offsets)?,
+            None => model.network.forward(f, &batch.packed)?,
+        };
+        let count = batch.targets.len();
+        let labels = Tensor::from_vec(f.memory(), batch.targets, &[count])?;
+        let labels = f.input(labels);
+        let divisor = targets as f64;
+        Ok(losses::cross_entropy(f, &logits, &labels, 0.0, divisor)?)
+    }
+
+    fn evaluate(&self, model: &Model, step: u64) -> Result<Option<Evaluation>> {
+        let Some(data) = &self.evaluation else {
+            return Ok(None);
+        };
+        let mut features = self.features.as_ref().map(lock);
+        let logits = logits(model, &data.encoded, features.as_deref_mut())?;
+        if !logits.iter().flatten().all(|x| x.is_finite()) {
+            let what = "a logit of the evaluation is not finite".into();
+            return Err(diverged(step, what));
+        }
+        Ok(Some(Evaluation::new(&logits, &data.labels, &self.counts)))
+    }
+
+    fn labels(model: &Model) -> Vec<String> {
+        model.config.labels.names().to_vec()
+    }
+
+    fn finish(self) -> (Option<Kept>, Vec<String>) {
+        let Some(features) = self.features else {
+            return (None, Vec::new());
+        };
+        let features = features
+            .into_inner()
+            .unwrap_or_else(PoisonError::into_inner);
+        (Some(features.kept()), features.finish())
+    }
+}
+
+/// What the user should know about a file before the run.
+fn notes_of(path: &Path, data: &Labelled) -> Vec<String> {
+    let mut notes = Vec::new();
+    if data.encoded.truncated > 0 {
+        notes.push(format!(
+            "{}: {} of {} texts have more tokens than allowed and were cut",
+            path.display(),
+            data.encoded.truncated,
+            data.labels.len()
+        ));
+    }
+    if data.empty > 0 {
+        let (path, empty) = (path.display(), data.empty);
+        notes.push(format!("{path}: {empty} texts are empty"));
+    }
+    notes
+}
+
+impl Quality for Evaluation {
+    fn beats(&self, other: &Evaluation) -> bool {
+        Evaluation::beats(self, other)
+    }
+
+    fn line(&self) -> String {
+        let score = self.confusion.score();
+        format!(
+            "loss {:.4}, accuracy {:.4}, macro-F1 {:.4}",
+            self.loss, score.accuracy, score.macro_f1
+        )
+    }
+
+    fn record(&self, epoch: usize, step: u64, best: bool) -> Record {
+        Record::Eval {
+            epoch,
+            step,
+            loss: self.loss,
+            score: self.confusion.score(),
+            baseline: self.baseline.score(),
+            examples: self.confusion.total(),
+            classes: self.confusion.per_class(),
+            confusion: self.confusion.rows(),
+            best,
+        }
+    }
+
+    fn measures(&self) -> Vec<(&'static str, String)> {
+        let (score, baseline) = (self.confusion.score(), self.baseline.score());
+        let line = |of: f64, base: f64| format!("{of:.4} (majority class: {base:.4})");
+        vec![
+            ("accuracy", line(score.accuracy, baseline.accuracy)),
+            ("macro-F1", line(score.macro_f1, baseline.macro_f1)),
+        ]
+    }
+}
