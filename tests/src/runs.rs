@@ -127,14 +127,28 @@ pub fn language_model(dir: &Path, fixture: &str) {
     for name in ["config.json", "model.safetensors"] {
         std::fs::copy(crate::fixture(fixture).join(name), dir.join(name)).expect("copies");
     }
-    let characters = (' '..='~').chain(['\n']).map(|c| match c {
-        // How byte-level tokenizers spell them.
-        ' ' => "\u{120}".to_owned(),
-        '\n' => "\u{10a}".to_owned(),
-        c => c.to_string(),
-    });
+    write_tokenizer(dir, (b' '..=b'~').chain([b'\n']));
+}
+
+/// A tokenizer in `dir` with a token for each of some bytes, from [`FIRST_CHARACTER`] on. Token 2 ends a text.
+///
+/// # Panics
+/// If the file cannot be written.
+pub fn write_tokenizer(dir: &Path, bytes: impl Iterator<Item = u8>) {
+    // Byte-level tokenizers spell bytes that are no printable character as characters from U+0100 on, in their order.
+    let printable = |byte: &u8| matches!(byte, b'!'..=b'~' | 0xa1..=0xac | 0xae..=0xff);
+    let spelled = |byte: u8| {
+        let rank = (0..byte).filter(|b| !printable(b)).count() as u32;
+        let code = if printable(&byte) {
+            u32::from(byte)
+        } else {
+            0x100 + rank
+        };
+        char::from_u32(code).expect("a character").to_string()
+    };
     let special = ["<pad>", "<s>", "<|endoftext|>"];
-    let tokens = special.iter().map(|s| (*s).to_owned()).chain(characters);
+    let tokens = special.iter().map(|s| (*s).to_owned());
+    let tokens = tokens.chain(bytes.map(spelled));
     let vocab: serde_json::Map<String, Value> = tokens
         .enumerate()
         .map(|(id, token)| (token, json!(id)))

@@ -14,6 +14,7 @@ pub mod encode;
 pub mod error;
 pub mod evaluate;
 pub mod features;
+pub mod generate;
 pub mod inspect;
 pub mod metrics;
 pub mod model;

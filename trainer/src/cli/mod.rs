@@ -4,6 +4,7 @@
 //! clap reports.
 
 mod commands;
+mod generate;
 mod run_args;
 
 use std::ffi::OsString;
@@ -15,6 +16,7 @@ use std::process::ExitCode;
 use clap::{Args, Parser, Subcommand};
 use miette::{Diagnostic, GraphicalReportHandler, GraphicalTheme};
 
+pub use generate::GenerateArgs;
 pub use run_args::RunArgs;
 
 use crate::config::KEYS;
@@ -38,6 +40,8 @@ pub enum Command {
     Eval(EvalArgs),
     /// Label texts.
     Predict(PredictArgs),
+    /// Continue texts with a language model.
+    Generate(GenerateArgs),
     /// List a model's tensors, and what a strategy would train of them.
     Inspect(InspectArgs),
     /// Set runs beside each other: what was trained, how well, at what price.
@@ -211,6 +215,7 @@ where
         Command::Train(args) => train(args),
         Command::Eval(args) => commands::eval(args),
         Command::Predict(args) => commands::predict(args),
+        Command::Generate(args) => generate::run(args),
         Command::Inspect(args) => commands::inspect(args),
         Command::Compare(args) => {
             crate::compare::compare(&args.runs).and_then(|table| print(&table))
