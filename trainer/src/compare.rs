@@ -9,8 +9,8 @@ use crate::error::{Error, Result};
 use crate::report::{duration, thousands};
 use crate::run_dir::{CONFIG_FILE, METRICS_FILE};
 
-/// A table with a row for each run: strategy, trained parameters and their share, accuracy and macro-F1 of the model
-/// that was kept, duration and peak memory.
+/// A table with a row for each run: strategy, trained parameters and their share, the quality of the model that was kept
+/// (accuracy and macro-F1 of classifiers, perplexity of language models), duration and peak memory.
 ///
 /// # Errors
 /// A directory that is no run, or whose metrics are not those of a run that ended.
@@ -22,6 +22,7 @@ pub fn compare(runs: &[PathBuf]) -> Result<String> {
         "share",
         "accuracy",
         "macro-F1",
+        "perplexity",
         "time",
         "peak memory",
     ];
@@ -29,11 +30,23 @@ pub fn compare(runs: &[PathBuf]) -> Result<String> {
     for run in runs {
         rows.push(row(run)?);
     }
+    // Of the measures of classifiers and of language models, those that some run has; the former if none has any.
+    let measured = |column: usize| rows[1..].iter().any(|row| row[column] != "-");
+    let shown = match (measured(4), measured(6)) {
+        (true, true) => [true, true],
+        (false, true) => [false, true],
+        (_, false) => [true, false],
+    };
+    let shown = |column: usize| match column {
+        4 | 5 => shown[0],
+        6 => shown[1],
+        _ => true,
+    };
     let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max();
     let widths: Vec<usize> = (0..header.len()).map(|c| width(c).unwrap_or(0)).collect();
     let mut text = String::new();
     for row in &rows {
-        for (column, cell) in row.iter().enumerate() {
+        for (column, cell) in row.iter().enumerate().filter(|(column, _)| shown(*column)) {
             let width = widths[column];
             // Names to the left, numbers to the right.
             let cell = match column {
@@ -51,7 +64,7 @@ pub fn compare(runs: &[PathBuf]) -> Result<String> {
     Ok(text)
 }
 
-fn row(run: &Path) -> Result<[String; 8]> {
+fn row(run: &Path) -> Result<[String; 9]> {
     let config = Settings::from_file(&run.join(CONFIG_FILE))?;
     let config = crate::config::RunConfig::resolve(config)?;
     let path = run.join(METRICS_FILE);
@@ -84,8 +97,8 @@ fn row(run: &Path) -> Result<[String; 8]> {
         ));
     };
     let number = |record: &Value, key: &str| record[key].as_f64().unwrap_or(f64::NAN);
-    let score = |key: &str| match &best {
-        Some(record) => format!("{:.4}", number(record, key)),
+    let score = |key: &str| match best.as_ref().and_then(|record| record[key].as_f64()) {
+        Some(value) => format!("{value:.4}"),
         None => "-".to_owned(),
     };
     let (trainable, all) = (number(&start, "trainable"), number(&start, "parameters"));
@@ -97,6 +110,7 @@ fn row(run: &Path) -> Result<[String; 8]> {
         format!("{:.2} %", 100.0 * trainable / all),
         score("accuracy"),
         score("macro_f1"),
+        score("perplexity"),
         duration(std::time::Duration::from_secs_f64(seconds)),
         match end["peak_rss"].as_u64() {
             Some(bytes) => format!("{} MiB", thousands(bytes >> 20)),

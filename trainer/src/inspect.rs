@@ -2,20 +2,22 @@
 
 use std::fmt::Write as _;
 
-use graft_models::{Classifier, Labels, ModelConfig, ModelSource, ProblemType};
+use graft_models::{CausalLm, Classifier, Config, Labels, ModelSource, ProblemType};
 use graft_nn::{Parameters, TrainableSet};
 use graft_tensor::{DType, Memory};
 
 use crate::config::{Rule, Strategy};
-use crate::error::Result;
+use crate::error::{Error, Result};
+use crate::model::Network;
 use crate::report::thousands;
 use crate::train::policy;
 
-/// A table of a classifier's tensors: name, shape, elements, and whether `strategy` and `rules` would train it. A model
-/// that is no classifier yet is shown with a head for `labels` labels. No weight is read.
+/// A table of a model's tensors: name, shape, elements, and whether `strategy` and `rules` would train it. An encoder that
+/// is no classifier yet is shown with a head for `labels` labels, a decoder as the language model that it is. No weight
+/// is read.
 ///
 /// # Errors
-/// A model that cannot be used, a rule that matches nothing.
+/// A model that cannot be used, a rule that matches nothing, labels for a language model.
 pub fn inspect(
     spec: &str,
     strategy: Option<Strategy>,
@@ -23,26 +25,54 @@ pub fn inspect(
     labels: Option<usize>,
 ) -> Result<String> {
     let source = ModelSource::resolve(spec)?;
-    let mut config = ModelConfig::load(&source)?;
-    if let Some(count) = labels {
-        config.set_classification(Labels::numbered(count), ProblemType::SingleLabel);
+    let stored = source.checkpoint()?.len();
+    match Config::load(&source)? {
+        Config::Encoder(mut config) => {
+            if let Some(count) = labels {
+                config.set_classification(Labels::numbered(count), ProblemType::SingleLabel);
+            }
+            let title = format!(
+                "{spec}: {}, {} layers, hidden {}, {} labels, up to {} tokens; {stored} tensors stored\n\n",
+                config.family.model_type(),
+                config.layers,
+                config.hidden_size,
+                config.num_labels(),
+                config.max_tokens(),
+            );
+            list::<Classifier>(title, &config, strategy, rules)
+        }
+        Config::Decoder(config) => {
+            if labels.is_some() {
+                let what = "the model is a language model, which has no labels";
+                return Err(Error::config("--labels", what, "leave it out"));
+            }
+            let title = format!(
+                "{spec}: {}, {} layers, hidden {}, vocabulary {}, up to {} tokens; {stored} tensors stored\n\n",
+                config.family,
+                config.layers,
+                config.hidden_size,
+                config.vocab_size,
+                config.max_tokens(),
+            );
+            list::<CausalLm>(title, &config, strategy, rules)
+        }
     }
-    let stored = source.checkpoint()?;
+}
+
+/// The table below its title, and sums.
+fn list<N: Network>(
+    title: String,
+    config: &N::Config,
+    strategy: Option<Strategy>,
+    rules: &[Rule],
+) -> Result<String> {
     let mut parameters = Parameters::new(&Memory::planned(), DType::F32);
-    let classifier = Classifier::new(&mut parameters, &config)?;
+    let network = N::declare(&mut parameters, config)?;
     let set = match strategy {
-        Some(strategy) => Some(policy(&classifier, strategy, rules)?.resolve(&parameters)?),
+        Some(strategy) => Some(policy(&network, strategy, rules)?.resolve(&parameters)?),
         None => None,
     };
-    let mut text = format!(
-        "{spec}: {}, {} layers, hidden {}, {} labels, up to {} tokens; {} tensors stored\n\n",
-        config.family.model_type(),
-        config.layers,
-        config.hidden_size,
-        config.num_labels(),
-        config.max_tokens(),
-        stored.len(),
-    );
+    let mut text = title;
     // Writing to a String cannot fail.
     let _ = table(&mut text, &parameters, set.as_ref());
     let total = parameters.count();

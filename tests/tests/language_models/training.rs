@@ -174,6 +174,21 @@ fn strategies_freeze_what_they_say_and_the_best_epoch_is_kept() {
             let last = evals.iter().rposition(|e| e["best"] == true).unwrap();
             assert_eq!(records(&run, "end")[0]["best_epoch"], last as u64 + 1);
         }
+        let runs = ["head", "last:1", "full"].map(|run| bench.path(run));
+        let runs = runs.iter().map(String::as_str);
+        let table = TRAINER.succeeds(["compare"].into_iter().chain(runs)).out;
+        let header = table.lines().next().unwrap();
+        assert!(
+            header.contains("perplexity") && !header.contains("accuracy"),
+            "{table}"
+        );
+        assert!(!table.contains("NaN"), "{table}");
+        let list = TRAINER
+            .succeeds(["inspect", &bench.path("model"), "--strategy", "head"])
+            .out;
+        let trained = list.lines().filter(|line| line.ends_with("  train"));
+        let trained: Vec<&str> = trained.filter_map(|line| line.split(' ').next()).collect();
+        assert_eq!(trained, head, "{list}");
         let frozen = before
             .keys()
             .find(|name| name.contains("embed") || name.contains("wte"));
