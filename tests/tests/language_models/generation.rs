@@ -293,3 +293,53 @@ fn what_cannot_be_generated_is_refused() {
     // Nothing at all begins with the token that begins a text.
     bench.continued("model", "", &["--max-new-tokens", "3"]);
 }
+
+#[test]
+fn text_and_perplexity_are_those_of_transformers() {
+    let expected = graft_tests::json(&graft_tests::fixture("generation.json"));
+    let families = expected.as_object().unwrap();
+    assert_eq!(families.len(), 7);
+    for (family, expected) in families {
+        let bench = Bench::new(family);
+        let new_tokens = expected["new_tokens"].to_string();
+        let cases = expected["cases"].as_array().unwrap();
+        assert_eq!(cases.len(), 50);
+        for penalty in [1.0, 1.3] {
+            let text = |case: &'_ Value, key: &str| case[key].as_str().unwrap().to_owned();
+            let cases: Vec<_> = cases.iter().filter(|c| c["penalty"] == penalty).collect();
+            let prompts: Vec<String> = cases.iter().map(|c| text(c, "prompt")).collect();
+            let prompts: Vec<&str> = prompts.iter().map(String::as_str).collect();
+            let penalty = penalty.to_string();
+            let more = [
+                "--max-new-tokens",
+                &new_tokens,
+                "--repetition-penalty",
+                &penalty,
+            ];
+            let found = bench.all_continued("model", &prompts, &more);
+            assert_eq!(found.len(), 25);
+            for (found, case) in found.iter().zip(&cases) {
+                assert_eq!(found["text"], case["text"], "{family}: {case}");
+            }
+        }
+        let documents = expected["documents"].as_array().unwrap();
+        let documents: Vec<&str> = documents.iter().map(|d| d.as_str().unwrap()).collect();
+        bench.write("eval.jsonl", &documents);
+        let (model, data) = (bench.path("model"), bench.path("eval.jsonl"));
+        let said = TRAINER
+            .succeeds(["eval", "--json", "--model", &model, "--data", &data])
+            .out;
+        let said: Value = serde_json::from_str(&said).unwrap();
+        assert_eq!(said["tokens"], expected["tokens"], "{family}");
+        let loss = |value: &Value| value["loss"].as_f64().unwrap();
+        assert!(
+            (loss(&said) - loss(expected)).abs() < 1e-5,
+            "{family}: {said}"
+        );
+        let perplexity = said["perplexity"].as_f64().unwrap();
+        assert!(
+            (perplexity / loss(expected).exp() - 1.0).abs() < 1e-5,
+            "{family}: {said}"
+        );
+    }
+}
