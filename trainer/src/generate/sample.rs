@@ -56,15 +56,21 @@ impl Sampling {
             let better = |a: usize, b: usize| if logits[b] > logits[a] { b } else { a };
             return tokens.reduce(better).map(|i| i as u32);
         }
-        // The most likely first; of equals the lowest, so that the order is the same every time.
         let mut order: Vec<usize> = tokens.collect();
         let rank = |a: &usize, b: &usize| logits[*b].total_cmp(&logits[*a]).then(a.cmp(b));
         if let Some(k) = self.top_k.filter(|&k| k < order.len()) {
             order.select_nth_unstable_by(k - 1, rank);
             order.truncate(k);
         }
-        order.sort_unstable_by(rank);
-        let top = logits[*order.first()?];
+        if self.top_p.is_some() {
+            // The most likely first; of equals the lowest, so that the order is the same every time.
+            order.sort_unstable_by(rank);
+        }
+        order.first()?;
+        let top = order
+            .iter()
+            .map(|&i| logits[i])
+            .fold(f64::NEG_INFINITY, f64::max);
         let mut weights: Vec<f64> = order
             .iter()
             .map(|&i| ((logits[i] - top) / self.temperature).exp())
