@@ -238,6 +238,12 @@ impl Model<CausalLm> {
             }
         };
         let class = config.family.causal_architecture();
+        let classifies = config.family.classification_architecture();
+        if config.architectures.iter().any(|name| name == classifies) {
+            let what = format!("the model is {classifies}, expected {class}");
+            let help = "name the language model that it was made from";
+            return Err(Error::config(spec, what, help));
+        }
         if !config.architectures.iter().any(|name| name == class) {
             config.set_causal();
         }

@@ -259,6 +259,18 @@ fn what_cannot_be_trained_is_refused() {
         &["--model", encoder.to_str().unwrap()],
         &["family bert", "predicts no next token", "GPT-2"],
     );
+    let classifier = fixture("tiny-gpt2-classifier");
+    refuse(
+        &["--model", classifier.to_str().unwrap()],
+        &[
+            "the model is GPT2ForSequenceClassification",
+            "GPT2LMHeadModel",
+        ],
+    );
+    refuse(
+        &["--set", "train.cache_dir=/tmp/kept"],
+        &["--set train.cache_dir", "has no effect"],
+    );
     refuse(
         &["--max-length", "41"],
         &["`data.max_length` is 41", "40 positions"],

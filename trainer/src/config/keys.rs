@@ -153,7 +153,7 @@ pub const KEYS: &[Key] = &[
     ),
     key(
         "train.cache_dir",
-        "directory where they are kept for later runs on the same frozen layers and texts; none, they go with the run",
+        "directory where they are kept for later runs on the same frozen layers and texts (classify); none, they go with the run",
     ),
     key(
         "output.dir",

@@ -346,7 +346,7 @@ fn foreign_to_task(s: &Settings, kind: TaskKind, model: &ModelConfig) -> Result<
         )),
         TaskKind::Classify => Ok(()),
         TaskKind::Clm => {
-            let keys = ["data.label", "data.text_pair"];
+            let keys = ["data.label", "data.text_pair", "train.cache_dir"];
             match keys.into_iter().find(|key| s.origin(key).is_some()) {
                 Some(key) => Err(Error::config(
                     place(key),
