@@ -148,7 +148,7 @@ fn draw(series: &Series, folder: &Path) -> Result<(), Box<dyn Error>> {
     chart.draw_secondary_series(memory().map(|at| Circle::new(at, 3, RED.filled())))?;
     chart
         .configure_series_labels()
-        .position(SeriesLabelPosition::UpperLeft)
+        .position(SeriesLabelPosition::LowerRight)
         .border_style(BLACK)
         .background_style(WHITE)
         .draw()?;

@@ -143,7 +143,7 @@ impl ModelConfig {
     /// Reads the model's config.json.
     ///
     /// # Errors
-    /// [`Error::MissingFile`], those of [`ModelSource::read_file`] and of [`ModelConfig::parse`].
+    /// [`Error::MissingFile`](crate::Error::MissingFile), those of [`ModelSource::read_file`] and of [`ModelConfig::parse`].
     pub fn load(source: &ModelSource) -> Result<ModelConfig> {
         let text =
             source.require_file(CONFIG_FILE, "every model directory of transformers has one")?;
@@ -153,7 +153,7 @@ impl ModelConfig {
     /// Parses and checks the text of a config.json; `file` stands for it in messages.
     ///
     /// # Errors
-    /// [`Error::Json`], or [`Error::Config`] with the key, what was found and what is supported.
+    /// [`Error::Json`](crate::Error::Json), or [`Error::Config`](crate::Error::Config) with the key, what was found and what is supported.
     pub fn parse(file: &str, text: &[u8]) -> Result<ModelConfig> {
         let raw = parse_object(file, text)?;
         let read = Reader::new(file, &raw);
