@@ -296,7 +296,7 @@ impl Op {
                 let first_weight = 1 + usize::from(*residual);
                 let input = need(0) || (*residual && need(1));
                 let statistics = input || (*weight && need(first_weight));
-                // The bias is for `Op::rebuild`.
+                // The backward pass has no use for the bias: `rebuild` has.
                 Saves {
                     extras: statistics,
                     ..inputs(&[

@@ -1,6 +1,7 @@
 //! What the whole-workspace tests share: the fixtures that PyTorch wrote, read back; runs of the trainer.
 #![forbid(unsafe_code)]
 
+pub mod parity;
 pub mod runs;
 pub mod steps;
 

@@ -14,6 +14,7 @@ use graft_nn::optimizer::Rule;
 use graft_nn::{Forward, FreezePolicy, Optimizer, Parameters, TrainableSet};
 use graft_tensor::ops::loss::IGNORE;
 use graft_tensor::{DType, Memory};
+use graft_tests::parity::assert_gradients;
 use graft_tests::{decoder_batch, fixture, json, max_distance, numbers, tensors};
 
 const FAMILIES: [&str; 7] = [
@@ -118,22 +119,14 @@ fn loss_and_every_gradient_equal_those_of_pytorch() {
                 (loss - exact).abs() < tolerance,
                 "{name}: {loss} is not {exact}"
             );
-            for (id, parameter) in model.parameters.iter() {
-                let found = gradients
-                    .get(id.key())
-                    .expect("every parameter has a gradient");
-                let found = found.to_f64().unwrap();
-                let exact = tensors[&format!("grad64.{}", parameter.name())]
-                    .to_f64()
-                    .unwrap();
-                let size = exact.iter().fold(0.0f64, |m, x| m.max(x.abs()));
-                let error = max_distance(&found, &exact) / size;
-                assert!(
-                    error < tolerance,
-                    "{name} {dtype} {}: {error:e}",
-                    parameter.name()
-                );
-            }
+            assert_gradients(
+                (name, dtype),
+                &model.parameters,
+                &gradients,
+                &tensors,
+                tolerance,
+                |_| false,
+            );
         }
     }
 }

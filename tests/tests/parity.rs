@@ -13,6 +13,7 @@ use graft_models::{ProblemType, load_parameters};
 use graft_nn::optimizer::Rule;
 use graft_nn::{Forward, FreezePolicy, Optimizer, Parameters, TrainableSet, losses};
 use graft_tensor::{DType, Memory, Tensor};
+use graft_tests::parity::assert_gradients;
 use graft_tests::{batch, fixture, json, max_distance, minilm_wheel, numbers, tensors};
 use serde_json::Value;
 
@@ -138,28 +139,14 @@ fn loss_and_every_gradient_equal_those_of_pytorch() {
                 (loss - exact).abs() < tolerance,
                 "{name}: {loss} is not {exact}"
             );
-            for (id, parameter) in model.parameters.iter() {
-                let found = gradients
-                    .get(id.key())
-                    .expect("every parameter has a gradient");
-                let found = found.to_f64().unwrap();
-                let exact = tensors[&format!("grad64.{}", parameter.name())]
-                    .to_f64()
-                    .unwrap();
-                let size = exact.iter().fold(0.0f64, |m, x| m.max(x.abs()));
-                // Noise is measured against the loss, whose gradient it ought not to have.
-                let size = if is_noise(&expected, parameter.name()) {
-                    1.0
-                } else {
-                    size
-                };
-                let error = max_distance(&found, &exact) / size;
-                assert!(
-                    error < tolerance,
-                    "{name} {dtype} {}: {error:e}",
-                    parameter.name()
-                );
-            }
+            assert_gradients(
+                (name, dtype),
+                &model.parameters,
+                &gradients,
+                &tensors,
+                tolerance,
+                |name| is_noise(&expected, name),
+            );
         }
     }
 }

@@ -7,8 +7,8 @@ use serde_json::{Map, Value};
 
 use super::read::Reader;
 use super::{
-    CONFIG_FILE, HiddenAct, Labels, MAX_HIDDEN, MAX_INTERMEDIATE, MAX_LAYERS, MAX_POSITIONS,
-    MAX_VOCAB, ProblemType, activation_named, put, put_shared,
+    HiddenAct, Labels, MAX_HIDDEN, MAX_INTERMEDIATE, MAX_LAYERS, MAX_POSITIONS, MAX_VOCAB,
+    ProblemType, activation_named, load_with, put, put_shared,
 };
 use crate::error::Result;
 use crate::json::parse_object;
@@ -145,9 +145,7 @@ impl ModelConfig {
     /// # Errors
     /// [`Error::MissingFile`](crate::Error::MissingFile), those of [`ModelSource::read_file`] and of [`ModelConfig::parse`].
     pub fn load(source: &ModelSource) -> Result<ModelConfig> {
-        let text =
-            source.require_file(CONFIG_FILE, "every model directory of transformers has one")?;
-        Self::parse(&source.display_file(CONFIG_FILE), &text)
+        load_with(source, Self::parse)
     }
 
     /// Parses and checks the text of a config.json; `file` stands for it in messages.

@@ -26,6 +26,12 @@ pub use rope::{RopeParameters, RopeScaling};
 /// The file's name.
 pub const CONFIG_FILE: &str = "config.json";
 
+/// Reads the model's config.json by one of the parsers.
+fn load_with<C>(source: &ModelSource, parse: fn(&str, &[u8]) -> Result<C>) -> Result<C> {
+    let text = source.require_file(CONFIG_FILE, "every model directory of transformers has one")?;
+    parse(&source.display_file(CONFIG_FILE), &text)
+}
+
 /// The config of a model of any family.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Config {
@@ -41,9 +47,7 @@ impl Config {
     /// # Errors
     /// As [`ModelConfig::load`] and [`DecoderConfig::load`].
     pub fn load(source: &ModelSource) -> Result<Config> {
-        let text =
-            source.require_file(CONFIG_FILE, "every model directory of transformers has one")?;
-        Self::parse(&source.display_file(CONFIG_FILE), &text)
+        load_with(source, Self::parse)
     }
 
     /// Parses and checks the text of a config.json; `file` stands for it in messages.

@@ -7,7 +7,7 @@ use super::read::Reader;
 use super::rope::RopeParameters;
 use super::{
     CONFIG_FILE, HiddenAct, Labels, MAX_HIDDEN, MAX_INTERMEDIATE, MAX_LAYERS, MAX_POSITIONS,
-    MAX_VOCAB, ProblemType, put, put_shared,
+    MAX_VOCAB, ProblemType, load_with, put, put_shared,
 };
 use crate::error::Result;
 use crate::json::parse_object;
@@ -129,9 +129,7 @@ impl DecoderConfig {
     /// [`Error::MissingFile`](crate::Error::MissingFile), those of [`ModelSource::read_file`] and of
     /// [`DecoderConfig::parse`].
     pub fn load(source: &ModelSource) -> Result<DecoderConfig> {
-        let text =
-            source.require_file(CONFIG_FILE, "every model directory of transformers has one")?;
-        Self::parse(&source.display_file(CONFIG_FILE), &text)
+        load_with(source, Self::parse)
     }
 
     /// Parses and checks the text of a config.json; `file` stands for it in messages.
