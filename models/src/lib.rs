@@ -17,8 +17,8 @@ mod batch;
 pub mod chat;
 mod classifier;
 pub mod config;
-mod decode;
 mod decoder;
+mod detokenize;
 mod encoder;
 pub mod error;
 mod json;
@@ -38,8 +38,8 @@ pub use config::{
     Config, DecoderConfig, DecoderFamily, DropoutRates, Family, HiddenAct, Labels, ModelConfig,
     ProblemType,
 };
-pub use decode::DecodeStream;
 pub use decoder::{CausalLm, Decoder, DecoderClassifier, KvCache};
+pub use detokenize::DecodeStream;
 pub use encoder::Encoder;
 pub use error::{Error, Result};
 pub use load::{
