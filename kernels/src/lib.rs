@@ -10,6 +10,7 @@ pub mod attention;
 pub mod binary;
 pub mod copy;
 pub mod cross_entropy;
+pub mod cuda;
 pub mod dropout;
 pub mod element;
 pub mod gather;

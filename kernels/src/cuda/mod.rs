@@ -1,0 +1,24 @@
+//! Kernels for NVIDIA GPUs, through the driver that is found at run time.
+//!
+//! The binary needs no CUDA to be built and none to start: [`Gpu::open`] looks for the driver and
+//! says what is missing. The sources (`*.cu`, beside the CPU kernels of the same name, and `*.cuh`
+//! here) are compiled to PTX by `cargo run -p xtask -- ptx`; the PTX is committed and part of the
+//! binary. Each file of this folder launches the kernels of one source.
+//!
+//! A launcher takes [`Slice`]s: ranges of device memory with their element type. It checks lengths
+//! and types, chooses the kernel, and returns before the kernel has run. Everything that one [`Gpu`]
+//! does happens in the order of the calls.
+
+pub mod copy;
+mod driver;
+mod error;
+mod launch;
+mod module;
+pub mod nvrtc;
+mod slice;
+
+pub use driver::{Buffer, Gpu, Limits};
+pub use error::{Error, Result};
+pub use launch::{Arg, Launch};
+pub use module::{SOURCES, Source, Target};
+pub use slice::{Scalar, Slice, SliceMut};

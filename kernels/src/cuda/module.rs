@@ -1,0 +1,139 @@
+//! The sources of the kernels and the PTX that was made of them.
+
+use std::borrow::Cow;
+use std::path::Path;
+
+use sha2::{Digest, Sha256};
+
+use super::{Result, nvrtc};
+
+/// What PTX is made for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash, PartialOrd, Ord)]
+pub enum Target {
+    /// Volta and later: no tensor cores
+    Sm70,
+    /// Ampere and later: `mma.sync` in bf16, asynchronous copies
+    Sm80,
+    /// Hopper alone: `wgmma`, the tensor copy engine
+    Sm90a,
+}
+
+impl Target {
+    /// Every target.
+    pub const ALL: [Target; 3] = [Target::Sm70, Target::Sm80, Target::Sm90a];
+
+    /// The best target for a device of this compute capability.
+    pub fn of(major: i32, minor: i32) -> Option<Target> {
+        match (major, minor) {
+            (9, 0) => Some(Target::Sm90a),
+            (8.., _) => Some(Target::Sm80),
+            (7, _) => Some(Target::Sm70),
+            _ => None,
+        }
+    }
+
+    /// The compiler's name of it.
+    pub fn architecture(self) -> &'static str {
+        match self {
+            Target::Sm70 => "compute_70",
+            Target::Sm80 => "compute_80",
+            Target::Sm90a => "compute_90a",
+        }
+    }
+}
+
+/// A source file with what was made of it.
+#[derive(Clone, Copy, Debug)]
+pub struct Source {
+    /// Name of the file, without `.cu`
+    pub name: &'static str,
+    /// Its text
+    pub text: &'static str,
+    /// PTX for each of [`Target::ALL`]; empty before it is made for the first time
+    pub ptx: [&'static str; 3],
+}
+
+macro_rules! sources {
+    ($($name:literal),* $(,)?) => {
+        /// Every source of kernels.
+        pub const SOURCES: &[Source] = &[$(Source {
+            name: $name,
+            text: include_str!(concat!("../", $name, ".cu")),
+            ptx: [
+                include_str!(concat!("ptx/", $name, ".compute_70.ptx")),
+                include_str!(concat!("ptx/", $name, ".compute_80.ptx")),
+                include_str!(concat!("ptx/", $name, ".compute_90a.ptx")),
+            ],
+        }),*];
+    };
+}
+
+sources! {
+    "copy",
+}
+
+/// The headers that sources include, by the name that they are included under.
+pub const HEADERS: &[(&str, &str)] = &[
+    ("common.cuh", include_str!("common.cuh")),
+    ("ptx.cuh", include_str!("ptx.cuh")),
+];
+
+impl Source {
+    /// The source of this name.
+    pub fn find(name: &str) -> Option<&'static Source> {
+        SOURCES.iter().find(|source| source.name == name)
+    }
+
+    /// The PTX for a target.
+    pub fn ptx(&self, target: Target) -> &'static str {
+        self.ptx[target as usize]
+    }
+
+    /// The PTX that a device of `target` is to run: what was committed, or, where the variable
+    /// GRAFT_CUDA_COMPILE says so, what the compiler library makes of the source now.
+    ///
+    /// # Errors
+    /// No compiler library, or a source that it refuses.
+    pub fn code(&self, target: Target) -> Result<Cow<'static, str>> {
+        match std::env::var_os("GRAFT_CUDA_COMPILE") {
+            None => Ok(self.ptx(target).into()),
+            Some(cache) => nvrtc::cached(Path::new(&cache), self, target).map(Cow::from),
+        }
+    }
+
+    /// SHA-256 of the source and of every header, in hexadecimal: the first line of PTX that was
+    /// made of them says it.
+    pub fn hash(&self) -> String {
+        let mut hash = Sha256::new();
+        for text in HEADERS.iter().map(|h| h.1).chain([self.text]) {
+            hash.update((text.len() as u64).to_le_bytes());
+            hash.update(text);
+        }
+        let bytes = hash.finalize();
+        bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+
+    /// The first line of PTX made of this source.
+    pub fn stamp(&self) -> String {
+        format!("// made of sources with SHA-256 {}\n", self.hash())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ptx_is_made_of_these_sources() {
+        for source in SOURCES {
+            for target in Target::ALL {
+                assert!(
+                    source.ptx(target).starts_with(&source.stamp()),
+                    "{}.cu or a header changed since its PTX was made; run `cargo run -p xtask -- \
+                     ptx`",
+                    source.name
+                );
+            }
+        }
+    }
+}

@@ -1,0 +1,193 @@
+//! CUDA C++ to PTX, by the compiler library that is found at run time.
+
+use std::ffi::{CStr, CString};
+use std::path::Path;
+
+use cudarc::nvrtc::sys;
+
+use super::module::{HEADERS, Source, Target};
+use super::{Error, Result};
+
+/// The compiler: NVRTC, from NVIDIA's toolkit or from its Python package.
+#[derive(Debug)]
+pub struct Compiler {
+    version: (i32, i32),
+}
+
+impl Compiler {
+    /// The compiler in `folder`, or, without one, the one that the system's loader finds.
+    ///
+    /// # Errors
+    /// No such library.
+    pub fn load(folder: Option<&Path>) -> Result<Compiler> {
+        let missing = |text: String| Error::Call {
+            call: "loading NVRTC",
+            text,
+        };
+        if let Some(folder) = folder {
+            let entries = std::fs::read_dir(folder)
+                .map_err(|error| missing(format!("{}: {error}", folder.display())))?;
+            let mut files: Vec<_> = entries.flatten().map(|entry| entry.path()).collect();
+            // The compiler asks for its builtins by name alone, and takes them if they are loaded.
+            files.sort();
+            let mut found = false;
+            for file in files {
+                let name = file.file_name().unwrap_or_default().to_string_lossy();
+                if name.starts_with("libnvrtc") && !name.contains(".alt.") {
+                    found = true;
+                    // SAFETY: a library of the CUDA toolkit, whose initialisers have no conditions.
+                    let library = unsafe { libloading::Library::new(&file) }
+                        .map_err(|error| missing(error.to_string()))?;
+                    // For as long as the process lives: what follows finds it by its name.
+                    std::mem::forget(library);
+                }
+            }
+            if !found {
+                return Err(missing(format!("no libnvrtc in {}", folder.display())));
+            }
+        }
+        // SAFETY: it only tries to load libraries of that name.
+        if !unsafe { sys::is_culib_present() } {
+            return Err(missing(
+                "libnvrtc was not found; name its folder in GRAFT_NVRTC".into(),
+            ));
+        }
+        let (mut major, mut minor) = (0, 0);
+        // SAFETY: two valid pointers.
+        check("nvrtcVersion", unsafe {
+            sys::nvrtcVersion(&mut major, &mut minor)
+        })?;
+        Ok(Compiler {
+            version: (major, minor),
+        })
+    }
+
+    /// The compiler's version.
+    pub fn version(&self) -> (i32, i32) {
+        self.version
+    }
+
+    /// The PTX of a source for a target, with its stamp as first line.
+    ///
+    /// # Errors
+    /// What the compiler objects to.
+    pub fn ptx(&self, source: &Source, target: Target) -> Result<String> {
+        let text = CString::new(source.text).expect("sources hold no NUL");
+        let name = CString::new(format!("{}.cu", source.name)).expect("nor do their names");
+        let headers: Vec<(CString, CString)> = HEADERS
+            .iter()
+            .map(|(name, text)| {
+                let c = |text: &str| CString::new(text).expect("headers hold no NUL");
+                (c(text), c(name))
+            })
+            .collect();
+        let texts: Vec<_> = headers.iter().map(|h| h.0.as_ptr()).collect();
+        let names: Vec<_> = headers.iter().map(|h| h.1.as_ptr()).collect();
+        let options: Vec<CString> = [
+            format!("--gpu-architecture={}", target.architecture()),
+            "--std=c++17".into(),
+        ]
+        .into_iter()
+        .map(|option| CString::new(option).expect("options hold no NUL"))
+        .collect();
+        let options: Vec<_> = options.iter().map(|option| option.as_ptr()).collect();
+        let mut program = std::ptr::null_mut();
+        // SAFETY: strings that end with NUL, and arrays of the lengths that are given.
+        check("nvrtcCreateProgram", unsafe {
+            sys::nvrtcCreateProgram(
+                &mut program,
+                text.as_ptr(),
+                name.as_ptr(),
+                headers.len() as i32,
+                texts.as_ptr(),
+                names.as_ptr(),
+            )
+        })?;
+        // SAFETY: the program above, and as many options as are said.
+        let compiled =
+            unsafe { sys::nvrtcCompileProgram(program, options.len() as i32, options.as_ptr()) };
+        let result = if compiled == sys::nvrtcResult::NVRTC_SUCCESS {
+            // SAFETY: the size is the one that the first function gives.
+            unsafe { output(program, sys::nvrtcGetPTXSize, sys::nvrtcGetPTX) }
+                .map(|ptx| source.stamp() + &ptx)
+        } else {
+            // SAFETY: as above.
+            let log = unsafe {
+                output(
+                    program,
+                    sys::nvrtcGetProgramLogSize,
+                    sys::nvrtcGetProgramLog,
+                )
+            };
+            Err(Error::Compile {
+                file: source.name,
+                log: log?,
+            })
+        };
+        // SAFETY: made above, and not used again.
+        unsafe { sys::nvrtcDestroyProgram(&mut program) };
+        result
+    }
+}
+
+/// The PTX of a source for a target: from the folder `cache` if it was made before, else made by the
+/// compiler in the folder that the variable GRAFT_NVRTC names, and kept.
+///
+/// # Errors
+/// No compiler, or what it objects to. A cache that cannot be written to is none.
+pub fn cached(cache: &Path, source: &Source, target: Target) -> Result<String> {
+    let name = format!(
+        "{}.{}.{}.ptx",
+        source.name,
+        target.architecture(),
+        source.hash()
+    );
+    let file = cache.join(name);
+    if let Ok(text) = std::fs::read_to_string(&file)
+        && text.starts_with(&source.stamp())
+    {
+        return Ok(text);
+    }
+    let folder = std::env::var_os("GRAFT_NVRTC");
+    let text = Compiler::load(folder.as_deref().map(Path::new))?.ptx(source, target)?;
+    let part = file.with_extension(format!("{}.part", std::process::id()));
+    let kept = std::fs::create_dir_all(cache)
+        .and_then(|()| std::fs::write(&part, &text))
+        .and_then(|()| std::fs::rename(&part, &file));
+    drop(kept);
+    Ok(text)
+}
+
+/// A text that the compiler gives in two steps: its size, and then the bytes.
+///
+/// # Safety
+/// `program` is alive, and `get` writes as many bytes as `size` says.
+unsafe fn output(
+    program: sys::nvrtcProgram,
+    size: unsafe fn(sys::nvrtcProgram, *mut usize) -> sys::nvrtcResult,
+    get: unsafe fn(sys::nvrtcProgram, *mut std::ffi::c_char) -> sys::nvrtcResult,
+) -> Result<String> {
+    let mut bytes = 0;
+    // SAFETY: a live program and a valid pointer.
+    check("nvrtc output size", unsafe { size(program, &mut bytes) })?;
+    let mut text = vec![0u8; bytes.max(1)];
+    // SAFETY: room for as many bytes as were announced.
+    check("nvrtc output", unsafe {
+        get(program, text.as_mut_ptr().cast())
+    })?;
+    let end = text.iter().position(|&byte| byte == 0);
+    text.truncate(end.unwrap_or(text.len()));
+    Ok(String::from_utf8_lossy(&text).into_owned())
+}
+
+fn check(call: &'static str, result: sys::nvrtcResult) -> Result<()> {
+    if result == sys::nvrtcResult::NVRTC_SUCCESS {
+        return Ok(());
+    }
+    // SAFETY: the library's own static string.
+    let text = unsafe { CStr::from_ptr(sys::nvrtcGetErrorString(result)) };
+    Err(Error::Call {
+        call,
+        text: text.to_string_lossy().into_owned(),
+    })
+}
