@@ -1,6 +1,6 @@
 //! What can go wrong with tensors, said so that the reader can mend it.
 
-use crate::{Category, DType, Shape};
+use crate::{Category, DType, Device, Shape};
 
 /// A refused tensor operation.
 #[derive(Debug, Clone, thiserror::Error, PartialEq)]
@@ -79,6 +79,24 @@ pub enum Error {
         /// The tensor's shape
         shape: Shape,
     },
+    /// Reading or writing elements that are on another device.
+    #[error(
+        "the tensor {shape} is on {found}, and {op} runs on {expected}; copy it there with \
+         to_memory()"
+    )]
+    Device {
+        /// The operation
+        op: &'static str,
+        /// The tensor's shape
+        shape: Shape,
+        /// Where it is
+        found: Device,
+        /// Where it must be
+        expected: Device,
+    },
+    /// Something that went wrong on a GPU.
+    #[error(transparent)]
+    Cuda(#[from] graft_kernels::cuda::Error),
     /// The system has no more memory.
     #[error(
         "out of memory: {bytes} bytes for {category} are not to be had beside the {} in use \

@@ -6,6 +6,7 @@
 #![deny(unsafe_code)]
 
 mod arena;
+pub mod device;
 mod dispatch;
 pub mod dtype;
 pub mod error;
@@ -15,6 +16,7 @@ mod ranges;
 pub mod shape;
 mod tensor;
 
+pub use device::Device;
 pub use dtype::DType;
 pub use error::{Error, Result};
 pub use memory::{Category, Memory, Usage};

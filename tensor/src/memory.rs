@@ -4,13 +4,18 @@
 //! A planned memory ([`Memory::planned`]) runs the same bookkeeping without holding a single
 //! float: the code of a training step, run over it, yields the peak that the real run will have.
 //! Integer tensors (ids, offsets, labels) are small and steer the shapes, so they stay real.
+//! For the same reason a GPU's integers are held by this machine, with a copy on the GPU for its
+//! kernels.
 
 use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use graft_kernels::cuda::{Gpu, Slice, SliceMut};
 use half::{bf16, f16};
 
 use crate::arena::{Arena, Region};
+use crate::device::{Device, DeviceArena, DeviceRegion};
 use crate::error::{Error, Result};
 use crate::ranges::{Range, Ranges};
 use crate::{DType, TensorElement};
@@ -84,16 +89,77 @@ pub(crate) enum Block {
     Real(Region),
     /// Of a plan, none for no elements; integers are kept beside it
     Planned(Option<Range>, Option<Box<[u64]>>),
+    /// Of a GPU: floats
+    Device(DeviceRegion),
+    /// Of this machine, with room for a copy on a GPU: integers
+    Mirrored(Mirrored),
     /// For tensors without elements
     Empty,
 }
 
+/// Integers that the code of a step reads, and that kernels of a GPU read too.
+pub(crate) struct Mirrored {
+    host: Box<[u64]>,
+    device: DeviceRegion,
+    /// The GPU's copy is that of `host`.
+    current: AtomicBool,
+}
+
+impl Mirrored {
+    /// `count` elements from element `first` on the GPU, copied there if they are not yet.
+    fn device(&self, gpu: &Gpu, dtype: DType, first: usize, count: usize) -> Result<Slice<'_>> {
+        if !self.current.load(Ordering::Acquire) {
+            let bytes: &[u8] = bytemuck::cast_slice(&self.host);
+            gpu.upload(bytes, self.device.mirror(DType::U8, 0, bytes.len()))?;
+            self.current.store(true, Ordering::Release);
+        }
+        Ok(self.device.slice(dtype, first, count))
+    }
+}
+
 impl Block {
-    /// The bytes, at least as many as were asked for; `None` if they are only planned.
+    /// True if there are no elements, only the promise of them.
+    pub fn is_planned(&self) -> bool {
+        matches!(self, Block::Planned(_, None))
+    }
+
+    /// True if the elements are on a GPU alone.
+    pub fn is_on_device(&self) -> bool {
+        matches!(self, Block::Device(_))
+    }
+
+    /// `count` elements from element `first` on the GPU; `None` if they are not there.
+    pub fn device(
+        &self,
+        gpu: &Gpu,
+        dtype: DType,
+        first: usize,
+        count: usize,
+    ) -> Result<Option<Slice<'_>>> {
+        Ok(match self {
+            Block::Device(region) => Some(region.slice(dtype, first, count)),
+            Block::Mirrored(mirrored) => Some(mirrored.device(gpu, dtype, first, count)?),
+            Block::Empty => Some(Slice::empty(dtype.into())),
+            Block::Real(_) | Block::Planned(..) => None,
+        })
+    }
+
+    /// The same, to write; never integers, of which this machine's are the ones that count.
+    pub fn device_mut(&mut self, dtype: DType, first: usize, count: usize) -> Option<SliceMut<'_>> {
+        match self {
+            Block::Device(region) => Some(region.slice_mut(dtype, first, count)),
+            Block::Empty => Some(SliceMut::empty(dtype.into())),
+            Block::Mirrored(_) | Block::Real(_) | Block::Planned(..) => None,
+        }
+    }
+
+    /// The bytes, at least as many as were asked for; `None` if they are only planned, or on a GPU.
     pub fn bytes(&self) -> Option<&[u8]> {
         match self {
             Block::Real(region) => Some(region.bytes()),
             Block::Planned(_, kept) => kept.as_deref().map(bytemuck::cast_slice),
+            Block::Device(_) => None,
+            Block::Mirrored(mirrored) => Some(bytemuck::cast_slice(&mirrored.host)),
             Block::Empty => Some(&[]),
         }
     }
@@ -103,6 +169,11 @@ impl Block {
         match self {
             Block::Real(region) => Some(region.bytes_mut()),
             Block::Planned(_, kept) => kept.as_deref_mut().map(bytemuck::cast_slice_mut),
+            Block::Device(_) => None,
+            Block::Mirrored(mirrored) => {
+                *mirrored.current.get_mut() = false;
+                Some(bytemuck::cast_slice_mut(&mut mirrored.host))
+            }
             Block::Empty => Some(&mut []),
         }
     }
@@ -112,6 +183,7 @@ impl Block {
 enum Source {
     Real(Arena),
     Plan(Ranges),
+    Device(DeviceArena),
 }
 
 struct Pool {
@@ -119,32 +191,117 @@ struct Pool {
     usage: Usage,
 }
 
+/// What the handles of one allocator share.
+struct Shared {
+    device: Device,
+    /// There is none for a plan.
+    gpu: Option<Gpu>,
+    planned: bool,
+    pool: Mutex<Pool>,
+}
+
 /// A handle to a device's allocator, with the category that it allocates for.
 #[derive(Clone)]
 pub struct Memory {
-    pool: Arc<Mutex<Pool>>,
+    shared: Arc<Shared>,
     category: Category,
-    planned: bool,
+}
+
+/// The way to a GPU's kernels: see [`Memory::gpu`].
+pub(crate) struct OnGpu<'a>(Option<&'a Gpu>);
+
+impl OnGpu<'_> {
+    /// Launches kernels; over a plan, nothing.
+    pub fn run(self, launch: impl FnOnce(&Gpu) -> Result<()>) -> Result<()> {
+        self.0.map_or(Ok(()), launch)
+    }
 }
 
 impl Memory {
     /// A new allocator for the CPU.
     pub fn cpu() -> Memory {
-        Memory::new(Source::Real(Arena::default()))
+        Memory::new(Device::Cpu, None, Source::Real(Arena::default()))
+    }
+
+    /// A new allocator for a GPU.
+    pub fn cuda(gpu: Gpu) -> Memory {
+        let device = Device::Cuda(gpu.limits().ordinal);
+        let source = Source::Device(DeviceArena::new(gpu.clone()));
+        Memory::new(device, Some(gpu), source)
+    }
+
+    /// A new allocator for a device.
+    ///
+    /// # Errors
+    /// A GPU that is not there or cannot be used, and why.
+    pub fn of(device: Device) -> Result<Memory> {
+        match device {
+            Device::Cpu => Ok(Memory::cpu()),
+            Device::Cuda(ordinal) => Ok(Memory::cuda(Gpu::open(ordinal)?)),
+        }
     }
 
     /// An allocator that only counts; see the module's text.
     pub fn planned() -> Memory {
-        Memory::new(Source::Plan(Ranges::default()))
+        Memory::planned_for(Device::Cpu)
     }
 
-    fn new(source: Source) -> Memory {
+    /// An allocator that counts what `device` would need, which need not be there.
+    pub fn planned_for(device: Device) -> Memory {
+        Memory::new(device, None, Source::Plan(Ranges::default()))
+    }
+
+    fn new(device: Device, gpu: Option<Gpu>, source: Source) -> Memory {
         let planned = matches!(source, Source::Plan(_));
         let usage = Usage::default();
         Memory {
-            pool: Arc::new(Mutex::new(Pool { source, usage })),
+            shared: Arc::new(Shared {
+                device,
+                gpu,
+                planned,
+                pool: Mutex::new(Pool { source, usage }),
+            }),
             category: Category::Activations,
-            planned,
+        }
+    }
+
+    /// True if both are handles of one allocator, for the same category.
+    pub(crate) fn is_same(&self, other: &Memory) -> bool {
+        Arc::ptr_eq(&self.shared, &other.shared) && self.category == other.category
+    }
+
+    /// A new allocator for the CPU, planned if this is.
+    pub(crate) fn on_cpu(&self) -> Memory {
+        if self.is_planned() {
+            Memory::planned()
+        } else {
+            Memory::cpu()
+        }
+    }
+
+    /// The device that tensors of this memory lie on.
+    pub fn device(&self) -> Device {
+        self.shared.device
+    }
+
+    /// For operations: the way to a GPU's kernels if that is where tensors of this memory lie.
+    pub(crate) fn gpu(&self) -> Option<OnGpu<'_>> {
+        matches!(self.shared.device, Device::Cuda(_)).then(|| OnGpu(self.shared.gpu.as_ref()))
+    }
+
+    /// The GPU itself, if there is one and this is no plan.
+    pub fn opened_gpu(&self) -> Option<&Gpu> {
+        self.shared.gpu.as_ref()
+    }
+
+    /// Waits until everything that a GPU was asked for is done; a CPU never lags behind.
+    ///
+    /// # Errors
+    /// What failed on the GPU since the last time.
+    pub fn synchronize(&self) -> Result<()> {
+        match &self.shared.gpu {
+            Some(gpu) => Ok(gpu.synchronize()?),
+            None => Ok(()),
         }
     }
 
@@ -163,7 +320,7 @@ impl Memory {
 
     /// True for an allocator that only counts.
     pub fn is_planned(&self) -> bool {
-        self.planned
+        self.shared.planned
     }
 
     /// What is and was in use.
@@ -180,7 +337,10 @@ impl Memory {
 
     fn lock(&self) -> MutexGuard<'_, Pool> {
         // The pool's bookkeeping holds no invariant that a panic elsewhere could break.
-        self.pool.lock().unwrap_or_else(PoisonError::into_inner)
+        self.shared
+            .pool
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Room for `count` elements, with unspecified contents. Debug builds write NaN (or -1) to
@@ -191,40 +351,62 @@ impl Memory {
     /// [`Error::OutOfMemory`] if the system has no more.
     pub(crate) fn allocate(&self, dtype: DType, count: usize) -> Result<Block> {
         let bytes = count.saturating_mul(dtype.size());
-        let mut block = self.take(dtype, bytes).ok_or_else(|| Error::OutOfMemory {
+        let mut block = self.take(dtype, bytes)?.ok_or_else(|| Error::OutOfMemory {
             bytes,
             category: self.category,
             live: self.usage().live,
         })?;
-        if cfg!(debug_assertions)
-            && let Some(bytes) = block.bytes_mut().filter(|bytes| !bytes.is_empty())
-        {
-            poison(dtype, bytes);
+        if cfg!(debug_assertions) {
+            if let (Block::Device(region), Some(gpu)) = (&mut block, &self.shared.gpu) {
+                // Not a number in every float type.
+                gpu.set_bytes(region.slice_mut(DType::U8, 0, bytes), 255)?;
+            } else if let Some(bytes) = block.bytes_mut().filter(|bytes| !bytes.is_empty()) {
+                poison(dtype, bytes);
+            }
         }
         Ok(block)
     }
 
-    fn take(&self, dtype: DType, bytes: usize) -> Option<Block> {
+    fn take(&self, dtype: DType, bytes: usize) -> Result<Option<Block>> {
         if bytes == 0 {
-            let planned = self.planned && dtype.is_float();
-            return Some(if planned {
+            let planned = self.is_planned() && dtype.is_float();
+            return Ok(Some(if planned {
                 Block::Planned(None, None)
             } else {
                 Block::Empty
-            });
+            }));
         }
+        let integers = || vec![0; bytes.div_ceil(8)].into_boxed_slice();
         let mut pool = self.lock();
-        let (block, held) = match &mut pool.source {
-            Source::Real(arena) => (Block::Real(arena.take(bytes)?), arena.touched()),
-            Source::Plan(ranges) => {
-                let range = ranges.take(bytes, |_| true)?;
-                let kept = (!dtype.is_float()).then(|| vec![0; bytes.div_ceil(8)].into());
+        let taken = match &mut pool.source {
+            Source::Real(arena) => arena.take(bytes).map(|r| (Block::Real(r), arena.touched())),
+            Source::Plan(ranges) => ranges.take(bytes, |_| true).map(|range| {
+                let kept = (!dtype.is_float()).then(integers);
                 (Block::Planned(Some(range), kept), ranges.touched())
+            }),
+            Source::Device(arena) => {
+                let region = arena.take(bytes)?;
+                let held = arena.touched();
+                region.map(|device| match dtype.is_float() {
+                    true => (Block::Device(device), held),
+                    false => {
+                        let (host, current) = (integers(), AtomicBool::new(false));
+                        let mirrored = Mirrored {
+                            host,
+                            device,
+                            current,
+                        };
+                        (Block::Mirrored(mirrored), held)
+                    }
+                })
             }
+        };
+        let Some((block, held)) = taken else {
+            return Ok(None);
         };
         pool.usage.held = held;
         pool.count(self.category, bytes);
-        Some(block)
+        Ok(Some(block))
     }
 
     /// Moves `bytes` of a live block from this handle's category to another.
@@ -241,6 +423,8 @@ impl Memory {
         match (&mut pool.source, block) {
             (Source::Real(arena), Block::Real(region)) => arena.release(region),
             (Source::Plan(ranges), Block::Planned(Some(range), _)) => ranges.release(range),
+            (Source::Device(arena), Block::Device(region)) => arena.release(region),
+            (Source::Device(arena), Block::Mirrored(mirrored)) => arena.release(mirrored.device),
             _ => {}
         }
     }

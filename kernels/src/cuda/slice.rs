@@ -70,6 +70,11 @@ impl<'a> Slice<'a> {
         }
     }
 
+    /// No elements.
+    pub fn empty(scalar: Scalar) -> Slice<'a> {
+        Slice::new(0, 0, scalar)
+    }
+
     /// The device address of the first element.
     pub fn address(&self) -> u64 {
         self.address
@@ -111,6 +116,11 @@ impl<'a> SliceMut<'a> {
         SliceMut {
             slice: Slice::new(address, count, scalar),
         }
+    }
+
+    /// No elements.
+    pub fn empty(scalar: Scalar) -> SliceMut<'a> {
+        SliceMut::new(0, 0, scalar)
     }
 
     /// The same elements, to read.

@@ -2,6 +2,7 @@
 
 pub use graft_kernels::activation::{Activation, Glu, Needs, Unary};
 pub use graft_kernels::binary::Binary;
+use graft_kernels::cuda;
 use graft_kernels::philox::Key;
 use graft_kernels::{
     activation as kernel, binary as kernel_binary, copy, dropout as kernel_dropout,
@@ -257,6 +258,10 @@ pub fn cast(m: &Memory, x: &Tensor, to: DType) -> Result<Tensor> {
     }
     let x = x.contiguous(m)?;
     let mut y = Tensor::empty(m, to, x.shape())?;
+    if let Some(on) = m.gpu() {
+        on.run(|gpu| Ok(cuda::copy::convert(gpu, x.device()?, y.device_mut()?)?))?;
+        return Ok(y);
+    }
     with_float!("cast", x.dtype(), S => with_float!("cast", to, D => {
         if !y.is_planned() {
             copy::convert(x.slice::<S>()?, y.slice_mut::<D>()?);

@@ -204,7 +204,8 @@ pub fn linear_cross_entropy_backward(
     for first in (0..classes).step_by(CHUNK) {
         let count = CHUNK.min(classes - first);
         let mut logits = chunk_logits(m, x, weight, bias, cap, first, count)?;
-        let capped = cap.map(|cap| Ok((cap, logits.copy(m)?))).transpose()?;
+        let copy = |cap| Ok::<_, Error>((cap, logits.copy(m)?));
+        let capped = cap.map(copy).transpose()?;
         with_float!(op, logits.dtype(), T => {
             if !logits.is_planned() {
                 kernel::cross_entropy_chunk_backward(

@@ -1,0 +1,219 @@
+//! A tensor's elements, to read and to write.
+
+use std::sync::Arc;
+
+use graft_kernels::copy;
+use half::{bf16, f16};
+
+use super::{Tensor, TensorElement};
+use crate::DType;
+use crate::device::Device;
+use crate::error::{Error, Result};
+use crate::memory::{Category, Memory};
+
+impl Tensor {
+    /// The elements from the view's first one to the storage's end, for kernels that take strides.
+    pub(crate) fn strided_slice<T: TensorElement>(&self) -> Result<&[T]> {
+        self.check_type::<T>("read")?;
+        let all = self.storage.elements::<T>();
+        let all = all.ok_or_else(|| self.absent("reading its elements"))?;
+        Ok(&all[self.offset.min(all.len())..])
+    }
+
+    /// The elements in row-major order.
+    ///
+    /// # Errors
+    /// Another element type, a strided view, or a planned tensor.
+    pub fn slice<T: TensorElement>(&self) -> Result<&[T]> {
+        let all = self.strided_slice::<T>()?;
+        if !self.is_contiguous() {
+            return Err(Error::NotContiguous { shape: self.shape });
+        }
+        Ok(&all[..self.shape.count()])
+    }
+
+    /// The elements in row-major order, to write.
+    ///
+    /// # Errors
+    /// As [`Tensor::slice`], and [`Error::Shared`] while another tensor shares the storage.
+    pub fn slice_mut<T: TensorElement>(&mut self) -> Result<&mut [T]> {
+        let (shape, offset) = (self.shape, self.offset);
+        self.check_type::<T>("write")?;
+        if self.is_planned() || self.is_on_device() {
+            return Err(self.absent("writing its elements"));
+        }
+        if !self.is_contiguous() {
+            return Err(Error::NotContiguous { shape });
+        }
+        let storage = Arc::get_mut(&mut self.storage).ok_or(Error::Shared { shape })?;
+        let all = storage.elements_mut::<T>();
+        let all = all.ok_or(Error::Planned { shape })?;
+        Ok(&mut all[offset..offset + shape.count()])
+    }
+
+    fn check_type<T: TensorElement>(&self, op: &'static str) -> Result<()> {
+        if T::DTYPE == self.dtype {
+            return Ok(());
+        }
+        Err(Error::DType {
+            op,
+            what: format!("the tensor {}", self.shape),
+            found: self.dtype,
+            expected: T::DTYPE.to_string(),
+        })
+    }
+
+    /// Why this machine has no elements of the tensor.
+    fn absent(&self, op: &'static str) -> Error {
+        let shape = self.shape;
+        match self.is_planned() {
+            true => Error::Planned { shape },
+            false => Error::Device {
+                op,
+                shape,
+                found: self.memory().device(),
+                expected: Device::Cpu,
+            },
+        }
+    }
+
+    /// A copy of the elements in row-major order.
+    ///
+    /// # Errors
+    /// Another element type, or a planned tensor.
+    pub fn to_vec<T: TensorElement>(&self) -> Result<Vec<T>> {
+        let mut out = vec![T::default(); self.count()];
+        if self.is_on_device() {
+            self.check_type::<T>("read")?;
+            let here = self.contiguous(&self.memory().with(Category::Workspace))?;
+            let gpu = self
+                .memory()
+                .opened_gpu()
+                .ok_or_else(|| self.not_on_gpu())?;
+            gpu.download(here.device()?, bytemuck::cast_slice_mut(&mut out))?;
+            return Ok(out);
+        }
+        copy::copy_strided(
+            &self.shape,
+            self.strided_slice::<T>()?,
+            &self.strides,
+            &mut out,
+        );
+        Ok(out)
+    }
+
+    /// A copy of the elements as `f64`, whatever the type; for reports and tests.
+    ///
+    /// # Errors
+    /// A planned tensor.
+    pub fn to_f64(&self) -> Result<Vec<f64>> {
+        Ok(match self.dtype {
+            DType::F32 => self.to_vec::<f32>()?.into_iter().map(f64::from).collect(),
+            DType::F64 => self.to_vec::<f64>()?,
+            DType::Bf16 => self.to_vec::<bf16>()?.into_iter().map(f64::from).collect(),
+            DType::F16 => self.to_vec::<f16>()?.into_iter().map(f64::from).collect(),
+            DType::I64 => self
+                .to_vec::<i64>()?
+                .into_iter()
+                .map(|x| x as f64)
+                .collect(),
+            DType::I32 => self.to_vec::<i32>()?.into_iter().map(f64::from).collect(),
+            DType::U8 => self.to_vec::<u8>()?.into_iter().map(f64::from).collect(),
+        })
+    }
+
+    /// The only element, as `f64`.
+    ///
+    /// # Errors
+    /// More or fewer than one element, or a planned tensor.
+    pub fn item(&self) -> Result<f64> {
+        if self.count() != 1 {
+            return Err(Error::shape(
+                "item",
+                "the tensor",
+                self.shape,
+                "one element",
+            ));
+        }
+        Ok(self.to_f64()?[0])
+    }
+
+    /// The elements as little-endian bytes, in row-major order, as checkpoints store them.
+    ///
+    /// # Errors
+    /// A planned tensor.
+    pub fn to_bytes(&self) -> Result<Vec<u8>> {
+        let mut bytes = Vec::with_capacity(self.count() * self.dtype.size());
+        macro_rules! push {
+            ($t:ty) => {
+                for value in self.to_vec::<$t>()? {
+                    bytes.extend_from_slice(&value.to_le_bytes());
+                }
+            };
+        }
+        match self.dtype {
+            DType::F32 => push!(f32),
+            DType::F64 => push!(f64),
+            DType::Bf16 => push!(bf16),
+            DType::F16 => push!(f16),
+            DType::I64 => push!(i64),
+            DType::I32 => push!(i32),
+            DType::U8 => push!(u8),
+        }
+        Ok(bytes)
+    }
+
+    /// A tensor from little-endian bytes in row-major order.
+    ///
+    /// # Errors
+    /// A length that is not the shape's byte count.
+    pub fn from_bytes(
+        memory: &Memory,
+        dtype: DType,
+        shape: &[usize],
+        bytes: &[u8],
+    ) -> Result<Tensor> {
+        let mut tensor = Tensor::empty(memory, dtype, shape)?;
+        if bytes.len() != tensor.count() * dtype.size() {
+            return Err(Error::shape(
+                "from_bytes",
+                "the data",
+                format!("{} bytes", bytes.len()),
+                format!(
+                    "{} for {dtype} {}",
+                    tensor.count() * dtype.size(),
+                    tensor.shape
+                ),
+            ));
+        }
+        if tensor.is_planned() {
+            return Ok(tensor);
+        }
+        if tensor.is_on_device() {
+            let host = Tensor::from_bytes(&Memory::cpu(), dtype, shape, bytes)?;
+            return host.to_memory(memory);
+        }
+        macro_rules! read {
+            ($t:ty) => {{
+                const SIZE: usize = size_of::<$t>();
+                for (to, from) in tensor
+                    .slice_mut::<$t>()?
+                    .iter_mut()
+                    .zip(bytes.as_chunks::<SIZE>().0)
+                {
+                    *to = <$t>::from_le_bytes(*from);
+                }
+            }};
+        }
+        match dtype {
+            DType::F32 => read!(f32),
+            DType::F64 => read!(f64),
+            DType::Bf16 => read!(bf16),
+            DType::F16 => read!(f16),
+            DType::I64 => read!(i64),
+            DType::I32 => read!(i32),
+            DType::U8 => read!(u8),
+        }
+        Ok(tensor)
+    }
+}

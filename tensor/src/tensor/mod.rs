@@ -1,0 +1,338 @@
+//! The tensor: a shape and strides over shared storage.
+
+mod elements;
+mod transfer;
+mod views;
+
+use std::fmt;
+use std::sync::Arc;
+
+use graft_kernels::cuda;
+use graft_kernels::{Element, copy};
+use half::{bf16, f16};
+
+use crate::error::{Error, Result};
+use crate::memory::{Block, Category, Memory};
+use crate::shape::Shape;
+use crate::{DType, with_dtype};
+
+/// Elements that a tensor can hold, tied to their [`DType`].
+pub trait TensorElement: Element + bytemuck::Pod {
+    /// The type as a value.
+    const DTYPE: DType;
+}
+
+macro_rules! element {
+    ($t:ty, $variant:ident) => {
+        impl TensorElement for $t {
+            const DTYPE: DType = DType::$variant;
+        }
+    };
+}
+element!(f32, F32);
+element!(f64, F64);
+element!(bf16, Bf16);
+element!(f16, F16);
+element!(i64, I64);
+element!(i32, I32);
+element!(u8, U8);
+
+/// Bytes that return to their allocator when the last tensor over them goes.
+struct Storage {
+    /// `Block::Empty` only while it is dropped, and for tensors without elements
+    block: Block,
+    dtype: DType,
+    count: usize,
+    memory: Memory,
+}
+
+impl Storage {
+    fn bytes(&self) -> usize {
+        self.count * self.dtype.size()
+    }
+
+    /// The elements; `None` if they are only planned. The type must be the storage's.
+    fn elements<T: TensorElement>(&self) -> Option<&[T]> {
+        let bytes = &self.block.bytes()?[..self.bytes()];
+        // No bytes at all have no alignment either.
+        Some(if bytes.is_empty() {
+            &[]
+        } else {
+            bytemuck::cast_slice(bytes)
+        })
+    }
+
+    fn elements_mut<T: TensorElement>(&mut self) -> Option<&mut [T]> {
+        let length = self.bytes();
+        let bytes = &mut self.block.bytes_mut()?[..length];
+        Some(if bytes.is_empty() {
+            &mut []
+        } else {
+            bytemuck::cast_slice_mut(bytes)
+        })
+    }
+}
+
+impl Drop for Storage {
+    fn drop(&mut self) {
+        let block = std::mem::replace(&mut self.block, Block::Empty);
+        self.memory.release(block, self.bytes());
+    }
+}
+
+/// An n-dimensional array. Cloning shares the storage.
+#[derive(Clone)]
+pub struct Tensor {
+    storage: Arc<Storage>,
+    dtype: DType,
+    shape: Shape,
+    strides: Shape,
+    offset: usize,
+}
+
+impl Tensor {
+    /// A tensor with unspecified elements, for a kernel to fill.
+    ///
+    /// # Errors
+    /// A shape that is refused by [`Shape::new`], or more than the system has.
+    pub fn empty(memory: &Memory, dtype: DType, shape: &[usize]) -> Result<Tensor> {
+        let shape = Shape::new(shape)?;
+        let count = shape.count();
+        Ok(Tensor {
+            storage: Arc::new(Storage {
+                block: memory.allocate(dtype, count)?,
+                dtype,
+                count,
+                memory: memory.clone(),
+            }),
+            dtype,
+            shape,
+            strides: shape.row_major_strides(),
+            offset: 0,
+        })
+    }
+
+    /// All elements zero.
+    ///
+    /// # Errors
+    /// As [`Tensor::empty`].
+    pub fn zeros(memory: &Memory, dtype: DType, shape: &[usize]) -> Result<Tensor> {
+        Tensor::full(memory, dtype, shape, 0.0)
+    }
+
+    /// All elements `value`, rounded to `dtype`.
+    ///
+    /// # Errors
+    /// As [`Tensor::empty`].
+    pub fn full(memory: &Memory, dtype: DType, shape: &[usize], value: f64) -> Result<Tensor> {
+        let mut tensor = Tensor::empty(memory, dtype, shape)?;
+        if tensor.is_planned() {
+            return Ok(tensor);
+        }
+        if let Some(on) = memory.gpu().filter(|_| dtype.is_float()) {
+            let bits = match dtype {
+                DType::F32 => u64::from((value as f32).to_bits()),
+                DType::Bf16 => u64::from(bf16::from_f64(value).to_bits()),
+                DType::F16 => u64::from(f16::from_f64(value).to_bits()),
+                _ => value.to_bits(),
+            };
+            on.run(|gpu| Ok(cuda::copy::fill(gpu, tensor.device_mut()?, bits)?))?;
+            return Ok(tensor);
+        }
+        match dtype {
+            DType::F32 => copy::fill(tensor.slice_mut::<f32>()?, value as f32),
+            DType::F64 => copy::fill(tensor.slice_mut::<f64>()?, value),
+            DType::Bf16 => copy::fill(tensor.slice_mut::<bf16>()?, bf16::from_f64(value)),
+            DType::F16 => copy::fill(tensor.slice_mut::<f16>()?, f16::from_f64(value)),
+            DType::I64 => copy::fill(tensor.slice_mut::<i64>()?, value as i64),
+            DType::I32 => copy::fill(tensor.slice_mut::<i32>()?, value as i32),
+            DType::U8 => copy::fill(tensor.slice_mut::<u8>()?, value as u8),
+        }
+        Ok(tensor)
+    }
+
+    /// `data` as a tensor of `shape`; see [`Tensor::from_slice`].
+    ///
+    /// # Errors
+    /// A length that is not the shape's element count.
+    pub fn from_vec<T: TensorElement>(
+        memory: &Memory,
+        data: Vec<T>,
+        shape: &[usize],
+    ) -> Result<Tensor> {
+        Tensor::from_slice(memory, &data, shape)
+    }
+
+    /// A copy of `data` as a tensor of `shape`. Over a planned memory, floats are dropped.
+    ///
+    /// # Errors
+    /// A length that is not the shape's element count.
+    pub fn from_slice<T: TensorElement>(
+        memory: &Memory,
+        data: &[T],
+        shape: &[usize],
+    ) -> Result<Tensor> {
+        let shape = Shape::new(shape)?;
+        if data.len() != shape.count() {
+            return Err(Error::shape(
+                "from_slice",
+                "the data",
+                format!("{} elements", data.len()),
+                format!("{} for {shape}", shape.count()),
+            ));
+        }
+        let mut tensor = Tensor::empty(memory, T::DTYPE, &shape)?;
+        if tensor.is_on_device() {
+            tensor.upload(bytemuck::cast_slice(data))?;
+        } else if !tensor.is_planned() {
+            tensor.slice_mut::<T>()?.copy_from_slice(data);
+        }
+        Ok(tensor)
+    }
+
+    /// The element type.
+    pub fn dtype(&self) -> DType {
+        self.dtype
+    }
+
+    /// The lengths of the dimensions.
+    pub fn shape(&self) -> &Shape {
+        &self.shape
+    }
+
+    /// The distance, in elements, between neighbours along each dimension.
+    pub fn strides(&self) -> &Shape {
+        &self.strides
+    }
+
+    /// Number of elements.
+    pub fn count(&self) -> usize {
+        self.shape.count()
+    }
+
+    /// The allocator and category of the storage.
+    pub fn memory(&self) -> &Memory {
+        &self.storage.memory
+    }
+
+    /// True if the tensor only exists as a plan.
+    pub fn is_planned(&self) -> bool {
+        self.storage.block.is_planned()
+    }
+
+    /// True if the elements are on a GPU and nowhere else; integers never are.
+    pub fn is_on_device(&self) -> bool {
+        self.storage.block.is_on_device()
+    }
+
+    /// True if the elements lie side by side in row-major order.
+    pub fn is_contiguous(&self) -> bool {
+        let mut step = 1;
+        for axis in (0..self.shape.rank()).rev() {
+            if self.shape[axis] != 1 && self.strides[axis] != step {
+                return false;
+            }
+            step *= self.shape[axis];
+        }
+        true
+    }
+
+    /// True if both are views of one storage.
+    pub fn shares_storage(&self, other: &Tensor) -> bool {
+        Arc::ptr_eq(&self.storage, &other.storage)
+    }
+
+    /// True if no other tensor shares the storage, so that it can be written in place.
+    pub fn is_unique(&self) -> bool {
+        Arc::strong_count(&self.storage) == 1
+    }
+
+    /// This tensor if its elements lie side by side, else a copy of which that is true.
+    ///
+    /// # Errors
+    /// None for a valid tensor.
+    pub fn contiguous(&self, memory: &Memory) -> Result<Tensor> {
+        if self.is_contiguous() {
+            Ok(self.clone())
+        } else {
+            self.copy(memory)
+        }
+    }
+
+    /// This tensor if it alone holds its storage and its elements lie side by side, else a copy of
+    /// which that is true: something to write to.
+    ///
+    /// # Errors
+    /// None for a valid tensor.
+    pub fn into_owned(self, memory: &Memory) -> Result<Tensor> {
+        if self.is_contiguous() && self.is_unique() {
+            Ok(self)
+        } else {
+            self.copy(memory)
+        }
+    }
+
+    /// A contiguous copy with storage of its own.
+    ///
+    /// # Errors
+    /// None for a valid tensor.
+    pub fn copy(&self, memory: &Memory) -> Result<Tensor> {
+        let mut out = Tensor::empty(memory, self.dtype, &self.shape)?;
+        if let Some(on) = memory.gpu().filter(|_| self.dtype.is_float()) {
+            on.run(|gpu| {
+                if self.is_contiguous() {
+                    return Ok(gpu.copy(self.device()?, out.device_mut()?)?);
+                }
+                let (from, to) = (self.device_strided()?, out.device_mut()?);
+                Ok(cuda::copy::gather_strided(
+                    gpu,
+                    &self.shape,
+                    from,
+                    &self.strides,
+                    to,
+                )?)
+            })?;
+            return Ok(out);
+        }
+        if out.is_planned() {
+            return Ok(out);
+        }
+        with_dtype!(self.dtype, T => copy::copy_strided(
+            &self.shape,
+            self.strided_slice::<T>()?,
+            &self.strides,
+            out.slice_mut::<T>()?,
+        ));
+        Ok(out)
+    }
+
+    /// The same tensor, counted under another category from now on: without a copy if nothing else
+    /// shares the storage, otherwise by one.
+    ///
+    /// # Errors
+    /// None for a valid tensor.
+    pub fn recount(mut self, category: Category) -> Result<Tensor> {
+        if self.memory().category() == category {
+            return Ok(self);
+        }
+        let memory = self.memory().with(category);
+        match Arc::get_mut(&mut self.storage) {
+            Some(storage) => {
+                storage.memory.recategorise(storage.bytes(), category);
+                storage.memory = memory;
+                Ok(self)
+            }
+            None => self.copy(&memory),
+        }
+    }
+}
+
+impl fmt::Debug for Tensor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Tensor({} {}", self.dtype, self.shape)?;
+        if !self.is_planned() && self.count() <= 16 {
+            write!(f, " {:?}", self.to_f64().unwrap_or_default())?;
+        }
+        f.write_str(")")
+    }
+}

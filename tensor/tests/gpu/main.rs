@@ -1,0 +1,5 @@
+//! Each operation on a GPU against the same operation on the CPU. Ignored where there is no GPU:
+//! `scripts/test-gpu` runs them on a machine that has one.
+
+mod common;
+mod copy;
