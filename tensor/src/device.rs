@@ -4,7 +4,9 @@ use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
 
-use graft_kernels::cuda::{self, Buffer, Gpu, Scalar, Slice, SliceMut};
+pub use graft_kernels::Isa;
+use graft_kernels::cuda::{self, Buffer, Scalar, Slice, SliceMut};
+pub use graft_kernels::cuda::{Gpu, Limits};
 
 use crate::DType;
 use crate::ranges::{Range, Ranges};

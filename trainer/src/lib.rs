@@ -9,6 +9,7 @@ pub mod cli;
 pub mod compare;
 pub mod config;
 pub mod data;
+pub mod device;
 pub mod documents;
 pub mod encode;
 pub mod error;

@@ -8,7 +8,6 @@
 use std::time::Instant;
 
 use graft_nn::{FreezePolicy, Rule, TrainableSet};
-use graft_tensor::Memory;
 use graft_tensor::ops::optimizer::all_finite;
 use graft_tensor::ops::random::{Key, shuffle};
 
@@ -75,7 +74,7 @@ pub fn train(config: &RunConfig) -> Result<RunReport> {
 fn run<T: Task>(config: &RunConfig) -> Result<RunReport> {
     let begun = Instant::now();
     let mut run_dir = RunDir::create(config)?;
-    let memory = Memory::cpu();
+    let (memory, note) = config.train.device.open()?;
     let loaded = T::load(config, &memory)?;
     let (mut model, before, mut task) = (loaded.model, loaded.hashes, loaded.meanwhile);
     model
@@ -92,6 +91,7 @@ fn run<T: Task>(config: &RunConfig) -> Result<RunReport> {
     let (examples, truncated) = (task.lengths().len(), task.truncated());
 
     let mut progress = Progress::stderr(steps);
+    say(note.into_iter().collect(), &mut progress);
     say(task.take_notes(), &mut progress);
     run_dir.metrics().write(&Record::Start {
         examples,

@@ -4,7 +4,6 @@ use std::io::{self, Write};
 use std::path::Path;
 
 use graft_models::{Config, ModelSource, atomic};
-use graft_tensor::Memory;
 use serde_json::json;
 
 use super::{ColumnArgs, EvalArgs, InspectArgs, PredictArgs, print};
@@ -47,7 +46,7 @@ pub(super) fn eval(args: &EvalArgs) -> Result<()> {
 }
 
 fn eval_language_model(args: &EvalArgs) -> Result<()> {
-    let model = Model::causal(&args.model, &Memory::cpu())?;
+    let model = Model::causal(&args.model, &args.device.open()?)?;
     let data = Dataset::documents(&args.data, &args.columns.text_column)?;
     let length = sequence_length(&model.config, args.max_length)?;
     let data = Documents::new(&model.config, &model.tokenizer, &data, length)?;
@@ -70,7 +69,7 @@ fn eval_language_model(args: &EvalArgs) -> Result<()> {
 }
 
 fn eval_classifier(args: &EvalArgs) -> Result<()> {
-    let model = Model::trained(&args.model, &Memory::cpu())?;
+    let model = Model::trained(&args.model, &args.device.open()?)?;
     let columns = columns(&args.columns, Some(&args.label_column));
     let data = Labelled::read(&model, &args.data, &columns, args.max_length)?;
     say_truncated(&data.encoded, &args.data);
@@ -114,7 +113,7 @@ fn eval_classifier(args: &EvalArgs) -> Result<()> {
 }
 
 pub(super) fn predict(args: &PredictArgs) -> Result<()> {
-    let model = Model::trained(&args.model, &Memory::cpu())?;
+    let model = Model::trained(&args.model, &args.device.open()?)?;
     let data = Dataset::read(&args.data, &columns(&args.columns, None))?;
     let data = Encoded::new(&model, &data, args.max_length)?;
     say_truncated(&data, &args.data);

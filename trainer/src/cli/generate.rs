@@ -5,10 +5,10 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 use graft_models::atomic;
-use graft_tensor::Memory;
 use serde_json::json;
 
 use crate::data::{Columns, Dataset};
+use crate::device::DeviceArgs;
 use crate::error::{Error, Result};
 use crate::generate::{Options, Sampling, generate};
 use crate::model::Model;
@@ -30,6 +30,9 @@ pub struct GenerateArgs {
     /// A run directory, or any language model of a supported family.
     #[arg(long, value_name = "DIR")]
     pub model: String,
+    /// The device.
+    #[command(flatten)]
+    pub device: DeviceArgs,
     /// Text to continue.
     #[arg(
         long,
@@ -148,7 +151,7 @@ pub(super) fn run(args: &GenerateArgs) -> Result<()> {
         Dataset::read(path, &columns)
     });
     let prompts = prompts.transpose()?;
-    let model = Model::causal(&args.model, &Memory::cpu())?;
+    let model = Model::causal(&args.model, &args.device.open()?)?;
     let Some(prompts) = prompts else {
         let prompt = args.prompt.as_deref().unwrap_or_default();
         let mut out = io::stdout().lock();

@@ -20,6 +20,7 @@ pub use generate::GenerateArgs;
 pub use run_args::RunArgs;
 
 use crate::config::KEYS;
+use crate::device::DeviceArgs;
 use crate::error::{Error, Result, list_names};
 
 /// Fine-tunes pretrained language models.
@@ -48,6 +49,8 @@ pub enum Command {
     Compare(CompareArgs),
     /// Check a configuration and print it with every default filled in.
     Config(Box<ConfigArgs>),
+    /// Say what this machine has to compute with, and whether its GPUs can be used.
+    Doctor,
     /// Check that a run's model is what its certificate says, tensor by tensor.
     Verify(VerifyArgs),
 }
@@ -92,6 +95,9 @@ pub struct EvalArgs {
     /// A run directory, or any classifier or language model of a supported family.
     #[arg(long, value_name = "DIR")]
     pub model: String,
+    /// The device.
+    #[command(flatten)]
+    pub device: DeviceArgs,
     /// Labelled examples (.jsonl, .csv, .tsv), or documents (also .txt).
     #[arg(long, value_name = "FILE")]
     pub data: PathBuf,
@@ -119,6 +125,9 @@ pub struct PredictArgs {
     /// A run directory, or any classifier of a supported family.
     #[arg(long, value_name = "DIR")]
     pub model: String,
+    /// The device.
+    #[command(flatten)]
+    pub device: DeviceArgs,
     /// Texts (.jsonl, .csv, .tsv).
     #[arg(long, value_name = "FILE")]
     pub data: PathBuf,
@@ -221,6 +230,7 @@ where
             crate::compare::compare(&args.runs).and_then(|table| print(&table))
         }
         Command::Config(args) => config(args),
+        Command::Doctor => print(&crate::device::doctor()),
         Command::Verify(args) => verify(args),
     };
     match outcome {

@@ -61,6 +61,9 @@ pub struct RunArgs {
     /// Type of activations and products: f32 or bf16. Weights stay f32.
     #[arg(long, value_name = "TYPE")]
     pub precision: Option<String>,
+    /// Where to compute: cpu, cuda:N, or auto for a GPU if there is one.
+    #[arg(long, value_name = "DEVICE")]
+    pub device: Option<String>,
     /// Worker threads; results do not depend on it.
     #[arg(long, value_name = "N", allow_negative_numbers = true)]
     pub threads: Option<i64>,
@@ -110,6 +113,7 @@ impl RunArgs {
             ("model.init", "--init", &self.init),
             ("strategy.name", "--strategy", &self.strategy),
             ("train.precision", "--precision", &self.precision),
+            ("train.device", "--device", &self.device),
             ("data.text", "--text-column", &self.text_column),
             (
                 "data.text_pair",

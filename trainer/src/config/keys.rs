@@ -136,6 +136,10 @@ pub const KEYS: &[Key] = &[
         "type of activations and products: \"f32\", or \"bf16\" with weights, gradients and optimizer state in f32; \"f32\"",
     ),
     key(
+        "train.device",
+        "where to compute: \"cpu\", \"cuda:N\", or \"auto\" for a GPU if there is one; \"cpu\"",
+    ),
+    key(
         "train.seed",
         "seed of the new head, the order and dropout, 0 to 2^63-1; 0",
     ),

@@ -23,6 +23,7 @@ pub use values::{
 };
 
 use crate::batch::BatchSize;
+use crate::device::DeviceChoice;
 use crate::error::{Error, Result};
 
 /// Everything a training run depends on, with all defaults filled in and all paths absolute.
@@ -144,6 +145,8 @@ pub struct TrainConfig {
     pub group_by_length: bool,
     /// Type of activations and products, in training and evaluation; default f32.
     pub precision: Precision,
+    /// Where to compute; default the CPU.
+    pub device: DeviceChoice,
     /// Of the new head, the order and dropout; default 0.
     pub seed: u64,
     /// Worker threads; none: all cores. Results do not depend on it.
@@ -238,6 +241,8 @@ impl RunConfig {
             group_by_length: choice(s, "train.group_by_length", "true or false")?.unwrap_or(false),
             precision: choice(s, "train.precision", "\"f32\" or \"bf16\"")?
                 .unwrap_or(Precision::F32),
+            device: choice(s, "train.device", "\"cpu\", \"cuda:N\" or \"auto\"")?
+                .unwrap_or_default(),
             seed: s
                 .get(
                     "train.seed",
