@@ -13,7 +13,7 @@ use graft_models::{ProblemType, load_parameters};
 use graft_nn::optimizer::Rule;
 use graft_nn::{Forward, FreezePolicy, Optimizer, Parameters, TrainableSet, losses};
 use graft_tensor::{DType, Memory, Tensor};
-use graft_tests::parity::assert_gradients;
+use graft_tests::parity::{assert_gradients, is_noise};
 use graft_tests::{batch, fixture, json, max_distance, minilm_wheel, numbers, tensors};
 use serde_json::Value;
 
@@ -84,13 +84,6 @@ impl Model {
 }
 
 const FAMILIES: [&str; 3] = ["tiny-bert", "tiny-roberta", "tiny-distilbert"];
-
-/// Parameters without a gradient in exact arithmetic: their gradient is rounding noise, and AdamW
-/// makes steps of the size of the learning rate from it.
-fn is_noise(expected: &Value, name: &str) -> bool {
-    let list = &expected["f32_against_f64"]["gradients"]["zero_in_exact_arithmetic"];
-    list.as_array().unwrap().iter().any(|x| x == name)
-}
 
 #[test]
 fn logits_equal_those_of_transformers() {
