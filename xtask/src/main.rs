@@ -3,7 +3,12 @@
 //! `cargo run -p xtask -- ptx [NAME...]` makes the PTX of the CUDA sources again, of those that are
 //! named or of all that changed. The compiler's library is the one in the folder that the variable
 //! GRAFT_NVRTC names; `scripts/nvrtc` fetches it and prints that folder.
+//!
+//! `cargo run -p xtask -- simulation` builds the simulated GPU and prints its path. It needs a C++
+//! compiler: the one that the variable CXX names, or c++.
 #![forbid(unsafe_code)]
+
+mod simulation;
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -15,7 +20,8 @@ fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let result = match args.split_first() {
         Some((task, names)) if task == "ptx" => ptx(names),
-        _ => Err("use: cargo run -p xtask -- ptx [NAME...]".into()),
+        Some((task, [])) if task == "simulation" => simulation::build(),
+        _ => Err("use: cargo run -p xtask -- ptx [NAME...], or simulation".into()),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -29,7 +29,7 @@ __device__ __forceinline__ float widen(bf16 x) { return __uint_as_float((u32)x.b
 // To nearest, ties to even; NaN stays NaN (quiet).
 __device__ __forceinline__ bf16 to_bf16(float x) {
     bf16 y;
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+#if !defined(GRAFT_SIMULATION) && defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
     asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(y.bits) : "f"(x));
 #else
     u32 word = __float_as_uint(x);

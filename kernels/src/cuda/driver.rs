@@ -1,47 +1,19 @@
-//! One GPU: its context, its stream, its memory and its kernels.
-#![allow(clippy::missing_safety_doc)]
+//! NVIDIA's driver, found at run time: context, stream, memory, kernels.
 
 use std::cell::Cell;
 use std::collections::HashMap;
 use std::ffi::{CStr, CString, c_void};
-use std::fmt;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use cudarc::driver::sys::{self, CUdevice_attribute as Attribute, CUresult};
 
-use super::launch::{Arg, Launch};
+use super::gpu::Limits;
+use super::launch::Launch;
 use super::module::{Source, Target};
-use super::{Error, Result, Scalar, Slice, SliceMut};
+use super::{Error, Result, Slice, SliceMut};
 
-/// What a device has, as far as kernels choose by it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Limits {
-    /// Number of the device
-    pub ordinal: usize,
-    /// Its name
-    pub name: String,
-    /// Compute capability
-    pub capability: (i32, i32),
-    /// Which PTX it runs
-    pub target: Target,
-    /// Multiprocessors
-    pub processors: usize,
-    /// Bytes of shared memory that one block may ask for
-    pub shared: usize,
-    /// Bytes of memory
-    pub memory: usize,
-    /// Bytes of second-level cache
-    pub cache: usize,
-    /// The driver's version: 1000 major + 10 minor
-    pub driver: i32,
-}
-
-/// A device, opened. Clones are the same device; it closes with the last of them.
-#[derive(Clone)]
-pub struct Gpu(Arc<Inner>);
-
-struct Inner {
-    limits: Limits,
+/// A device of the driver's, opened; it closes when this is dropped.
+pub(super) struct Driver {
     device: sys::CUdevice,
     context: sys::CUcontext,
     stream: sys::CUstream,
@@ -63,9 +35,9 @@ struct Function {
 }
 
 // SAFETY: handles of the driver may be used from any thread; calls set the context first.
-unsafe impl Send for Inner {}
+unsafe impl Send for Driver {}
 // SAFETY: as above; what changes is behind a lock.
-unsafe impl Sync for Inner {}
+unsafe impl Sync for Driver {}
 
 thread_local! {
     /// The context that this thread's calls go to.
@@ -125,12 +97,24 @@ fn start() -> Result<usize> {
     }
 }
 
-impl Gpu {
-    /// Device number `ordinal` of this machine.
-    ///
-    /// # Errors
-    /// No driver, no such device, one that is too old.
-    pub fn open(ordinal: usize) -> Result<Gpu> {
+/// As [`Gpu::list`](super::Gpu::list).
+pub(super) fn list() -> Result<Vec<Result<Limits>>> {
+    let count = start()?;
+    let of = |ordinal: usize| {
+        let mut device = 0;
+        // SAFETY: a valid pointer, and a number below the count.
+        unsafe {
+            call!(cuDeviceGet(&mut device, ordinal as i32))?;
+            limits_of(ordinal, device)
+        }
+    };
+    Ok((0..count).map(of).collect())
+}
+
+// What these do, and with which errors, stands at the methods of `Gpu` of the same names, which
+// check lengths.
+impl Driver {
+    pub fn open(ordinal: usize) -> Result<(Limits, Driver)> {
         let count = start()?;
         if ordinal >= count {
             return Err(Error::Ordinal { ordinal, count });
@@ -139,7 +123,7 @@ impl Gpu {
         unsafe {
             let mut device = 0;
             call!(cuDeviceGet(&mut device, ordinal as i32))?;
-            let limits = Limits::of(ordinal, device)?;
+            let limits = limits_of(ordinal, device)?;
             let mut context = std::ptr::null_mut();
             call!(cuDevicePrimaryCtxRetain(&mut context, device))?;
             call!(cuCtxSetCurrent(context))?;
@@ -147,41 +131,19 @@ impl Gpu {
             let mut stream = std::ptr::null_mut();
             let flags = sys::CUstream_flags::CU_STREAM_NON_BLOCKING as u32;
             call!(cuStreamCreate(&mut stream, flags))?;
-            Ok(Gpu(Arc::new(Inner {
-                limits,
+            let driver = Driver {
                 device,
                 context,
                 stream,
                 loaded: Mutex::default(),
-            })))
+            };
+            Ok((limits, driver))
         }
-    }
-
-    /// What every device of this machine has; those that cannot be used as an error.
-    ///
-    /// # Errors
-    /// No driver, no device.
-    pub fn list() -> Result<Vec<Result<Limits>>> {
-        let count = start()?;
-        let of = |ordinal: usize| {
-            let mut device = 0;
-            // SAFETY: a valid pointer, and a number below the count.
-            unsafe {
-                call!(cuDeviceGet(&mut device, ordinal as i32))?;
-                Limits::of(ordinal, device)
-            }
-        };
-        Ok((0..count).map(of).collect())
-    }
-
-    /// What the device has.
-    pub fn limits(&self) -> &Limits {
-        &self.0.limits
     }
 
     /// Makes the device this thread's.
     fn enter(&self) -> Result<()> {
-        let context = self.0.context;
+        let context = self.context;
         if CURRENT.get() == context {
             return Ok(());
         }
@@ -192,35 +154,26 @@ impl Gpu {
     }
 
     fn loaded(&self) -> MutexGuard<'_, Loaded> {
-        self.0.loaded.lock().unwrap_or_else(PoisonError::into_inner)
+        self.loaded.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// `bytes` of device memory, with unspecified contents.
-    ///
-    /// # Errors
-    /// [`Error::OutOfMemory`].
-    pub fn allocate(&self, bytes: usize) -> Result<Buffer> {
+    pub fn allocate(&self, bytes: usize) -> Result<u64> {
         self.enter()?;
         let mut address = 0;
         // SAFETY: a valid pointer.
         match unsafe { sys::cuMemAlloc_v2(&mut address, bytes) } {
             CUresult::CUDA_ERROR_OUT_OF_MEMORY => Err(Error::OutOfMemory { bytes }),
-            result => {
-                check("cuMemAlloc", result)?;
-                let gpu = self.clone();
-                Ok(Buffer {
-                    gpu,
-                    address,
-                    bytes,
-                })
-            }
+            result => check("cuMemAlloc", result).map(|()| address),
         }
     }
 
-    /// Bytes that are free on the device, and all that it has.
-    ///
-    /// # Errors
-    /// A failed call.
+    pub fn free(&self, address: u64) {
+        if self.enter().is_ok() {
+            // SAFETY: allocated by `allocate`; the driver waits for kernels that use it.
+            unsafe { sys::cuMemFree_v2(address) };
+        }
+    }
+
     pub fn free_memory(&self) -> Result<(usize, usize)> {
         self.enter()?;
         let (mut free, mut total) = (0, 0);
@@ -229,18 +182,7 @@ impl Gpu {
         Ok((free, total))
     }
 
-    /// Copies bytes of this machine to the device. `from` may be used again at once.
-    ///
-    /// # Errors
-    /// A failed call.
-    ///
-    /// # Panics
-    /// If there are not as many bytes as elements take.
     pub fn upload(&self, from: &[u8], to: SliceMut<'_>) -> Result<()> {
-        assert_eq!(from.len(), to.as_slice().bytes(), "upload: bytes");
-        if from.is_empty() {
-            return Ok(());
-        }
         self.enter()?;
         // SAFETY: both ranges hold that many bytes; the driver has copied what is not pinned when
         // it returns.
@@ -249,23 +191,12 @@ impl Gpu {
                 to.address(),
                 from.as_ptr().cast(),
                 from.len(),
-                self.0.stream,
+                self.stream,
             ))
         }
     }
 
-    /// Copies elements to this machine, after everything before is done.
-    ///
-    /// # Errors
-    /// A failed call, of whatever ran before on the device too.
-    ///
-    /// # Panics
-    /// If there are not as many bytes as elements take.
     pub fn download(&self, from: Slice<'_>, to: &mut [u8]) -> Result<()> {
-        assert_eq!(to.len(), from.bytes(), "download: bytes");
-        if to.is_empty() {
-            return Ok(());
-        }
         self.enter()?;
         // SAFETY: both ranges hold that many bytes, and `to` is borrowed until the copy is done.
         unsafe {
@@ -273,24 +204,13 @@ impl Gpu {
                 to.as_mut_ptr().cast(),
                 from.address(),
                 to.len(),
-                self.0.stream,
+                self.stream,
             ))?;
         }
         self.synchronize()
     }
 
-    /// Copies elements on the device.
-    ///
-    /// # Errors
-    /// A failed call.
-    ///
-    /// # Panics
-    /// If the two differ in bytes.
     pub fn copy(&self, from: Slice<'_>, to: SliceMut<'_>) -> Result<()> {
-        assert_eq!(from.bytes(), to.as_slice().bytes(), "copy: bytes");
-        if from.count() == 0 {
-            return Ok(());
-        }
         self.enter()?;
         // SAFETY: both ranges hold that many bytes.
         unsafe {
@@ -298,65 +218,38 @@ impl Gpu {
                 to.address(),
                 from.address(),
                 from.bytes(),
-                self.0.stream,
+                self.stream,
             ))
         }
     }
 
-    /// Sets every byte.
-    ///
-    /// # Errors
-    /// A failed call.
     pub fn set_bytes(&self, to: SliceMut<'_>, value: u8) -> Result<()> {
-        let bytes = to.as_slice().bytes();
-        if bytes == 0 {
-            return Ok(());
-        }
         self.enter()?;
+        let bytes = to.as_slice().bytes();
         // SAFETY: the range holds that many bytes.
-        unsafe { call!(cuMemsetD8Async(to.address(), value, bytes, self.0.stream)) }
+        unsafe { call!(cuMemsetD8Async(to.address(), value, bytes, self.stream)) }
     }
 
-    /// Waits until everything that was asked for is done.
-    ///
-    /// # Errors
-    /// What failed since the last time.
     pub fn synchronize(&self) -> Result<()> {
         self.enter()?;
         // SAFETY: the stream lives as long as this does.
-        unsafe { call!(cuStreamSynchronize(self.0.stream)) }
+        unsafe { call!(cuStreamSynchronize(self.stream)) }
     }
 
-    /// The stream, for libraries that take one.
     pub fn stream(&self) -> *mut c_void {
-        self.0.stream.cast()
+        self.stream.cast()
     }
 
-    /// Runs kernel `name` of source `file`. The arguments must be those that it declares: a kernel
-    /// that is given others writes to device memory that is not its own.
-    ///
-    /// # Errors
-    /// A kernel that there is not, or that cannot be started so.
-    pub(crate) fn launch(
+    pub fn launch(
         &self,
+        limits: &Limits,
         file: &'static str,
         name: &'static str,
         launch: Launch,
-        args: &[Arg<'_>],
+        parameters: *mut *mut c_void,
     ) -> Result<()> {
-        if launch.grid.contains(&0) {
-            return Ok(()); // nothing to do
-        }
         self.enter()?;
-        let function = self.function(file, name, launch.shared)?;
-        let mut parameters: [*mut c_void; 32] = [std::ptr::null_mut(); 32];
-        assert!(args.len() <= parameters.len(), "{name}: arguments");
-        for (parameter, arg) in parameters.iter_mut().zip(args) {
-            *parameter = match arg {
-                Arg::Word(word) => std::ptr::from_ref(word).cast_mut().cast(),
-                Arg::Bytes(bytes) => bytes.as_ptr().cast_mut().cast(),
-            };
-        }
+        let function = self.function(limits, file, name, launch.shared)?;
         let ([gx, gy, gz], [bx, by, bz]) = (launch.grid, launch.block);
         // SAFETY: the function is loaded, and each parameter points to at least as many bytes as
         // its type has; the driver copies them before it returns.
@@ -370,8 +263,8 @@ impl Gpu {
                 by,
                 bz,
                 launch.shared,
-                self.0.stream,
-                parameters.as_mut_ptr(),
+                self.stream,
+                parameters,
                 std::ptr::null_mut(),
             )
         };
@@ -379,7 +272,7 @@ impl Gpu {
         if cfg!(feature = "cuda-checks") {
             // A fault is reported by the kernel that caused it.
             // SAFETY: as in `synchronize`.
-            check(name, unsafe { sys::cuStreamSynchronize(self.0.stream) })?;
+            check(name, unsafe { sys::cuStreamSynchronize(self.stream) })?;
         }
         Ok(())
     }
@@ -387,6 +280,7 @@ impl Gpu {
     /// A kernel that may have `shared` bytes of dynamic shared memory.
     fn function(
         &self,
+        limits: &Limits,
         file: &'static str,
         name: &'static str,
         shared: u32,
@@ -399,7 +293,7 @@ impl Gpu {
                 let module = match loaded.modules.get(file) {
                     Some(&module) => module,
                     None => {
-                        let module = self.load(file)?;
+                        let module = self.load(limits, file)?;
                         loaded.modules.insert(file, module);
                         module
                     }
@@ -427,15 +321,15 @@ impl Gpu {
         Ok(function.handle)
     }
 
-    fn load(&self, file: &'static str) -> Result<sys::CUmodule> {
+    fn load(&self, limits: &Limits, file: &'static str) -> Result<sys::CUmodule> {
         let source = Source::find(file).expect("launchers name sources that there are");
-        let ptx = source.code(self.0.limits.target)?;
+        let ptx = source.code(limits.target)?;
         let text = CString::new(ptx.as_ref()).expect("PTX holds no NUL");
         let mut module = std::ptr::null_mut();
         // SAFETY: PTX that ends with NUL, and a valid pointer.
         match unsafe { sys::cuModuleLoadData(&mut module, text.as_ptr().cast()) } {
             result @ CUresult::CUDA_ERROR_UNSUPPORTED_PTX_VERSION => Err(Error::Driver {
-                version: self.0.limits.driver,
+                version: limits.driver,
                 text: text_of(result),
             }),
             result => {
@@ -446,7 +340,7 @@ impl Gpu {
     }
 }
 
-impl Drop for Inner {
+impl Drop for Driver {
     fn drop(&mut self) {
         // SAFETY: handles that `open` and `load` made, which nothing uses any more: what is on the
         // device holds a `Gpu`. A failure leaves nothing to be done.
@@ -467,109 +361,48 @@ impl Drop for Inner {
     }
 }
 
-impl fmt::Debug for Gpu {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "cuda:{} ({})", self.0.limits.ordinal, self.0.limits.name)
-    }
-}
-
-impl Limits {
-    /// # Safety
-    /// The driver is started, and `device` is one of its devices.
-    unsafe fn of(ordinal: usize, device: sys::CUdevice) -> Result<Limits> {
-        let attribute = |attribute: Attribute| {
-            let mut value = 0;
-            // SAFETY: a valid pointer and a device.
-            unsafe { call!(cuDeviceGetAttribute(&mut value, attribute, device))? };
-            Ok(value)
-        };
-        let mut name = [0 as std::ffi::c_char; 256];
-        let (mut memory, mut driver) = (0, 0);
-        // SAFETY: valid pointers; the name ends with NUL within its length.
-        let name = unsafe {
-            call!(cuDeviceGetName(
-                name.as_mut_ptr(),
-                name.len() as i32,
-                device
-            ))?;
-            call!(cuDeviceTotalMem_v2(&mut memory, device))?;
-            call!(cuDriverGetVersion(&mut driver))?;
-            CStr::from_ptr(name.as_ptr()).to_string_lossy().into_owned()
-        };
-        let major = attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?;
-        let minor = attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?;
-        let Some(target) = Target::of(major, minor) else {
-            return Err(Error::TooOld {
-                ordinal,
-                name,
-                major,
-                minor,
-            });
-        };
-        let shared = Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN;
-        Ok(Limits {
+/// # Safety
+/// The driver is started, and `device` is one of its devices.
+unsafe fn limits_of(ordinal: usize, device: sys::CUdevice) -> Result<Limits> {
+    let attribute = |attribute: Attribute| {
+        let mut value = 0;
+        // SAFETY: a valid pointer and a device.
+        unsafe { call!(cuDeviceGetAttribute(&mut value, attribute, device))? };
+        Ok(value)
+    };
+    let mut name = [0 as std::ffi::c_char; 256];
+    let (mut memory, mut driver) = (0, 0);
+    // SAFETY: valid pointers; the name ends with NUL within its length.
+    let name = unsafe {
+        call!(cuDeviceGetName(
+            name.as_mut_ptr(),
+            name.len() as i32,
+            device
+        ))?;
+        call!(cuDeviceTotalMem_v2(&mut memory, device))?;
+        call!(cuDriverGetVersion(&mut driver))?;
+        CStr::from_ptr(name.as_ptr()).to_string_lossy().into_owned()
+    };
+    let major = attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?;
+    let minor = attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?;
+    let Some(target) = Target::of(major, minor) else {
+        return Err(Error::TooOld {
             ordinal,
             name,
-            capability: (major, minor),
-            target,
-            processors: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)? as usize,
-            shared: attribute(shared)? as usize,
-            memory,
-            cache: attribute(Attribute::CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE)? as usize,
-            driver,
-        })
-    }
-}
-
-/// Device memory that goes back when this is dropped.
-#[derive(Debug)]
-pub struct Buffer {
-    gpu: Gpu,
-    address: u64,
-    bytes: usize,
-}
-
-impl Buffer {
-    /// Bytes of it.
-    pub fn bytes(&self) -> usize {
-        self.bytes
-    }
-
-    fn range(&self, first: usize, count: usize, scalar: Scalar) -> u64 {
-        let end = count
-            .checked_mul(scalar.size())
-            .and_then(|b| b.checked_add(first));
-        assert!(
-            end.is_some_and(|end| end <= self.bytes) && first.is_multiple_of(scalar.size()),
-            "{count} x {scalar} from byte {first} of {}",
-            self.bytes
-        );
-        self.address + first as u64
-    }
-
-    /// `count` elements from byte `first`.
-    ///
-    /// # Panics
-    /// If they are not within the buffer, or not aligned.
-    pub fn slice(&self, first: usize, count: usize, scalar: Scalar) -> Slice<'_> {
-        Slice::new(self.range(first, count, scalar), count, scalar)
-    }
-
-    /// The same, to write: whoever cuts a buffer into ranges sees to it that no two that are
-    /// written overlap. Memory of this machine is safe whatever happens on the device.
-    ///
-    /// # Panics
-    /// As [`Buffer::slice`].
-    pub fn slice_mut(&self, first: usize, count: usize, scalar: Scalar) -> SliceMut<'_> {
-        SliceMut::new(self.range(first, count, scalar), count, scalar)
-    }
-}
-
-impl Drop for Buffer {
-    fn drop(&mut self) {
-        if self.gpu.enter().is_ok() {
-            // SAFETY: allocated by `allocate`; the driver waits for kernels that use it.
-            unsafe { sys::cuMemFree_v2(self.address) };
-        }
-    }
+            major,
+            minor,
+        });
+    };
+    let shared = Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN;
+    Ok(Limits {
+        ordinal,
+        name,
+        capability: (major, minor),
+        target,
+        processors: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)? as usize,
+        shared: attribute(shared)? as usize,
+        memory,
+        cache: attribute(Attribute::CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE)? as usize,
+        driver,
+    })
 }

@@ -12,13 +12,15 @@
 pub mod copy;
 mod driver;
 mod error;
+mod gpu;
 mod launch;
 mod module;
 pub mod nvrtc;
+mod simulation;
 mod slice;
 
-pub use driver::{Buffer, Gpu, Limits};
 pub use error::{Error, Result};
+pub use gpu::{Buffer, Gpu, Limits};
 pub use launch::{Arg, Launch};
 pub use module::{SOURCES, Source, Target};
 pub use slice::{Scalar, Slice, SliceMut};

@@ -1,0 +1,322 @@
+//! One GPU: its limits, its memory and its kernels, through the driver or simulated.
+
+use std::ffi::c_void;
+use std::fmt;
+use std::path::Path;
+use std::sync::Arc;
+
+use super::driver::{self, Driver};
+use super::launch::{Arg, Launch};
+use super::module::Target;
+use super::simulation::{self, Simulation};
+use super::{Error, Result, Scalar, Slice, SliceMut};
+
+/// What a device has, as far as kernels choose by it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Number of the device
+    pub ordinal: usize,
+    /// Its name
+    pub name: String,
+    /// Compute capability
+    pub capability: (i32, i32),
+    /// Which PTX it runs
+    pub target: Target,
+    /// Multiprocessors
+    pub processors: usize,
+    /// Bytes of shared memory that one block may ask for
+    pub shared: usize,
+    /// Bytes of memory
+    pub memory: usize,
+    /// Bytes of second-level cache
+    pub cache: usize,
+    /// The driver's version: 1000 major + 10 minor
+    pub driver: i32,
+}
+
+/// A device, opened. Clones are the same device; it closes with the last of them.
+#[derive(Clone)]
+pub struct Gpu(Arc<Inner>);
+
+struct Inner {
+    limits: Limits,
+    backend: Backend,
+}
+
+enum Backend {
+    Driver(Driver),
+    Simulation(Simulation),
+}
+
+impl Gpu {
+    /// Device number `ordinal` of this machine. Where the variable GRAFT_CUDA_SIMULATION names the
+    /// library of a simulated device, that is number 0 and the only one.
+    ///
+    /// # Errors
+    /// No driver, no such device, one that is too old.
+    pub fn open(ordinal: usize) -> Result<Gpu> {
+        let (limits, backend) = match std::env::var_os("GRAFT_CUDA_SIMULATION") {
+            Some(_) if ordinal > 0 => return Err(Error::Ordinal { ordinal, count: 1 }),
+            Some(library) => {
+                let simulation = Simulation::load(Path::new(&library))?;
+                (Limits::simulated(), Backend::Simulation(simulation))
+            }
+            None => {
+                let (limits, driver) = Driver::open(ordinal)?;
+                (limits, Backend::Driver(driver))
+            }
+        };
+        Ok(Gpu(Arc::new(Inner { limits, backend })))
+    }
+
+    /// What every device of this machine has; those that cannot be used as an error.
+    ///
+    /// # Errors
+    /// No driver, no device.
+    pub fn list() -> Result<Vec<Result<Limits>>> {
+        match std::env::var_os("GRAFT_CUDA_SIMULATION") {
+            Some(_) => Ok(vec![Ok(Limits::simulated())]),
+            None => driver::list(),
+        }
+    }
+
+    /// What the device has.
+    pub fn limits(&self) -> &Limits {
+        &self.0.limits
+    }
+
+    /// `bytes` of device memory, with unspecified contents.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`].
+    pub fn allocate(&self, bytes: usize) -> Result<Buffer> {
+        let address = match &self.0.backend {
+            Backend::Driver(driver) => driver.allocate(bytes)?,
+            Backend::Simulation(simulation) => simulation.allocate(bytes)?,
+        };
+        let gpu = self.clone();
+        Ok(Buffer {
+            gpu,
+            address,
+            bytes,
+        })
+    }
+
+    /// Bytes that are free on the device, and all that it has.
+    ///
+    /// # Errors
+    /// A failed call.
+    pub fn free_memory(&self) -> Result<(usize, usize)> {
+        match &self.0.backend {
+            Backend::Driver(driver) => driver.free_memory(),
+            Backend::Simulation(_) => Ok((self.0.limits.memory, self.0.limits.memory)),
+        }
+    }
+
+    /// Copies bytes of this machine to the device. `from` may be used again at once.
+    ///
+    /// # Errors
+    /// A failed call.
+    ///
+    /// # Panics
+    /// If there are not as many bytes as elements take.
+    pub fn upload(&self, from: &[u8], to: SliceMut<'_>) -> Result<()> {
+        assert_eq!(from.len(), to.as_slice().bytes(), "upload: bytes");
+        if from.is_empty() {
+            return Ok(());
+        }
+        match &self.0.backend {
+            Backend::Driver(driver) => driver.upload(from, to),
+            Backend::Simulation(simulation) => {
+                simulation.write(from, to.address());
+                Ok(())
+            }
+        }
+    }
+
+    /// Copies elements to this machine, after everything before is done.
+    ///
+    /// # Errors
+    /// A failed call, of whatever ran before on the device too.
+    ///
+    /// # Panics
+    /// If there are not as many bytes as elements take.
+    pub fn download(&self, from: Slice<'_>, to: &mut [u8]) -> Result<()> {
+        assert_eq!(to.len(), from.bytes(), "download: bytes");
+        if to.is_empty() {
+            return Ok(());
+        }
+        match &self.0.backend {
+            Backend::Driver(driver) => driver.download(from, to),
+            Backend::Simulation(simulation) => {
+                simulation.read(from.address(), to);
+                Ok(())
+            }
+        }
+    }
+
+    /// Copies elements on the device.
+    ///
+    /// # Errors
+    /// A failed call.
+    ///
+    /// # Panics
+    /// If the two differ in bytes.
+    pub fn copy(&self, from: Slice<'_>, to: SliceMut<'_>) -> Result<()> {
+        assert_eq!(from.bytes(), to.as_slice().bytes(), "copy: bytes");
+        if from.count() == 0 {
+            return Ok(());
+        }
+        match &self.0.backend {
+            Backend::Driver(driver) => driver.copy(from, to),
+            Backend::Simulation(simulation) => {
+                simulation.copy(from.address(), to.address(), from.bytes());
+                Ok(())
+            }
+        }
+    }
+
+    /// Sets every byte.
+    ///
+    /// # Errors
+    /// A failed call.
+    pub fn set_bytes(&self, to: SliceMut<'_>, value: u8) -> Result<()> {
+        if to.count() == 0 {
+            return Ok(());
+        }
+        match &self.0.backend {
+            Backend::Driver(driver) => driver.set_bytes(to, value),
+            Backend::Simulation(simulation) => {
+                simulation.set(to.address(), to.as_slice().bytes(), value);
+                Ok(())
+            }
+        }
+    }
+
+    /// Waits until everything that was asked for is done.
+    ///
+    /// # Errors
+    /// What failed since the last time.
+    pub fn synchronize(&self) -> Result<()> {
+        match &self.0.backend {
+            Backend::Driver(driver) => driver.synchronize(),
+            Backend::Simulation(_) => Ok(()),
+        }
+    }
+
+    /// The driver's stream, for libraries that take one; null if the device is simulated.
+    pub fn stream(&self) -> *mut c_void {
+        match &self.0.backend {
+            Backend::Driver(driver) => driver.stream(),
+            Backend::Simulation(_) => std::ptr::null_mut(),
+        }
+    }
+
+    /// Runs kernel `name` of source `file`. The arguments must be those that it declares: a kernel
+    /// that is given others writes to device memory that is not its own.
+    ///
+    /// # Errors
+    /// A kernel that there is not, or that cannot be started so.
+    pub(crate) fn launch(
+        &self,
+        file: &'static str,
+        name: &'static str,
+        launch: Launch,
+        args: &[Arg<'_>],
+    ) -> Result<()> {
+        if launch.grid.contains(&0) {
+            return Ok(()); // nothing to do
+        }
+        let mut parameters: [*mut c_void; 32] = [std::ptr::null_mut(); 32];
+        assert!(args.len() <= parameters.len(), "{name}: arguments");
+        for (parameter, arg) in parameters.iter_mut().zip(args) {
+            *parameter = match arg {
+                Arg::Word(word) => std::ptr::from_ref(word).cast_mut().cast(),
+                Arg::Bytes(bytes) => bytes.as_ptr().cast_mut().cast(),
+            };
+        }
+        let parameters = parameters.as_mut_ptr();
+        match &self.0.backend {
+            Backend::Driver(driver) => {
+                driver.launch(&self.0.limits, file, name, launch, parameters)
+            }
+            Backend::Simulation(simulation) => simulation.launch(name, launch, parameters),
+        }
+    }
+}
+
+impl fmt::Debug for Gpu {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "cuda:{} ({})", self.0.limits.ordinal, self.0.limits.name)
+    }
+}
+
+impl Limits {
+    /// A small device, so that work of little size takes the paths of large work.
+    fn simulated() -> Limits {
+        Limits {
+            ordinal: 0,
+            name: "simulated GPU".into(),
+            capability: (8, 0),
+            target: Target::Sm80,
+            processors: 4,
+            shared: 163 << 10,
+            memory: simulation::MEMORY,
+            cache: 4 << 20,
+            driver: 0,
+        }
+    }
+}
+
+/// Device memory that goes back when this is dropped.
+#[derive(Debug)]
+pub struct Buffer {
+    gpu: Gpu,
+    address: u64,
+    bytes: usize,
+}
+
+impl Buffer {
+    /// Bytes of it.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    fn range(&self, first: usize, count: usize, scalar: Scalar) -> u64 {
+        let end = count
+            .checked_mul(scalar.size())
+            .and_then(|bytes| bytes.checked_add(first));
+        assert!(
+            end.is_some_and(|end| end <= self.bytes) && first.is_multiple_of(scalar.size()),
+            "{count} x {scalar} from byte {first} of {}",
+            self.bytes
+        );
+        self.address + first as u64
+    }
+
+    /// `count` elements from byte `first`.
+    ///
+    /// # Panics
+    /// If they are not within the buffer, or not aligned.
+    pub fn slice(&self, first: usize, count: usize, scalar: Scalar) -> Slice<'_> {
+        Slice::new(self.range(first, count, scalar), count, scalar)
+    }
+
+    /// The same, to write: whoever cuts a buffer into ranges sees to it that no two that are
+    /// written overlap. Memory of this machine is safe whatever happens on the device.
+    ///
+    /// # Panics
+    /// As [`Buffer::slice`].
+    pub fn slice_mut(&self, first: usize, count: usize, scalar: Scalar) -> SliceMut<'_> {
+        SliceMut::new(self.range(first, count, scalar), count, scalar)
+    }
+}
+
+impl Drop for Buffer {
+    fn drop(&mut self) {
+        match &self.gpu.0.backend {
+            Backend::Driver(driver) => driver.free(self.address),
+            Backend::Simulation(simulation) => simulation.free(self.address, self.bytes),
+        }
+    }
+}

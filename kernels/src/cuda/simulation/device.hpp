@@ -1,0 +1,321 @@
+// What a CUDA source needs to be compiled as C++ for the CPU: the language's extensions and the
+// built-in functions that the kernels use. One fiber runs each thread of a block; a fiber goes on
+// until it reaches a barrier or an exchange within its warp, and then lets others run.
+//
+// Included before every source by `xtask simulation`; the scheduler is in scheduler.cpp.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <type_traits>
+#include <utility>
+
+#define GRAFT_SIMULATION 1
+#define __CUDA_ARCH__ 800
+#define __device__
+#define __host__
+#define __global__
+#define __constant__ static const
+#define __forceinline__ inline
+#define __noinline__
+#define __restrict__
+#define __align__(n) alignas(n)
+#define __launch_bounds__(...)
+#define __grid_constant__
+#define __shared__ static thread_local
+#define EXPORT extern "C" void
+#define DYNAMIC_SHARED(name) unsigned char *name = simulation::dynamic_shared()
+
+struct Index3 {
+    unsigned x, y, z;
+};
+extern thread_local Index3 threadIdx, blockIdx, blockDim, gridDim;
+constexpr int warpSize = 32;
+
+namespace simulation {
+
+// --- The scheduler (scheduler.cpp).
+
+// The dynamic shared memory of the running block.
+unsigned char *dynamic_shared();
+// Number of the running thread within its warp.
+int lane();
+// Waits until every thread of the block that has not ended is here.
+void block_barrier();
+// Stops the program with a message that names the kernel and the thread.
+[[noreturn]] void fail(const char *what);
+
+// What the threads of a warp exchange: each gives `bytes` bytes, and when all of `mask` have come
+// to the same `operation`, `combine` is called once with everybody's.
+struct Exchange {
+    static constexpr int MOST = 128;
+    alignas(16) unsigned char in[32][MOST];
+    alignas(16) unsigned char out[32][MOST];
+};
+typedef void (*Combine)(Exchange &, unsigned mask, const void *context);
+void exchange(const void *operation, unsigned mask, const void *in, int in_bytes, void *out,
+              int out_bytes, Combine combine, const void *context);
+
+// Copies that are done when the thread waits for their group: reading before that reads what was
+// there.
+void copy_later(void *to, const void *from, int bytes, int valid);
+void end_group();
+void wait_groups(int pending);
+
+// A kernel's entry in the table that `launch` looks up.
+typedef void (*Call)(void **parameters);
+void add(const char *name, Call call);
+
+template <class F> struct Unpack;
+template <class... P> struct Unpack<void (*)(P...)> {
+    template <void (*F)(P...), size_t... I>
+    static void call(void **parameters, std::integer_sequence<size_t, I...>) {
+        F(*(std::remove_reference_t<P> *)parameters[I]...);
+    }
+    template <void (*F)(P...)> static void run(void **parameters) {
+        call<F>(parameters, std::make_integer_sequence<size_t, sizeof...(P)>());
+    }
+};
+struct Add {
+    Add(const char *name, Call call) { add(name, call); }
+};
+#define REGISTER(name)                                                                             \
+    static simulation::Add add_##name(#name,                                                       \
+                                      &simulation::Unpack<decltype(&name)>::template run<&name>);
+
+// --- Exchanges within a warp.
+
+// Every thread gets what the thread `source(lane)` gave.
+template <class T, class Source> T shuffle(const void *operation, unsigned mask, T x, Source source) {
+    struct Pair {
+        T value;
+        int from;
+    } pair = {x, source(lane())};
+    static_assert(sizeof(Pair) <= Exchange::MOST, "a value of a few bytes");
+    T result;
+    exchange(
+        operation, mask, &pair, sizeof pair, &result, sizeof result,
+        [](Exchange &e, unsigned mask, const void *) {
+            for (int to = 0; to < 32; to++) {
+                Pair own, other;
+                if (!(mask >> to & 1)) continue;
+                memcpy(&own, e.in[to], sizeof own);
+                // A thread that takes no part gives nothing: the reader keeps its own.
+                bool there = own.from >= 0 && own.from < 32 && (mask >> own.from & 1);
+                memcpy(&other, e.in[there ? own.from : to], sizeof other);
+                memcpy(e.out[to], &other.value, sizeof other.value);
+            }
+        },
+        nullptr);
+    return result;
+}
+
+} // namespace simulation
+
+inline void __syncthreads() { simulation::block_barrier(); }
+inline void __syncwarp(unsigned mask = 0xffffffffu) {
+    static const char id = 0;
+    simulation::exchange(&id, mask, nullptr, 0, nullptr, 0,
+                         [](simulation::Exchange &, unsigned, const void *) {}, nullptr);
+}
+inline void __threadfence() {}
+inline void __threadfence_block() {}
+
+template <class T> T __shfl_xor_sync(unsigned mask, T x, int with, int width = 32) {
+    static const char id = 0;
+    return simulation::shuffle(&id, mask, x, [=](int lane) { return lane ^ with; });
+}
+template <class T> T __shfl_down_sync(unsigned mask, T x, int by, int width = 32) {
+    static const char id = 0;
+    return simulation::shuffle(&id, mask, x, [=](int lane) {
+        return lane % width + by < width ? lane + by : lane;
+    });
+}
+template <class T> T __shfl_up_sync(unsigned mask, T x, int by, int width = 32) {
+    static const char id = 0;
+    return simulation::shuffle(&id, mask, x,
+                               [=](int lane) { return lane % width >= by ? lane - by : lane; });
+}
+template <class T> T __shfl_sync(unsigned mask, T x, int from, int width = 32) {
+    static const char id = 0;
+    return simulation::shuffle(&id, mask, x, [=](int lane) {
+        return lane / width * width + (from % width + width) % width;
+    });
+}
+inline unsigned __ballot_sync(unsigned mask, int predicate) {
+    static const char id = 0;
+    unsigned result;
+    int in = predicate != 0;
+    simulation::exchange(
+        &id, mask, &in, sizeof in, &result, sizeof result,
+        [](simulation::Exchange &e, unsigned mask, const void *) {
+            unsigned votes = 0;
+            for (int lane = 0; lane < 32; lane++) {
+                int vote;
+                memcpy(&vote, e.in[lane], sizeof vote);
+                if ((mask >> lane & 1) && vote) votes |= 1u << lane;
+            }
+            for (int lane = 0; lane < 32; lane++) memcpy(e.out[lane], &votes, sizeof votes);
+        },
+        nullptr);
+    return result;
+}
+inline int __any_sync(unsigned mask, int predicate) { return __ballot_sync(mask, predicate) != 0; }
+inline int __all_sync(unsigned mask, int predicate) { return __ballot_sync(mask, !predicate) == 0; }
+
+// --- Numbers.
+
+inline float __uint_as_float(unsigned x) { float y; memcpy(&y, &x, 4); return y; }
+inline float __int_as_float(int x) { float y; memcpy(&y, &x, 4); return y; }
+inline unsigned __float_as_uint(float x) { unsigned y; memcpy(&y, &x, 4); return y; }
+inline int __float_as_int(float x) { int y; memcpy(&y, &x, 4); return y; }
+inline unsigned __umulhi(unsigned a, unsigned b) { return (unsigned)((uint64_t)a * b >> 32); }
+inline int __popc(unsigned x) { return __builtin_popcount(x); }
+inline int __clz(int x) { return x ? __builtin_clz((unsigned)x) : 32; }
+inline int __ffs(int x) { return __builtin_ffs(x); }
+inline float __expf(float x) { return expf(x); }
+inline float __logf(float x) { return logf(x); }
+inline float __fdividef(float a, float b) { return a / b; }
+inline float __frcp_rn(float x) { return 1.0f / x; }
+inline float __fmaf_rn(float a, float b, float c) { return fmaf(a, b, c); }
+inline float __fadd_rn(float a, float b) { return a + b; }
+inline float __fsub_rn(float a, float b) { return a - b; }
+inline float __fmul_rn(float a, float b) { return a * b; }
+inline float __fdiv_rn(float a, float b) { return a / b; }
+inline float __fsqrt_rn(float x) { return sqrtf(x); }
+inline float rsqrtf(float x) { return 1.0f / sqrtf(x); }
+inline float __saturatef(float x) { return fminf(fmaxf(x, 0.0f), 1.0f); }
+inline bool isfinite(float x) { return std::isfinite(x); }
+template <class T> inline T __ldg(const T *p) { return *p; }
+template <class A, class B> inline std::common_type_t<A, B> min(A a, B b) {
+    typedef std::common_type_t<A, B> T;
+    return (T)b < (T)a ? (T)b : (T)a;
+}
+template <class A, class B> inline std::common_type_t<A, B> max(A a, B b) {
+    typedef std::common_type_t<A, B> T;
+    return (T)a < (T)b ? (T)b : (T)a;
+}
+// One thread runs at a time, so that these are what they say.
+template <class T> inline T atomicAdd(T *p, T x) { T old = *p; *p = old + x; return old; }
+template <class T> inline T atomicMax(T *p, T x) { T old = *p; *p = old < x ? x : old; return old; }
+template <class T> inline T atomicOr(T *p, T x) { T old = *p; *p = old | x; return old; }
+template <class T> inline T atomicExch(T *p, T x) { T old = *p; *p = x; return old; }
+
+// --- The instructions of ptx.cuh.
+
+inline void cp_async_16(void *shared, const void *global, bool valid) {
+    simulation::copy_later(shared, global, 16, valid ? 16 : 0);
+}
+inline void cp_async_commit() { simulation::end_group(); }
+template <int PENDING> inline void cp_async_wait() { simulation::wait_groups(PENDING); }
+
+namespace simulation {
+
+// Lane l gives the address of row l % 8 of matrix l / 8; lane l gets, of each matrix, elements
+// 2 * (l % 4) and the next of row l / 4, or of column l / 4.
+inline void load_matrices(const void *operation, unsigned (&r)[4], const void *row, bool transposed) {
+    struct Four {
+        unsigned at[4];
+    } four;
+    exchange(
+        operation, 0xffffffffu, &row, sizeof row, &four, sizeof four,
+        [](Exchange &e, unsigned, const void *context) {
+            bool transposed = *(const bool *)context;
+            const uint16_t *rows[32];
+            for (int lane = 0; lane < 32; lane++) {
+                memcpy(&rows[lane], e.in[lane], sizeof rows[lane]);
+                if ((uintptr_t)rows[lane] % 16 != 0) fail("ldmatrix: a row is not 16-byte aligned");
+            }
+            for (int lane = 0; lane < 32; lane++) {
+                Four four;
+                for (int matrix = 0; matrix < 4; matrix++) {
+                    unsigned word = 0;
+                    for (int i = 0; i < 2; i++) {
+                        int across = 2 * (lane % 4) + i, down = lane / 4;
+                        uint16_t x = transposed ? rows[8 * matrix + across][down]
+                                                : rows[8 * matrix + down][across];
+                        word |= (unsigned)x << (16 * i);
+                    }
+                    four.at[matrix] = word;
+                }
+                memcpy(e.out[lane], &four, sizeof four);
+            }
+        },
+        &transposed);
+    memcpy(r, &four, sizeof four);
+}
+
+inline float half_of(unsigned word, int half) {
+    return __uint_as_float(half ? word & 0xffff0000u : word << 16);
+}
+
+} // namespace simulation
+
+inline void ldmatrix_x4(unsigned (&r)[4], const void *row) {
+    static const char id = 0;
+    simulation::load_matrices(&id, r, row, false);
+}
+inline void ldmatrix_x4_trans(unsigned (&r)[4], const void *row) {
+    static const char id = 0;
+    simulation::load_matrices(&id, r, row, true);
+}
+
+// With g = lane / 4 and t = lane % 4: a[0..3] hold rows g, g + 8, g, g + 8 and columns 2t, 2t, 2t +
+// 8, 2t + 8 (and the next); b0, b1 rows 2t and 2t + 8 (and the next) of column g; d rows g, g, g + 8,
+// g + 8 of columns 2t, 2t + 1, 2t, 2t + 1.
+inline void mma_bf16_16816(float (&d)[4], const unsigned (&a)[4], unsigned b0, unsigned b1) {
+    static const char id = 0;
+    struct In {
+        float d[4];
+        unsigned a[4], b[2];
+    } in;
+    memcpy(in.d, d, sizeof in.d);
+    memcpy(in.a, a, sizeof in.a);
+    in.b[0] = b0;
+    in.b[1] = b1;
+    float out[4];
+    simulation::exchange(
+        &id, 0xffffffffu, &in, sizeof in, out, sizeof out,
+        [](simulation::Exchange &e, unsigned, const void *) {
+            float A[16][16], B[16][8];
+            for (int lane = 0; lane < 32; lane++) {
+                In in;
+                memcpy(&in, e.in[lane], sizeof in);
+                int g = lane / 4, t = lane % 4;
+                for (int i = 0; i < 2; i++) {
+                    A[g][2 * t + i] = simulation::half_of(in.a[0], i);
+                    A[g + 8][2 * t + i] = simulation::half_of(in.a[1], i);
+                    A[g][2 * t + 8 + i] = simulation::half_of(in.a[2], i);
+                    A[g + 8][2 * t + 8 + i] = simulation::half_of(in.a[3], i);
+                    B[2 * t + i][g] = simulation::half_of(in.b[0], i);
+                    B[2 * t + 8 + i][g] = simulation::half_of(in.b[1], i);
+                }
+            }
+            for (int lane = 0; lane < 32; lane++) {
+                In in;
+                memcpy(&in, e.in[lane], sizeof in);
+                float out[4];
+                for (int i = 0; i < 4; i++) {
+                    int row = lane / 4 + 8 * (i / 2), column = 2 * (lane % 4) + i % 2;
+                    float sum = in.d[i];
+                    for (int k = 0; k < 16; k++) sum += A[row][k] * B[k][column];
+                    out[i] = sum;
+                }
+                memcpy(e.out[lane], out, sizeof out);
+            }
+        },
+        nullptr);
+    memcpy(d, out, sizeof out);
+}
+
+inline unsigned pack_bf16(float low, float high) {
+    auto round = [](float x) -> unsigned {
+        unsigned word = __float_as_uint(x);
+        if (x != x) return (word >> 16) | 0x40;
+        return (word + 0x7fff + (word >> 16 & 1)) >> 16;
+    };
+    return round(low) | round(high) << 16;
+}
