@@ -62,6 +62,16 @@ impl<const N: usize> Walk<N> {
         self.shape[..self.rank].iter().product()
     }
 
+    /// Lengths of the dimensions that are left.
+    pub fn dims(&self) -> &[usize] {
+        &self.shape[..self.rank]
+    }
+
+    /// Their strides in each operand.
+    pub fn strides(&self) -> &[[usize; N]] {
+        &self.strides[..self.rank]
+    }
+
     /// Length of the innermost dimension, and the strides in it.
     pub fn inner(&self) -> (usize, [usize; N]) {
         (self.shape[self.rank - 1], self.strides[self.rank - 1])

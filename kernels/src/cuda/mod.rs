@@ -9,15 +9,25 @@
 //! and types, chooses the kernel, and returns before the kernel has run. Everything that one [`Gpu`]
 //! does happens in the order of the calls.
 
+pub mod activation;
+pub mod binary;
 pub mod copy;
 mod driver;
+pub mod dropout;
 mod error;
 mod gpu;
 mod launch;
 mod module;
+pub mod norm;
 pub mod nvrtc;
 mod simulation;
+mod pointwise;
+pub mod pool;
+pub mod rope;
+mod rows;
 mod slice;
+pub mod softcap;
+pub mod softmax;
 
 pub use error::{Error, Result};
 pub use gpu::{Buffer, Gpu, Limits};

@@ -69,13 +69,24 @@ macro_rules! sources {
 }
 
 sources! {
+    "activation",
+    "binary",
     "copy",
+    "dropout",
+    "norm",
+    "pool",
+    "rope",
+    "softcap",
+    "softmax",
 }
 
 /// The headers that sources include, by the name that they are included under.
 pub const HEADERS: &[(&str, &str)] = &[
+    ("activation.cuh", include_str!("activation.cuh")),
     ("common.cuh", include_str!("common.cuh")),
+    ("pack.cuh", include_str!("pack.cuh")),
     ("ptx.cuh", include_str!("ptx.cuh")),
+    ("rows.cuh", include_str!("rows.cuh")),
 ];
 
 impl Source {

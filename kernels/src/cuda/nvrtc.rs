@@ -86,6 +86,8 @@ impl Compiler {
         let options: Vec<CString> = [
             format!("--gpu-architecture={}", target.architecture()),
             "--std=c++17".into(),
+            // For generic lambdas, which can say nothing of where they run.
+            "--device-as-default-execution-space".into(),
         ]
         .into_iter()
         .map(|option| CString::new(option).expect("options hold no NUL"))
