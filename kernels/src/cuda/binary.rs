@@ -115,10 +115,10 @@ pub fn binary_strided(
     let (width, inner) = walk.inner();
     // By one instruction if neighbours lie side by side and every run begins at a multiple of 16 bytes.
     let wide = |address: u64, operand: usize| {
-        let outer = walk.strides().iter().rev().skip(1);
+        let mut outer = walk.strides().iter().rev().skip(1);
         inner[operand] == 1
             && address.is_multiple_of(16)
-            && outer.fold(true, |so_far, s| so_far && s[operand].is_multiple_of(each))
+            && outer.all(|s| s[operand].is_multiple_of(each))
     };
     let layout = layout(&walk);
     let (count, number) = (y.count(), number(kind));

@@ -56,7 +56,7 @@ fn text_of(result: CUresult) -> String {
     }
 }
 
-fn check(call: &'static str, result: CUresult) -> Result<()> {
+pub(super) fn check(call: &'static str, result: CUresult) -> Result<()> {
     if result == CUresult::CUDA_SUCCESS {
         return Ok(());
     }
@@ -142,7 +142,7 @@ impl Driver {
     }
 
     /// Makes the device this thread's.
-    fn enter(&self) -> Result<()> {
+    pub(super) fn enter(&self) -> Result<()> {
         let context = self.context;
         if CURRENT.get() == context {
             return Ok(());

@@ -212,6 +212,20 @@ impl Gpu {
         }
     }
 
+    /// Makes the device this thread's, for direct calls of the driver.
+    ///
+    /// # Errors
+    /// A simulated device, of which the driver knows nothing.
+    pub(super) fn enter(&self) -> Result<()> {
+        match &self.0.backend {
+            Backend::Driver(driver) => driver.enter(),
+            Backend::Simulation(_) => Err(Error::Unsupported {
+                kernel: "the driver",
+                what: "the GPU is simulated".into(),
+            }),
+        }
+    }
+
     /// Runs kernel `name` of source `file`. The arguments must be those that it declares: a kernel
     /// that is given others writes to device memory that is not its own.
     ///

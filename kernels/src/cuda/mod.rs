@@ -28,6 +28,7 @@ mod rows;
 mod slice;
 pub mod softcap;
 pub mod softmax;
+mod timer;
 
 pub use error::{Error, Result};
 pub use gpu::{Buffer, Gpu, Limits};

@@ -36,10 +36,12 @@ impl Rows {
     ) -> Rows {
         let width = i32::try_from(columns).expect("a row has less than 2^31 columns");
         let groups = columns.div_ceil(group(scalar));
-        let block = match groups {
-            0..=WARP_GROUPS => [32, WARP_ROWS, 1],
-            ..=BLOCK_GROUPS => [128, 1, 1],
-            _ => [512, 1, 1],
+        let block = if groups <= WARP_GROUPS {
+            [32, WARP_ROWS, 1]
+        } else if groups <= BLOCK_GROUPS {
+            [128, 1, 1]
+        } else {
+            [512, 1, 1]
         };
         let slots = |a_row: usize| 16 * kept * a_row * block[1] as usize;
         let keep = slots(groups) + SUMS <= gpu.limits().shared;

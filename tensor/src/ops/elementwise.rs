@@ -19,6 +19,17 @@ use crate::{DType, Memory, Shape, Tensor, with_float};
 pub fn unary(m: &Memory, kind: Unary, x: &Tensor) -> Result<Tensor> {
     let x = x.contiguous(m)?;
     let mut y = Tensor::empty(m, x.dtype(), x.shape())?;
+    if let Some(on) = m.gpu() {
+        on.run(|gpu| {
+            Ok(cuda::activation::unary(
+                gpu,
+                kind,
+                x.device()?,
+                y.device_mut()?,
+            )?)
+        })?;
+        return Ok(y);
+    }
     with_float!("unary", x.dtype(), T => {
         if !y.is_planned() {
             kernel::unary(kind, x.slice::<T>()?, y.slice_mut::<T>()?);
@@ -48,6 +59,14 @@ pub fn unary_backward(
         }
     };
     let mut dx = Tensor::empty(m, dy.dtype(), dy.shape())?;
+    if let Some(on) = m.gpu() {
+        on.run(|gpu| {
+            let saved = saved.as_ref().map(|t| t.device()).transpose()?;
+            let (dy, dx) = (dy.device()?, dx.device_mut()?);
+            Ok(cuda::activation::unary_backward(gpu, kind, saved, dy, dx)?)
+        })?;
+        return Ok(dx);
+    }
     with_float!(op, dy.dtype(), T => {
         if !dx.is_planned() {
             let saved = match &saved {
@@ -72,6 +91,17 @@ pub fn unary_backward(
 pub fn activation(m: &Memory, kind: Activation, x: &Tensor) -> Result<Tensor> {
     let x = x.contiguous(m)?;
     let mut y = Tensor::empty(m, x.dtype(), x.shape())?;
+    if let Some(on) = m.gpu() {
+        on.run(|gpu| {
+            Ok(cuda::activation::activation(
+                gpu,
+                kind,
+                x.device()?,
+                y.device_mut()?,
+            )?)
+        })?;
+        return Ok(y);
+    }
     with_float!("activation", x.dtype(), T => {
         if !y.is_planned() {
             kernel::activation(kind, x.slice::<T>()?, y.slice_mut::<T>()?);
@@ -89,6 +119,13 @@ pub fn activation_backward(m: &Memory, kind: Activation, x: &Tensor, dy: Tensor)
     let op = "activation backward";
     let mut grad = dy.into_owned(m)?;
     let x = beside(op, "the pre-activation", x, &grad, m)?;
+    if let Some(on) = m.gpu() {
+        on.run(|gpu| {
+            let (x, grad) = (x.device()?, grad.device_mut()?);
+            Ok(cuda::activation::activation_backward(gpu, kind, x, grad)?)
+        })?;
+        return Ok(grad);
+    }
     with_float!(op, grad.dtype(), T => {
         if !grad.is_planned() {
             kernel::activation_backward(kind, x.slice::<T>()?, grad.slice_mut::<T>()?);
@@ -105,6 +142,13 @@ pub fn glu(m: &Memory, kind: Glu, gate: &Tensor, up: &Tensor) -> Result<Tensor> 
     let gate = gate.contiguous(m)?;
     let up = beside("glu", "up", up, &gate, m)?;
     let mut y = Tensor::empty(m, gate.dtype(), gate.shape())?;
+    if let Some(on) = m.gpu() {
+        on.run(|gpu| {
+            let (gate, up) = (gate.device()?, up.device()?);
+            Ok(cuda::activation::glu(gpu, kind, gate, up, y.device_mut()?)?)
+        })?;
+        return Ok(y);
+    }
     with_float!("glu", gate.dtype(), T => {
         if !y.is_planned() {
             kernel::glu(kind, gate.slice::<T>()?, up.slice::<T>()?, y.slice_mut::<T>()?);
@@ -135,6 +179,20 @@ pub fn glu_backward(
             .transpose()
     };
     let (mut dgate, mut dup) = (output(needs[0])?, output(needs[1])?);
+    if let Some(on) = m.gpu() {
+        on.run(|gpu| {
+            Ok(cuda::activation::glu_backward(
+                gpu,
+                kind,
+                gate.device()?,
+                up.device()?,
+                dy.device()?,
+                dgate.as_mut().map(|t| t.device_mut()).transpose()?,
+                dup.as_mut().map(|t| t.device_mut()).transpose()?,
+            )?)
+        })?;
+        return Ok([dgate, dup]);
+    }
     with_float!(op, dy.dtype(), T => {
         if !m.is_planned() {
             kernel::glu_backward(
@@ -157,6 +215,13 @@ pub fn glu_backward(
 pub fn affine(m: &Memory, x: &Tensor, scale: f64, shift: f64) -> Result<Tensor> {
     let x = x.contiguous(m)?;
     let mut y = Tensor::empty(m, x.dtype(), x.shape())?;
+    if let Some(on) = m.gpu() {
+        on.run(|gpu| {
+            let (x, y) = (x.device()?, y.device_mut()?);
+            Ok(cuda::activation::affine(gpu, x, scale, shift, y)?)
+        })?;
+        return Ok(y);
+    }
     with_float!("affine", x.dtype(), T => {
         if !y.is_planned() {
             kernel::affine(x.slice::<T>()?, scale, shift, y.slice_mut::<T>()?);
@@ -185,6 +250,25 @@ pub fn binary(m: &Memory, kind: Binary, a: &Tensor, b: &Tensor) -> Result<Tensor
     }
     let flat = a.shape() == b.shape() && a.is_contiguous() && b.is_contiguous();
     let (a, b) = (a.expand(&shape)?, b.expand(&shape)?);
+    if let Some(on) = m.gpu() {
+        on.run(|gpu| {
+            if flat {
+                let (a, b) = (a.device()?, b.device()?);
+                return Ok(cuda::binary::binary(gpu, kind, a, b, y.device_mut()?)?);
+            }
+            Ok(cuda::binary::binary_strided(
+                gpu,
+                kind,
+                &shape,
+                a.device_strided()?,
+                a.strides(),
+                b.device_strided()?,
+                b.strides(),
+                y.device_mut()?,
+            )?)
+        })?;
+        return Ok(y);
+    }
     with_float!("binary", a.dtype(), T => {
         if flat {
             kernel_binary::binary(kind, a.slice::<T>()?, b.slice::<T>()?, y.slice_mut::<T>()?);
@@ -212,6 +296,9 @@ pub fn add_assign(y: &mut Tensor, x: &Tensor) -> Result<()> {
     let x = beside("add in place", "the addend", x, y, &m)?;
     if y.is_planned() {
         return Ok(());
+    }
+    if let Some(on) = m.gpu() {
+        return on.run(|gpu| Ok(cuda::binary::add_assign(gpu, y.device_mut()?, x.device()?)?));
     }
     with_float!("add in place", y.dtype(), T => {
         kernel_binary::add_assign(y.slice_mut::<T>()?, x.slice::<T>()?);
@@ -284,6 +371,13 @@ pub fn dropout(m: &Memory, x: &Tensor, p: f64, key: Key) -> Result<Tensor> {
     }
     let x = x.contiguous(m)?;
     let mut y = Tensor::empty(m, x.dtype(), x.shape())?;
+    if let Some(on) = m.gpu() {
+        on.run(|gpu| {
+            let (x, y) = (x.device()?, y.device_mut()?);
+            Ok(cuda::dropout::dropout(gpu, x, y, p, key)?)
+        })?;
+        return Ok(y);
+    }
     with_float!("dropout", x.dtype(), T => {
         if !y.is_planned() {
             kernel_dropout::dropout(x.slice::<T>()?, y.slice_mut::<T>()?, p, key);
@@ -298,6 +392,17 @@ pub fn dropout(m: &Memory, x: &Tensor, p: f64, key: Key) -> Result<Tensor> {
 /// As [`dropout`].
 pub fn dropout_backward(m: &Memory, dy: Tensor, p: f64, key: Key) -> Result<Tensor> {
     let mut grad = dy.into_owned(m)?;
+    if let Some(on) = m.gpu() {
+        on.run(|gpu| {
+            Ok(cuda::dropout::dropout_in_place(
+                gpu,
+                grad.device_mut()?,
+                p,
+                key,
+            )?)
+        })?;
+        return Ok(grad);
+    }
     with_float!("dropout backward", grad.dtype(), T => {
         if !grad.is_planned() {
             kernel_dropout::dropout_in_place(grad.slice_mut::<T>()?, p, key);
@@ -315,6 +420,13 @@ pub fn selects_first(m: &Memory, kind: Binary, a: &Tensor, b: &Tensor) -> Result
     let chosen = binary(m, kind, a, b)?; // broadcast shape
     let a = a.expand(chosen.shape())?.contiguous(m)?;
     let mut mask = Tensor::empty(m, a.dtype(), a.shape())?;
+    if let Some(on) = m.gpu() {
+        on.run(|gpu| {
+            let (a, chosen) = (a.device()?, chosen.device()?);
+            Ok(cuda::binary::equal(gpu, a, chosen, mask.device_mut()?)?)
+        })?;
+        return Ok(mask);
+    }
     with_float!("selection", a.dtype(), T => {
         if !mask.is_planned() {
             let one = <T as graft_kernels::Float>::narrow(graft_kernels::Real::ONE);

@@ -1,6 +1,6 @@
 //! Normalisations over the last dimension: layer norm, RMS norm, softmax, unit length.
 
-use graft_kernels::{Float, norm as kernel, softmax as kernel_softmax};
+use graft_kernels::{Float, cuda, norm as kernel, softmax as kernel_softmax};
 
 use super::{accumulator, beside, cast, parameter, rows_of, workspace};
 use crate::error::Result;
@@ -53,6 +53,30 @@ pub fn layer_norm(
         .transpose()?;
     let mut mean = Tensor::empty(m, accumulator(x.dtype()), &[rows])?;
     let mut scale = Tensor::empty(m, accumulator(x.dtype()), &[rows])?;
+    if let Some(on) = m.gpu() {
+        on.run(|gpu| {
+            Ok(cuda::norm::layer_norm(
+                gpu,
+                x.device()?,
+                residual.as_ref().map(|t| t.device()).transpose()?,
+                weight.as_ref().map(|t| t.device()).transpose()?,
+                bias.as_ref().map(|t| t.device()).transpose()?,
+                eps,
+                y.device_mut()?,
+                sum.as_mut().map(|t| t.device_mut()).transpose()?,
+                mean.device_mut()?,
+                scale.device_mut()?,
+                columns,
+            )?)
+        })?;
+        let mean = Some(mean);
+        return Ok(Normed {
+            y,
+            sum,
+            mean,
+            scale,
+        });
+    }
     with_float!(op, x.dtype(), T => {
         if !y.is_planned() {
             kernel::layer_norm(
@@ -97,6 +121,21 @@ pub fn layer_norm_backward_input(
         .map(|t| parameter(op, "the weight", t, columns, s.dtype(), m))
         .transpose()?;
     let mut dx = Tensor::empty(m, s.dtype(), s.shape())?;
+    if let Some(on) = m.gpu() {
+        on.run(|gpu| {
+            Ok(cuda::norm::layer_norm_backward_input(
+                gpu,
+                s.device()?,
+                weight.as_ref().map(|t| t.device()).transpose()?,
+                mean.device()?,
+                scale.device()?,
+                dy.device()?,
+                dx.device_mut()?,
+                columns,
+            )?)
+        })?;
+        return Ok(dx);
+    }
     with_float!(op, s.dtype(), T => {
         if !dx.is_planned() {
             kernel::layer_norm_backward_input(
@@ -136,6 +175,25 @@ pub fn layer_norm_backward_params(
             .transpose()
     };
     let (mut dweight, mut dbias) = (output(needs[0])?, output(needs[1])?);
+    let stored = |x: Option<Tensor>| x.map(|x| cast(m, &x, dtype)).transpose();
+    if let Some(on) = m.gpu() {
+        let needed = cuda::norm::norm_backward_workspace(rows, columns, s.dtype().into());
+        let mut scratch = workspace(m, s.dtype(), needed)?;
+        on.run(|gpu| {
+            Ok(cuda::norm::layer_norm_backward_params(
+                gpu,
+                s.device()?,
+                mean.device()?,
+                scale.device()?,
+                dy.device()?,
+                dweight.as_mut().map(|t| t.device_mut()).transpose()?,
+                dbias.as_mut().map(|t| t.device_mut()).transpose()?,
+                columns,
+                scratch.device_mut()?,
+            )?)
+        })?;
+        return Ok([stored(dweight)?, stored(dbias)?]);
+    }
     with_float!(op, s.dtype(), T => {
         let needed = kernel::layer_norm_backward_workspace(rows, columns);
         let mut scratch = workspace(m, s.dtype(), needed)?;
@@ -158,7 +216,6 @@ pub fn layer_norm_backward_params(
             );
         }
     });
-    let stored = |x: Option<Tensor>| x.map(|x| cast(m, &x, dtype)).transpose();
     Ok([stored(dweight)?, stored(dbias)?])
 }
 
@@ -191,6 +248,29 @@ pub fn rms_norm(
         .map(|_| Tensor::empty(m, x.dtype(), x.shape()))
         .transpose()?;
     let mut scale = Tensor::empty(m, accumulator(x.dtype()), &[rows])?;
+    if let Some(on) = m.gpu() {
+        on.run(|gpu| {
+            Ok(cuda::norm::rms_norm(
+                gpu,
+                x.device()?,
+                residual.as_ref().map(|t| t.device()).transpose()?,
+                weight.device()?,
+                offset,
+                eps,
+                y.device_mut()?,
+                sum.as_mut().map(|t| t.device_mut()).transpose()?,
+                scale.device_mut()?,
+                columns,
+            )?)
+        })?;
+        let mean = None;
+        return Ok(Normed {
+            y,
+            sum,
+            mean,
+            scale,
+        });
+    }
     with_float!(op, x.dtype(), T => {
         if !y.is_planned() {
             kernel::rms_norm(
@@ -240,6 +320,26 @@ pub fn rms_norm_backward(
     let mut dweight = needs[1]
         .then(|| Tensor::empty(m, accumulator(s.dtype()), &[columns]))
         .transpose()?;
+    if let Some(on) = m.gpu() {
+        let needed = cuda::norm::norm_backward_workspace(rows, columns, s.dtype().into());
+        let mut scratch = workspace(m, s.dtype(), needed)?;
+        on.run(|gpu| {
+            let (s, scale, dy) = (s.device()?, scale.device()?, dy.device()?);
+            if let Some(dx) = &mut dx {
+                let (weight, dx) = (weight.device()?, dx.device_mut()?);
+                cuda::norm::rms_norm_backward_input(
+                    gpu, s, weight, offset, scale, dy, dx, columns,
+                )?;
+            }
+            if let Some(dweight) = &mut dweight {
+                let (dweight, scratch) = (dweight.device_mut()?, scratch.device_mut()?);
+                cuda::norm::rms_norm_backward_params(gpu, s, scale, dy, dweight, columns, scratch)?;
+            }
+            Ok(())
+        })?;
+        let dweight = dweight.map(|x| cast(m, &x, dtype)).transpose()?;
+        return Ok([dx, dweight]);
+    }
     with_float!(op, s.dtype(), T => {
         let needed = kernel::layer_norm_backward_workspace(rows, columns);
         let mut scratch = workspace(m, s.dtype(), needed)?;
@@ -274,6 +374,18 @@ pub fn l2_normalize(m: &Memory, x: &Tensor, eps: f64) -> Result<Normed> {
     let x = x.contiguous(m)?;
     let mut y = Tensor::empty(m, x.dtype(), x.shape())?;
     let mut scale = Tensor::empty(m, accumulator(x.dtype()), &[rows])?;
+    if let Some(on) = m.gpu() {
+        on.run(|gpu| {
+            let (x, y, inverse) = (x.device()?, y.device_mut()?, scale.device_mut()?);
+            Ok(cuda::norm::l2_normalize(gpu, x, eps, y, inverse, columns)?)
+        })?;
+        return Ok(Normed {
+            y,
+            sum: None,
+            mean: None,
+            scale,
+        });
+    }
     with_float!(op, x.dtype(), T => {
         if !y.is_planned() {
             let inverse = scale.slice_mut::<<T as Float>::Acc>()?;
@@ -303,6 +415,15 @@ pub fn l2_normalize_backward(
     let y = y.contiguous(m)?;
     let dy = beside(op, "the gradient", dy, &y, m)?;
     let mut dx = Tensor::empty(m, y.dtype(), y.shape())?;
+    if let Some(on) = m.gpu() {
+        on.run(|gpu| {
+            let (y, scale, dy, dx) = (y.device()?, scale.device()?, dy.device()?, dx.device_mut()?);
+            Ok(cuda::norm::l2_normalize_backward(
+                gpu, y, scale, dy, dx, columns,
+            )?)
+        })?;
+        return Ok(dx);
+    }
     with_float!(op, y.dtype(), T => {
         if !dx.is_planned() {
             kernel::l2_normalize_backward(
@@ -326,6 +447,13 @@ pub fn softmax(m: &Memory, x: &Tensor, log: bool) -> Result<Tensor> {
     let (_, columns) = rows_of(op, "the input", x)?;
     let x = x.contiguous(m)?;
     let mut y = Tensor::empty(m, x.dtype(), x.shape())?;
+    if let Some(on) = m.gpu() {
+        on.run(|gpu| {
+            let (x, y) = (x.device()?, y.device_mut()?);
+            Ok(cuda::softmax::softmax(gpu, x, y, columns, log)?)
+        })?;
+        return Ok(y);
+    }
     with_float!(op, x.dtype(), T => {
         if !y.is_planned() {
             let (x, y) = (x.slice::<T>()?, y.slice_mut::<T>()?);
@@ -349,6 +477,15 @@ pub fn softmax_backward(m: &Memory, y: &Tensor, dy: &Tensor, log: bool) -> Resul
     let y = y.contiguous(m)?;
     let dy = beside(op, "the gradient", dy, &y, m)?;
     let mut dx = Tensor::empty(m, y.dtype(), y.shape())?;
+    if let Some(on) = m.gpu() {
+        on.run(|gpu| {
+            let (y, dy, dx) = (y.device()?, dy.device()?, dx.device_mut()?);
+            Ok(cuda::softmax::softmax_backward(
+                gpu, y, dy, dx, columns, log,
+            )?)
+        })?;
+        return Ok(dx);
+    }
     with_float!(op, y.dtype(), T => {
         if !dx.is_planned() {
             let (y, dy, dx) = (y.slice::<T>()?, dy.slice::<T>()?, dx.slice_mut::<T>()?);

@@ -1,7 +1,7 @@
 //! One row per packed sequence.
 
-use graft_kernels::pool as kernel;
 pub use graft_kernels::pool::Pool;
+use graft_kernels::{cuda, pool as kernel};
 
 use super::{beside, sequences};
 use crate::error::{Error, Result};
@@ -40,6 +40,13 @@ pub fn pool(m: &Memory, kind: Pool, x: &Tensor, offsets: &Tensor) -> Result<Tens
     let count = check("pool", kind, offsets, tokens)?;
     let x = x.contiguous(m)?;
     let mut y = Tensor::empty(m, x.dtype(), &[count, columns])?;
+    if let Some(on) = m.gpu() {
+        on.run(|gpu| {
+            let (x, offsets, y) = (x.device()?, offsets.device()?, y.device_mut()?);
+            Ok(cuda::pool::pool(gpu, kind, x, offsets, y, columns)?)
+        })?;
+        return Ok(y);
+    }
     with_float!("pool", x.dtype(), T => {
         if !y.is_planned() {
             let (x, offsets) = (x.slice::<T>()?, offsets.slice::<i64>()?);
@@ -77,6 +84,16 @@ pub fn pool_backward(
         (Pool::Mean | Pool::First | Pool::Last, _) => None,
     };
     let dy = dy.contiguous(m)?;
+    if let Some(on) = m.gpu() {
+        on.run(|gpu| {
+            let x = x.as_ref().map(|x| x.device()).transpose()?;
+            let (offsets, dy, dx) = (offsets.device()?, dy.device()?, dx.device_mut()?);
+            Ok(cuda::pool::pool_backward(
+                gpu, kind, x, offsets, dy, dx, columns,
+            )?)
+        })?;
+        return Ok(dx);
+    }
     with_float!(op, dy.dtype(), T => {
         if !dx.is_planned() {
             let x = match &x {

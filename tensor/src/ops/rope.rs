@@ -1,6 +1,6 @@
 //! Rotary position embedding (Su et al., 2021).
 
-use graft_kernels::rope as kernel;
+use graft_kernels::{cuda, rope as kernel};
 
 use super::{indices, same_dtype};
 use crate::error::{Error, Result};
@@ -71,6 +71,24 @@ pub fn rope(
     let x = x.contiguous(m)?;
     let (cos, sin) = (cos.contiguous(m)?, sin.contiguous(m)?);
     let mut y = Tensor::empty(m, x.dtype(), x.shape())?;
+    if let Some(on) = m.gpu() {
+        on.run(|gpu| {
+            Ok(cuda::rope::rope(
+                gpu,
+                x.device()?,
+                cos.device()?,
+                sin.device()?,
+                positions.device()?,
+                p.heads,
+                columns / p.heads,
+                p.rotary_dim,
+                p.interleaved,
+                inverse,
+                y.device_mut()?,
+            )?)
+        })?;
+        return Ok(y);
+    }
     with_float!(op, x.dtype(), T => {
         if !y.is_planned() {
             kernel::rope(

@@ -3,3 +3,8 @@
 
 mod common;
 mod copy;
+mod elementwise;
+mod near;
+mod norm;
+mod pool;
+mod rope;
