@@ -16,6 +16,7 @@ mod driver;
 pub mod dropout;
 mod error;
 mod gpu;
+pub mod gemm;
 mod launch;
 mod module;
 pub mod norm;

@@ -78,6 +78,7 @@ sources! {
     "rope",
     "softcap",
     "softmax",
+    "gemm",
 }
 
 /// The headers that sources include, by the name that they are included under.
@@ -87,6 +88,7 @@ pub const HEADERS: &[(&str, &str)] = &[
     ("pack.cuh", include_str!("pack.cuh")),
     ("ptx.cuh", include_str!("ptx.cuh")),
     ("rows.cuh", include_str!("rows.cuh")),
+    ("product.cuh", include_str!("product.cuh")),
 ];
 
 impl Source {

@@ -20,6 +20,13 @@ __device__ __forceinline__ void cp_async_16(void *shared, const void *global, bo
                  : "memory");
 }
 
+// The first `bytes` of 16 bytes likewise, and zeros for the others.
+__device__ __forceinline__ void cp_async_part(void *shared, const void *global, int bytes) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(shared)),
+                 "l"(global), "r"(bytes)
+                 : "memory");
+}
+
 // Ends a group of asynchronous copies.
 __device__ __forceinline__ void cp_async_commit() {
     asm volatile("cp.async.commit_group;" ::: "memory");

@@ -1,6 +1,7 @@
 //! Matrix products: batched `matmul`, and `linear` with its bias and activation fused.
 
 use graft_kernels::activation::Activation;
+use graft_kernels::cuda::{self, Target};
 use graft_kernels::gemm::{Batch, Epilogue, MatRef, Operands};
 use graft_kernels::{Float, gemm as kernel, reduce as kernel_reduce};
 use half::{bf16, f16};
@@ -147,6 +148,23 @@ pub(super) fn linear_as(
         .then(|| Tensor::empty(m, dtype, &shape))
         .transpose()?;
     let operands = operands(x.dtype());
+    if let Some(on) = m.gpu() {
+        let x = x.reshape(&[rows, inputs])?;
+        let products = products(operands, single(rows * outputs), &x, &weight, dtype);
+        let mut scratch = products_workspace(m, &products)?;
+        on.run(|gpu| {
+            let epilogue = cuda::gemm::Epilogue {
+                bias: bias.as_ref().map(Tensor::device).transpose()?,
+                activation: p.activation,
+                pre_activation: pre.as_mut().map(Tensor::device_mut).transpose()?,
+            };
+            let (x, weight) = (x.device_strided()?, weight.device_strided()?);
+            let (y, scratch) = (y.device_mut()?, scratch.device_mut()?);
+            cuda::gemm::gemm(gpu, &products, x, weight, y, false, epilogue, scratch)?;
+            Ok(())
+        })?;
+        return Ok((y, pre));
+    }
     with_product!(op, (x.dtype(), weight.dtype(), dtype), (X, W, Y) => {
         let needed = kernel::gemm_workspace::<Y>(operands, rows, outputs, inputs);
         let mut scratch = workspace(m, dtype, needed)?;
@@ -299,6 +317,18 @@ pub(super) fn matmul_as(
         b_stride,
         c_stride: rows * columns,
     };
+    if let Some(on) = mem.gpu() {
+        let products = products(operands, batch, &a, &b, dtype);
+        let mut scratch = products_workspace(mem, &products)?;
+        on.run(|gpu| {
+            let (a, b) = (a.device_strided()?, b.device_strided()?);
+            let (c, scratch) = (c.device_mut()?, scratch.device_mut()?);
+            let none = cuda::gemm::Epilogue::default();
+            cuda::gemm::gemm(gpu, &products, a, b, c, false, none, scratch)?;
+            Ok(())
+        })?;
+        return Ok(c);
+    }
     with_product!(op, (a.dtype(), b.dtype(), dtype), (A, B, C) => {
         let needed =
             kernel::gemm_batched_workspace::<C>(operands, batch.count, rows, columns, inner);
@@ -316,6 +346,53 @@ pub(super) fn matmul_as(
         }
     });
     Ok(c)
+}
+
+/// Products of the matrices that the last two dimensions of `a` and `b` are, for a GPU.
+fn products(
+    operands: Operands,
+    batch: Batch,
+    a: &Tensor,
+    b: &Tensor,
+    dtype: DType,
+) -> cuda::gemm::Products {
+    let layout = |x: &Tensor| {
+        let rank = x.shape().rank();
+        cuda::gemm::Layout {
+            scalar: x.dtype().into(),
+            rows: x.shape()[rank - 2],
+            cols: x.shape()[rank - 1],
+            row_stride: x.strides()[rank - 2],
+            col_stride: x.strides()[rank - 1],
+            aligned: x.begins_aligned(),
+        }
+    };
+    cuda::gemm::Products {
+        operands,
+        batch,
+        a: layout(a),
+        b: layout(b),
+        c: dtype.into(),
+    }
+}
+
+/// One product with a result of `count` elements.
+fn single(count: usize) -> Batch {
+    Batch {
+        count: 1,
+        a_stride: 0,
+        b_stride: 0,
+        c_stride: count,
+    }
+}
+
+/// Workspace for products on a GPU; a plan reckons with the latest that there are kernels for.
+fn products_workspace(m: &Memory, products: &cuda::gemm::Products) -> Result<Tensor> {
+    let target = m
+        .opened_gpu()
+        .map_or(Target::Sm90a, |gpu| gpu.limits().target);
+    let bytes = products.workspace(target)?;
+    workspace(m, DType::F32, bytes.div_ceil(size_of::<f32>()))
 }
 
 /// The last two dimensions of a tensor as a kernel's matrix.

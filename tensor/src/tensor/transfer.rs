@@ -26,6 +26,11 @@ impl Tensor {
         self.device_range(self.offset.min(self.storage.count), self.count())
     }
 
+    /// Whether the view's first element lies on a 16-byte boundary, as storage begins on one.
+    pub(crate) fn begins_aligned(&self) -> bool {
+        (self.offset * self.dtype.size()).is_multiple_of(16)
+    }
+
     fn device_range(&self, first: usize, count: usize) -> Result<Slice<'_>> {
         let (storage, dtype) = (&self.storage, self.dtype);
         let slice = match storage.memory.opened_gpu() {

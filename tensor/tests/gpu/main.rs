@@ -8,3 +8,4 @@ mod near;
 mod norm;
 mod pool;
 mod rope;
+mod gemm;

@@ -1,0 +1,252 @@
+//! Launchers of `gemm.cu`: matrix products with everything that [`crate::gemm`] does on their way
+//! into C.
+//!
+//! f32 operands that are to be multiplied in bf16, and bf16 ones whose rows do not begin on 16-byte
+//! boundaries, are first copied to the workspace. So are matrices that are contiguous along neither
+//! dimension.
+
+mod plan;
+
+pub use plan::{Layout, Products};
+
+use self::plan::{Operand, Plan, TILE};
+use super::launch::args;
+use super::{Gpu, Launch, Result, Scalar, Slice, SliceMut};
+use crate::activation::Activation;
+
+/// What happens to a sum on its way into C: see [`crate::gemm::Epilogue`].
+#[derive(Debug, Default)]
+pub struct Epilogue<'a> {
+    /// `[n]` in f32, added to every row
+    pub bias: Option<Slice<'a>>,
+    /// Applied last
+    pub activation: Option<Activation>,
+    /// `[m, n]` in C's type: if given, receives what the activation is applied to
+    pub pre_activation: Option<SliceMut<'a>>,
+}
+
+/// Dynamic shared memory of the kernels on tensor cores, in bytes.
+const STAGES: usize = 4 * 2 * TILE * 32 * 2;
+
+/// `C = A·B`, or `C += A·B` if `accumulate`, then the epilogue, for each product of the batch.
+///
+/// a, b: from the first element of the first matrix on. c: matrix i is the `[m, n]` at `i·c_stride`.
+/// workspace: at least [`Products::workspace`] bytes, of any type.
+///
+/// # Errors
+/// Element types other than f32 and bf16, a failed launch.
+///
+/// # Panics
+/// If sizes or types do not fit each other, or an epilogue is asked for a batch.
+#[allow(clippy::too_many_arguments)]
+pub fn gemm(
+    gpu: &Gpu,
+    products: &Products,
+    a: Slice<'_>,
+    b: Slice<'_>,
+    c: SliceMut<'_>,
+    accumulate: bool,
+    epilogue: Epilogue<'_>,
+    workspace: SliceMut<'_>,
+) -> Result<()> {
+    let target = gpu.limits().target;
+    let plan = products.plan(target)?;
+    check(products, &plan, a, b, &c, &epilogue, &workspace);
+    let batches = products.batch.count;
+    if plan.m == 0 || plan.n == 0 || batches == 0 {
+        return Ok(());
+    }
+    let room = workspace.address();
+    let a = readable(gpu, &plan, &plan.a, a, room)?;
+    let b = readable(gpu, &plan, &plan.b, b, room)?;
+    let order = match (plan.a.along_depth, plan.b.along_depth) {
+        (true, false) => 0,
+        (true, true) => 1,
+        (false, false) => 2,
+        (false, true) => 3,
+    };
+    let tensor_cores = plan.scalar == Scalar::Bf16 && target != super::Target::Sm70;
+    let name = match plan.scalar {
+        Scalar::Bf16 => [
+            "gemm_bf16_nn",
+            "gemm_bf16_nt",
+            "gemm_bf16_tn",
+            "gemm_bf16_tt",
+        ][order],
+        _ => ["gemm_f32_nn", "gemm_f32_nt", "gemm_f32_tn", "gemm_f32_tt"][order],
+    };
+    let tiles = plan.m.div_ceil(TILE) * plan.n.div_ceil(TILE);
+    let launch = match tensor_cores {
+        true => Launch::linear(tiles * plan.splits * batches, 128).with_shared(STAGES),
+        false => Launch::linear(tiles * plan.splits * batches, 256),
+    };
+    let whole = Whole {
+        c: c.address(),
+        wide: c.scalar() == Scalar::F32,
+        c_batch: products.batch.c_stride,
+        accumulate,
+        bias: epilogue.bias.map_or(0, |bias| bias.address()),
+        pre: epilogue.pre_activation.map_or(0, |pre| pre.address()),
+        activation: epilogue.activation.map_or(0, number),
+    };
+    if plan.splits == 1 {
+        let product = whole.product(&plan, a, b);
+        return gpu.launch("gemm", name, launch, args![&product[..]]);
+    }
+    let parts = room + plan.parts as u64;
+    let partial = Whole {
+        c: parts,
+        wide: true,
+        c_batch: plan.splits * plan.m * plan.n,
+        accumulate: false,
+        bias: 0,
+        pre: 0,
+        activation: 0,
+    };
+    let product = partial.product(&plan, a, b);
+    gpu.launch("gemm", name, launch, args![&product[..]])?;
+    let product = whole.product(&plan, a, b);
+    let launch = Launch::cover(batches * plan.m * plan.n.div_ceil(4), 256, 1);
+    let args = args![&product[..], parts, batches];
+    gpu.launch("gemm", "gemm_sum_splits", launch, args)
+}
+
+/// Where the sums of a launch go, and what happens to them.
+struct Whole {
+    c: u64,
+    wide: bool,
+    c_batch: usize,
+    accumulate: bool,
+    bias: u64,
+    pre: u64,
+    activation: usize,
+}
+
+impl Whole {
+    /// `Product` as `product.cuh` has it.
+    fn product(&self, plan: &Plan, a: u64, b: u64) -> [u8; 144] {
+        let words: [u64; 18] = [
+            a,
+            b,
+            self.c,
+            self.pre,
+            self.bias,
+            plan.m as u64,
+            plan.n as u64,
+            plan.k as u64,
+            plan.a.step as u64,
+            plan.b.step as u64,
+            plan.a.batch as u64,
+            plan.b.batch as u64,
+            self.c_batch as u64,
+            plan.splits as u64,
+            plan.depth as u64,
+            self.activation as u64,
+            u64::from(self.accumulate),
+            u64::from(self.wide),
+        ];
+        bytemuck::cast(words)
+    }
+}
+
+/// The number of an activation in `product.cuh`.
+fn number(activation: Activation) -> usize {
+    match activation {
+        Activation::Gelu => 1,
+        Activation::GeluTanh => 2,
+        Activation::Relu => 3,
+        Activation::Tanh => 4,
+        Activation::Silu => 5,
+    }
+}
+
+/// Where a kernel finds an operand: where it is, or a copy of it in the workspace at address `room`.
+fn readable(gpu: &Gpu, plan: &Plan, operand: &Operand, x: Slice<'_>, room: u64) -> Result<u64> {
+    let Some(packed) = operand.packed else {
+        return Ok(x.address());
+    };
+    let name = match (x.scalar(), plan.scalar) {
+        (Scalar::F32, Scalar::F32) => "gemm_pack_f32_f32",
+        (Scalar::F32, _) => "gemm_pack_f32_bf16",
+        (_, Scalar::F32) => "gemm_pack_bf16_f32",
+        _ => "gemm_pack_bf16_bf16",
+    };
+    let to = room + packed.at as u64;
+    let args = args![
+        x,
+        to,
+        packed.batches,
+        packed.rows,
+        packed.cols,
+        packed.batch_stride,
+        packed.row_stride,
+        packed.col_stride,
+        operand.step,
+    ];
+    let launch = Launch::cover(packed.batches * packed.rows * operand.step, 256, 8);
+    gpu.launch("gemm", name, launch, args)?;
+    Ok(to)
+}
+
+/// Elements from the first to the last of a layout, and of the last of `count` that are `stride`
+/// apart.
+fn extent(x: &Layout, count: usize, stride: usize) -> usize {
+    if x.rows == 0 || x.cols == 0 || count == 0 {
+        return 0;
+    }
+    (count - 1) * stride + (x.rows - 1) * x.row_stride + (x.cols - 1) * x.col_stride + 1
+}
+
+fn check(
+    products: &Products,
+    plan: &Plan,
+    a: Slice<'_>,
+    b: Slice<'_>,
+    c: &SliceMut<'_>,
+    epilogue: &Epilogue<'_>,
+    workspace: &SliceMut<'_>,
+) {
+    let batch = &products.batch;
+    for (name, x, layout, stride) in [
+        ("a", a, &products.a, batch.a_stride),
+        ("b", b, &products.b, batch.b_stride),
+    ] {
+        assert_eq!(x.scalar(), layout.scalar, "gemm: type of {name}");
+        let need = extent(layout, batch.count, stride);
+        assert!(
+            x.count() >= need,
+            "gemm: {name} has {}, needs {need}",
+            x.count()
+        );
+        assert!(
+            !layout.aligned || x.address().is_multiple_of(16),
+            "gemm: {name} does not lie where it was said to"
+        );
+    }
+    let size = plan.m * plan.n;
+    assert_eq!(c.scalar(), products.c, "gemm: type of c");
+    assert!(
+        batch.count <= 1 || batch.c_stride >= size,
+        "gemm: matrices of C overlap"
+    );
+    let need = batch.count.saturating_sub(1) * batch.c_stride + size;
+    assert!(c.count() >= need, "gemm: c has {}, needs {need}", c.count());
+    if let Some(bias) = &epilogue.bias {
+        let found = (bias.scalar(), bias.count());
+        assert_eq!(found, (Scalar::F32, plan.n), "gemm: the bias");
+    }
+    if let Some(pre) = &epilogue.pre_activation {
+        let found = (pre.scalar(), pre.count());
+        assert_eq!(found, (products.c, size), "gemm: the pre-activation");
+    }
+    let single = batch.count <= 1 || epilogue.pre_activation.is_none();
+    assert!(single, "gemm: a batch has no pre-activation");
+    let have = workspace.as_slice().bytes();
+    let need = plan.workspace;
+    assert!(
+        have >= need,
+        "gemm: workspace of {have} bytes, {need} needed"
+    );
+    let free = workspace.address().is_multiple_of(16);
+    assert!(free || need == 0, "gemm: the workspace is not aligned");
+}

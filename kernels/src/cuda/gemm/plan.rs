@@ -1,0 +1,356 @@
+//! How a product is computed: in what type, over how many ranges of k, and what of its operands has
+//! to be copied first. All of it follows from sizes, so that workspace can be planned without a GPU.
+
+use crate::cuda::{Error, Result, Scalar, Target};
+use crate::gemm::{Batch, Operands};
+
+/// A matrix on the device, without its elements: element (i, j) lies i row strides and j column
+/// strides after the first.
+#[derive(Clone, Copy, Debug)]
+pub struct Layout {
+    /// Element type
+    pub scalar: Scalar,
+    /// Number of rows
+    pub rows: usize,
+    /// Number of columns
+    pub cols: usize,
+    /// Elements from a row to the next
+    pub row_stride: usize,
+    /// Elements from a column to the next
+    pub col_stride: usize,
+    /// Whether the first element lies on a 16-byte boundary
+    pub aligned: bool,
+}
+
+/// `batch.count` products of one size, without the elements.
+#[derive(Clone, Copy, Debug)]
+pub struct Products {
+    /// What the elements of A and B are rounded to
+    pub operands: Operands,
+    /// How the matrices follow each other
+    pub batch: Batch,
+    /// The first A, `[m, k]`
+    pub a: Layout,
+    /// The first B, `[k, n]`
+    pub b: Layout,
+    /// Element type of C
+    pub c: Scalar,
+}
+
+/// Multiprocessors that the division of work reckons with, on every device, so that all that run the
+/// same kernels sum in the same order: those of an H100.
+const PROCESSORS: usize = 132;
+/// Rows and columns of C that a block sums.
+pub(super) const TILE: usize = 128;
+/// What ranges of k are multiples of: of the depth of every kernel's stages.
+const DEPTH: usize = 64;
+/// Alignment of what lies in the workspace, in bytes.
+const ALIGN: usize = 256;
+
+/// The copy of an operand that a kernel can read: `[batches, rows, step]`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Packed {
+    pub batches: usize,
+    pub rows: usize,
+    pub cols: usize,
+    pub batch_stride: usize,
+    pub row_stride: usize,
+    pub col_stride: usize,
+    /// Where it begins in the workspace, in bytes
+    pub at: usize,
+}
+
+/// An operand as a kernel reads it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Operand {
+    /// Contiguous along k
+    pub along_depth: bool,
+    /// Elements from one row, or column, to the next
+    pub step: usize,
+    /// Elements from one matrix to the next
+    pub batch: usize,
+    pub packed: Option<Packed>,
+}
+
+/// Everything that is decided before a launch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Plan {
+    pub m: usize,
+    pub n: usize,
+    pub k: usize,
+    /// What is multiplied
+    pub scalar: Scalar,
+    pub a: Operand,
+    pub b: Operand,
+    pub splits: usize,
+    /// k of one split
+    pub depth: usize,
+    /// Where the sums of splits begin in the workspace, in bytes
+    pub parts: usize,
+    /// Bytes of the workspace
+    pub workspace: usize,
+}
+
+/// Takes ranges from the workspace, one after the other.
+struct Room(usize);
+
+impl Room {
+    fn take(&mut self, bytes: usize) -> usize {
+        let at = self.0;
+        self.0 += bytes.next_multiple_of(ALIGN);
+        at
+    }
+}
+
+impl Products {
+    /// Bytes of workspace that the products need on devices that run kernels for `target`.
+    ///
+    /// # Errors
+    /// Element types other than f32 and bf16.
+    pub fn workspace(&self, target: Target) -> Result<usize> {
+        Ok(self.plan(target)?.workspace)
+    }
+
+    pub(super) fn plan(&self, target: Target) -> Result<Plan> {
+        let (m, n, k) = (self.a.rows, self.b.cols, self.a.cols);
+        assert_eq!(k, self.b.rows, "gemm: the inner sizes differ");
+        let most = i32::MAX as usize;
+        assert!(m <= most && n <= most && k <= most, "gemm: {m} x {n} x {k}");
+        let scalar = self.multiplied()?;
+        let mut room = Room(0);
+        let mut operand = |x: &Layout, side_stride, depth_stride, side, batch_stride| {
+            operand(
+                x,
+                scalar,
+                target,
+                [side, k],
+                [side_stride, depth_stride],
+                self.batch.count,
+                batch_stride,
+                &mut room,
+            )
+        };
+        let (a, b) = (&self.a, &self.b);
+        let a = operand(a, a.row_stride, a.col_stride, m, self.batch.a_stride);
+        let b = operand(b, b.col_stride, b.row_stride, n, self.batch.b_stride);
+        let tiles = m.div_ceil(TILE) * n.div_ceil(TILE) * self.batch.count;
+        let (splits, depth) = split(tiles, k, 2 * PROCESSORS);
+        let parts = match splits {
+            0 | 1 => room.0,
+            _ => room.take(4 * self.batch.count * splits * m * n),
+        };
+        Ok(Plan {
+            m,
+            n,
+            k,
+            scalar,
+            a,
+            b,
+            splits,
+            depth,
+            parts,
+            workspace: room.0,
+        })
+    }
+
+    /// The type that is multiplied. Products of bf16 numbers are exact in f32, in which all sums
+    /// are, so that it makes no difference to two bf16 operands what they are rounded to.
+    fn multiplied(&self) -> Result<Scalar> {
+        for found in [self.a.scalar, self.b.scalar, self.c] {
+            if !matches!(found, Scalar::F32 | Scalar::Bf16) {
+                return Err(Error::Scalar {
+                    kernel: "gemm",
+                    found,
+                    expected: "f32 and bf16",
+                });
+            }
+        }
+        let short = (self.a.scalar, self.b.scalar) == (Scalar::Bf16, Scalar::Bf16);
+        Ok(match self.operands {
+            Operands::AsStored if !short => Scalar::F32,
+            _ => Scalar::Bf16,
+        })
+    }
+}
+
+/// How an operand is read, and what has to be copied for that. `[side, depth]`: its sizes, with
+/// `strides` in that order.
+#[allow(clippy::too_many_arguments)]
+fn operand(
+    x: &Layout,
+    scalar: Scalar,
+    target: Target,
+    [side, depth]: [usize; 2],
+    [side_stride, depth_stride]: [usize; 2],
+    batches: usize,
+    batch_stride: usize,
+    room: &mut Room,
+) -> Operand {
+    // A stride over one element is none.
+    let side_stride = if side > 1 { side_stride } else { 0 };
+    let depth_stride = if depth > 1 { depth_stride } else { 0 };
+    let batch_stride = if batches > 1 { batch_stride } else { 0 };
+    let chunks = scalar == Scalar::Bf16 && target != Target::Sm70;
+    let aligned = |step: usize| {
+        !chunks || (x.aligned && step.is_multiple_of(8) && batch_stride.is_multiple_of(8))
+    };
+    let contiguous = |stride: usize, length: usize| stride == 1 || length <= 1;
+    let along = contiguous(depth_stride, depth) && aligned(side_stride);
+    let across = contiguous(side_stride, side) && aligned(depth_stride);
+    if x.scalar == scalar && (along || across) {
+        return Operand {
+            along_depth: along,
+            step: if along { side_stride } else { depth_stride },
+            batch: batch_stride,
+            packed: None,
+        };
+    }
+    let along_depth = depth_stride <= side_stride;
+    let (rows, cols, row_stride, col_stride) = match along_depth {
+        true => (side, depth, side_stride, depth_stride),
+        false => (depth, side, depth_stride, side_stride),
+    };
+    let step = cols.next_multiple_of(8);
+    let copies = if batch_stride == 0 { 1 } else { batches };
+    let at = room.take(copies * rows * step * scalar.size());
+    Operand {
+        along_depth,
+        step,
+        batch: if batch_stride == 0 { 0 } else { rows * step },
+        packed: Some(Packed {
+            batches: copies,
+            rows,
+            cols,
+            batch_stride,
+            row_stride,
+            col_stride,
+            at,
+        }),
+    }
+}
+
+/// Into how many ranges k is cut, and their length, where `tiles` blocks are too few for a device
+/// that runs `capacity` at a time.
+///
+/// Costs are in units of one k of a tile. Beginning and ending a tile costs about as much as 128 k,
+/// and writing its sums and reading them again as much as 256.
+fn split(tiles: usize, k: usize, capacity: usize) -> (usize, usize) {
+    let cost = |splits: usize| {
+        let depth = k.div_ceil(splits).next_multiple_of(DEPTH);
+        let extra = if splits > 1 { 128 + 256 } else { 128 };
+        (tiles * splits).div_ceil(capacity) * (depth + extra)
+    };
+    // More blocks than two rounds of them would only make the workspace larger.
+    let most = (k / 256).min(2 * capacity / tiles.max(1)).clamp(1, 64);
+    let wanted = (1..=most).min_by_key(|&splits| cost(splits)).unwrap_or(1);
+    let depth = k.div_ceil(wanted).next_multiple_of(DEPTH).max(DEPTH);
+    // Rounded up, fewer ranges may do.
+    (k.div_ceil(depth).max(1), depth)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn layout(scalar: Scalar, rows: usize, cols: usize, transposed: bool) -> Layout {
+        let (row_stride, col_stride) = if transposed { (1, rows) } else { (cols, 1) };
+        Layout {
+            scalar,
+            rows,
+            cols,
+            row_stride,
+            col_stride,
+            aligned: true,
+        }
+    }
+
+    fn products(a: Layout, b: Layout, operands: Operands) -> Products {
+        let batch = Batch {
+            count: 1,
+            a_stride: 0,
+            b_stride: 0,
+            c_stride: a.rows * b.cols,
+        };
+        let c = Scalar::F32;
+        Products {
+            operands,
+            batch,
+            a,
+            b,
+            c,
+        }
+    }
+
+    #[test]
+    fn operands_in_place_need_no_workspace() {
+        for scalar in [Scalar::F32, Scalar::Bf16] {
+            for order in 0..4 {
+                let a = layout(scalar, 4096, 768, order & 1 > 0);
+                let b = layout(scalar, 768, 3072, order & 2 > 0);
+                let plan = products(a, b, Operands::AsStored)
+                    .plan(Target::Sm80)
+                    .unwrap();
+                assert_eq!((plan.workspace, plan.splits, plan.scalar), (0, 1, scalar));
+                assert_eq!(plan.a.along_depth, order & 1 == 0);
+                assert_eq!(plan.b.along_depth, order & 2 > 0);
+            }
+        }
+    }
+
+    #[test]
+    fn what_tensor_cores_cannot_read_is_copied() {
+        let b = layout(Scalar::Bf16, 50, 64, false);
+        // Rows of 50 bf16 do not begin on 16-byte boundaries; in f32, or without chunks, they may.
+        let a = layout(Scalar::Bf16, 300, 50, false);
+        let plan = |a, target| products(a, b, Operands::Bf16).plan(target).unwrap();
+        let packed = plan(a, Target::Sm80).a;
+        assert_eq!((packed.step, packed.along_depth), (56, true));
+        assert_eq!(packed.packed.unwrap().cols, 50);
+        assert_eq!(
+            plan(a, Target::Sm80).workspace,
+            300 * 56 * 2 / 256 * 256 + 256
+        );
+        assert_eq!(plan(a, Target::Sm70).a.packed, None);
+        // f32 is rounded on its way.
+        let wide = layout(Scalar::F32, 300, 50, true);
+        let packed = plan(wide, Target::Sm70).a;
+        assert_eq!((packed.step, packed.along_depth), (304, false));
+        let rows = packed.packed.unwrap();
+        assert_eq!((rows.rows, rows.cols, rows.row_stride), (50, 300, 300));
+        // No unit stride at all.
+        let gaps = Layout {
+            row_stride: 200,
+            col_stride: 2,
+            ..layout(Scalar::F32, 300, 50, false)
+        };
+        let b = layout(Scalar::F32, 50, 64, false);
+        let plan = products(gaps, b, Operands::AsStored).plan(Target::Sm80);
+        assert_eq!(plan.unwrap().a.packed.unwrap().col_stride, 2);
+    }
+
+    #[test]
+    fn splits_cover_k_and_fill_the_device() {
+        for tiles in [1, 6, 36, 100, 264, 265, 5000] {
+            for k in [0, 1, 63, 64, 65, 512, 768, 3072, 50257, 65536] {
+                let (splits, depth) = split(tiles, k, 264);
+                assert!(splits * depth >= k && (splits - 1) * depth < k.max(1));
+                assert!(depth.is_multiple_of(DEPTH));
+                assert!(
+                    splits == 1 || tiles * splits <= 2 * 264,
+                    "{tiles} {k} {splits}"
+                );
+            }
+        }
+        let (splits, _) = split(36, 65536, 264);
+        assert_eq!(splits, 7, "one wave of the gradient of a 768 x 768 weight");
+        assert_eq!(split(512, 768, 264).0, 1);
+    }
+
+    #[test]
+    fn types_without_kernels_are_refused() {
+        let a = layout(Scalar::F16, 8, 8, false);
+        let b = layout(Scalar::F32, 8, 8, false);
+        let error = products(a, b, Operands::AsStored).workspace(Target::Sm80);
+        assert!(matches!(error, Err(Error::Scalar { .. })));
+    }
+}
