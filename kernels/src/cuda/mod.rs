@@ -11,6 +11,7 @@
 
 pub mod activation;
 pub mod binary;
+pub mod attention;
 pub mod copy;
 mod driver;
 pub mod dropout;

@@ -71,6 +71,10 @@ macro_rules! sources {
 sources! {
     "activation",
     "binary",
+    "attention_backward",
+    "attention_cached",
+    "attention_forward",
+    "attention_simt",
     "copy",
     "dropout",
     "norm",
@@ -84,6 +88,7 @@ sources! {
 /// The headers that sources include, by the name that they are included under.
 pub const HEADERS: &[(&str, &str)] = &[
     ("activation.cuh", include_str!("activation.cuh")),
+    ("attention.cuh", include_str!("attention.cuh")),
     ("common.cuh", include_str!("common.cuh")),
     ("pack.cuh", include_str!("pack.cuh")),
     ("ptx.cuh", include_str!("ptx.cuh")),

@@ -27,6 +27,14 @@ __device__ __forceinline__ void cp_async_part(void *shared, const void *global, 
                  : "memory");
 }
 
+// The same for 4 bytes.
+__device__ __forceinline__ void cp_async_4(void *shared, const void *global, bool valid) {
+    int bytes = valid ? 4 : 0;
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(shared_address(shared)),
+                 "l"(global), "r"(bytes)
+                 : "memory");
+}
+
 // Ends a group of asynchronous copies.
 __device__ __forceinline__ void cp_async_commit() {
     asm volatile("cp.async.commit_group;" ::: "memory");
@@ -66,6 +74,13 @@ __device__ __forceinline__ u32 pack_bf16(float low, float high) {
     u32 r;
     asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(high), "f"(low));
     return r;
+}
+
+// 2^x with a relative error below 2^-22; 0 for results below 2^-126.
+__device__ __forceinline__ float exp2_near(float x) {
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
 }
 
 #endif

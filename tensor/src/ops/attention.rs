@@ -3,6 +3,7 @@
 use graft_kernels::Float;
 pub use graft_kernels::attention::Kept;
 use graft_kernels::attention::{self as kernel, Packed};
+use graft_kernels::cuda::attention as cuda;
 use graft_kernels::philox::Key;
 
 use super::{accumulator, same_dtype, same_shape, sequences, workspace};
@@ -113,6 +114,21 @@ fn packed<T: TensorElement>(x: &Tensor) -> Result<Packed<'_, T>> {
     })
 }
 
+/// The same on a GPU.
+fn device_rows(x: &Tensor) -> Result<cuda::Rows<'_>> {
+    Ok(cuda::Rows {
+        data: x.device_strided()?,
+        row_stride: x.strides()[0],
+    })
+}
+
+fn device_offsets(offsets: &Tensor) -> Result<cuda::Offsets<'_>> {
+    Ok(cuda::Offsets {
+        host: offsets.slice::<i64>()?,
+        device: offsets.device()?,
+    })
+}
+
 /// Softmax attention within each packed sequence: `q [tokens, heads * head_dim]`, `k` and `v
 /// [tokens, kv_heads * head_dim]`, `offsets i64 [sequences + 1]`. Returns the output, shaped as `q`,
 /// and the log-sum-exp of the scores `[heads, tokens]`, which the backward pass recomputes them
@@ -132,6 +148,15 @@ pub fn attention(
     let (q, k, v) = (packed_rows(q, m)?, packed_rows(k, m)?, packed_rows(v, m)?);
     let mut out = Tensor::empty(m, q.dtype(), q.shape())?;
     let mut lse = Tensor::empty(m, accumulator(q.dtype()), &[p.heads, q.shape()[0]])?;
+    if let Some(on) = m.gpu() {
+        on.run(|gpu| {
+            let inputs = [device_rows(&q)?, device_rows(&k)?, device_rows(&v)?];
+            let offsets = device_offsets(offsets)?;
+            let (out, lse) = (out.device_mut()?, lse.device_mut()?);
+            Ok(cuda::attention(gpu, &p, offsets, inputs, out, lse)?)
+        })?;
+        return Ok((out, lse));
+    }
     let offsets = offsets.slice::<i64>()?;
     let mut scratch = workspace(m, q.dtype(), kernel::attention_workspace(&p, offsets))?;
     if out.is_planned() {
@@ -180,6 +205,25 @@ pub fn attention_backward(
     let mut dq = output(needs[0], &q)?;
     let mut dk = output(needs[1], &k)?;
     let mut dv = output(needs[2], &v)?;
+    if let Some(on) = m.gpu() {
+        let needed = cuda::attention_backward_workspace(&p, q.shape()[0]);
+        let mut scratch = workspace(m, q.dtype(), needed)?;
+        on.run(|gpu| {
+            let inputs = [device_rows(&q)?, device_rows(&k)?, device_rows(&v)?];
+            let offsets = device_offsets(offsets)?;
+            let grads = [
+                dq.as_mut().map(Tensor::device_mut).transpose()?,
+                dk.as_mut().map(Tensor::device_mut).transpose()?,
+                dv.as_mut().map(Tensor::device_mut).transpose()?,
+            ];
+            let (lse, scratch) = (lse.device()?, scratch.device_mut()?);
+            let outs = [out.device()?, dout.device()?];
+            Ok(cuda::attention_backward(
+                gpu, &p, offsets, inputs, outs, lse, grads, scratch,
+            )?)
+        })?;
+        return Ok([dq, dk, dv]);
+    }
     let offsets = offsets.slice::<i64>()?;
     let needed = kernel::attention_backward_workspace(&p, offsets);
     let mut scratch = workspace(m, q.dtype(), needed)?;
@@ -227,6 +271,7 @@ pub fn attention_cached(
         return Err(Error::argument(op, "it is causal and without dropout"));
     }
     let (q, k, v) = (packed_rows(q, m)?, packed_rows(k, m)?, packed_rows(v, m)?);
+    let offset_tensor = offsets;
     let offsets = offsets.slice::<i64>()?;
     let Kept { starts, lengths } = kept;
     if starts.len() != offsets.len() - 1 || lengths.len() != starts.len() {
@@ -249,6 +294,27 @@ pub fn attention_cached(
         }
     }
     let mut out = Tensor::empty(m, q.dtype(), q.shape())?;
+    if let Some(on) = m.gpu() {
+        let needed = cuda::attention_cached_workspace(&p, offsets, kept);
+        let mut scratch = workspace(m, q.dtype(), needed)?;
+        let scratch_memory = m.with(crate::Category::Workspace);
+        let starts = Tensor::from_slice(&scratch_memory, kept.starts, &[kept.starts.len()])?;
+        let lengths = Tensor::from_slice(&scratch_memory, kept.lengths, &[kept.lengths.len()])?;
+        on.run(|gpu| {
+            let kept = cuda::Kept {
+                host: kept,
+                starts: starts.device()?,
+                lengths: lengths.device()?,
+            };
+            let inputs = [device_rows(&q)?, device_rows(&k)?, device_rows(&v)?];
+            let (out, scratch) = (out.device_mut()?, scratch.device_mut()?);
+            let offsets = device_offsets(offset_tensor)?;
+            Ok(cuda::attention_cached(
+                gpu, &p, offsets, kept, inputs, out, scratch,
+            )?)
+        })?;
+        return Ok(out);
+    }
     let needed = kernel::attention_cached_workspace(&p, q.shape()[0], kept);
     let mut scratch = workspace(m, q.dtype(), needed)?;
     if out.is_planned() {

@@ -1,6 +1,7 @@
 //! Each operation on a GPU against the same operation on the CPU. Ignored where there is no GPU:
 //! `scripts/test-gpu` runs them on a machine that has one.
 
+mod attention;
 mod common;
 mod copy;
 mod elementwise;

@@ -209,6 +209,12 @@ template <class T> inline T atomicExch(T *p, T x) { T old = *p; *p = x; return o
 inline void cp_async_16(void *shared, const void *global, bool valid) {
     simulation::copy_later(shared, global, 16, valid ? 16 : 0);
 }
+inline void cp_async_part(void *shared, const void *global, int bytes) {
+    simulation::copy_later(shared, global, 16, bytes);
+}
+inline void cp_async_4(void *shared, const void *global, bool valid) {
+    simulation::copy_later(shared, global, 4, valid ? 4 : 0);
+}
 inline void cp_async_commit() { simulation::end_group(); }
 template <int PENDING> inline void cp_async_wait() { simulation::wait_groups(PENDING); }
 

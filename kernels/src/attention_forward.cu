@@ -1,0 +1,153 @@
+// The forward pass of attention on tensor cores: bf16 in and out, products and sums in f32. Online
+// softmax after Milakov and Gimelshein (2018), blocks after Dao (2023): a block of threads has 64 M
+// queries of one head, 16 M of them to a warp, whose scores, weights and sums stay in registers;
+// keys and values pass through two stages of shared memory.
+#include "attention.cuh"
+
+#ifdef TENSOR_CORES
+
+#define WARPS 4
+#define THREADS (32 * WARPS)
+
+template <int D, int M, int KEYS>
+__device__ __forceinline__ void forward(const bf16 *q, const bf16 *k, const bf16 *v, i64 q_stride,
+                                        i64 k_stride, i64 v_stride, const i64 *offsets,
+                                        const i64 *starts, const i64 *lengths, bf16 *out,
+                                        float *lse, i64 tokens, const Attention &p) {
+    constexpr int QUERIES = 16 * M * WARPS;
+    DYNAMIC_SHARED(shared);
+    bf16 *own = (bf16 *)shared;            // [QUERIES, D]
+    bf16 *keys = own + QUERIES * D;        // [2, KEYS, D]
+    bf16 *values = keys + 2 * KEYS * D;    // [2, KEYS, D]
+
+    Place here = place(p, offsets, p.heads);
+    int len = here.len;
+    // Under a causal mask the last queries see most keys: they come first.
+    int first = (p.low == 0 ? p.blocks - 1 - here.block : here.block) * QUERIES;
+    if (first >= len) return;
+    q += here.start * q_stride + (i64)here.head * p.dims;
+    Kept kept = kept_keys(here, starts, lengths);
+    k += kept.start * k_stride + (i64)(here.head / p.group) * p.dims;
+    v += kept.start * v_stride + (i64)(here.head / p.group) * p.dims;
+    Span seen = keys_of(p, first + kept.shift, min(first + QUERIES, len) + kept.shift, kept.len);
+
+    auto load = [&](int block, int stage) {
+        load_tile<D, KEYS, THREADS>(keys + stage * KEYS * D, k, k_stride, block, kept.len, p.dims);
+        load_tile<D, KEYS, THREADS>(values + stage * KEYS * D, v, v_stride, block, kept.len, p.dims);
+        cp_async_commit();
+    };
+    int block = seen.from / KEYS * KEYS;
+    load_tile<D, QUERIES, THREADS>(own, q, q_stride, first, len, p.dims);
+    load(block, 0);
+
+    int warp = threadIdx.x / 32, g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
+    int row = 16 * M * warp, query = first + row, position = query + kept.shift; // of the warp
+    float c = exponent(p);
+    float sums[M][D / 8][4], most[M][2], total[M][2];
+#pragma unroll
+    for (int m = 0; m < M; m++) {
+#pragma unroll
+        for (int n = 0; n < D / 8; n++)
+#pragma unroll
+            for (int e = 0; e < 4; e++) sums[m][n][e] = 0;
+#pragma unroll
+        for (int r = 0; r < 2; r++) most[m][r] = -INFINITE, total[m][r] = 0;
+    }
+
+    for (int stage = 0; block < seen.to; block += KEYS, stage ^= 1) {
+        cp_async_wait<0>();
+        __syncthreads(); // this block is there, and nobody reads the one before any more
+        if (block + KEYS < seen.to) load(block + KEYS, stage ^ 1);
+        if (none_visible(p, position, 16 * M, block, KEYS, kept.len)) continue;
+        float s[M][KEYS / 8][4];
+        scores<D>(s, own, row, keys + stage * KEYS * D);
+        if (p.cap > 0) {
+            float inside = inside_cap(p);
+#pragma unroll
+            for (int m = 0; m < M; m++)
+#pragma unroll
+                for (int n = 0; n < KEYS / 8; n++)
+#pragma unroll
+                    for (int e = 0; e < 4; e++) s[m][n][e] = tanh_near(s[m][n][e] * inside);
+        }
+        if (!all_visible(p, position, 16 * M, block, KEYS, kept.len))
+            hide(p, s, position, block, kept.len);
+#pragma unroll
+        for (int m = 0; m < M; m++)
+#pragma unroll
+            for (int r = 0; r < 2; r++) {
+                float best = most[m][r];
+#pragma unroll
+                for (int n = 0; n < KEYS / 8; n++)
+                    best = fmaxf(best, fmaxf(s[m][n][2 * r], s[m][n][2 * r + 1]));
+                best = fmaxf(best, __shfl_xor_sync(0xffffffffu, best, 1));
+                best = fmaxf(best, __shfl_xor_sync(0xffffffffu, best, 2));
+                // No visible key so far: any finite shift gives weights of 0 and not NaN.
+                float shift = best == -INFINITE ? 0 : best * c;
+                float shrink = exp2_near(most[m][r] * c - shift);
+                most[m][r] = best;
+                float sum = 0;
+#pragma unroll
+                for (int n = 0; n < KEYS / 8; n++)
+#pragma unroll
+                    for (int e = 2 * r; e < 2 * r + 2; e++) {
+                        s[m][n][e] = exp2_near(fmaf(s[m][n][e], c, -shift));
+                        sum += s[m][n][e];
+                    }
+                total[m][r] = fmaf(total[m][r], shrink, sum);
+#pragma unroll
+                for (int n = 0; n < D / 8; n++) {
+                    sums[m][n][2 * r] *= shrink;
+                    sums[m][n][2 * r + 1] *= shrink;
+                }
+            }
+        if (p.keep > 0) {
+#pragma unroll
+            for (int m = 0; m < M; m++) {
+                u32 token = (u32)here.start + query + 16 * m;
+                u32 bits = kept_of_queries<KEYS / 8>(p, token, block, here.head);
+#pragma unroll
+                for (int n = 0; n < KEYS / 8; n++)
+#pragma unroll
+                    for (int e = 0; e < 4; e++)
+                        if (!(bits >> (4 * n + e) & 1)) s[m][n][e] = 0;
+            }
+        }
+        accumulate<D>(sums, s, values + stage * KEYS * D);
+    }
+
+    // Each row's sum is spread over four lanes.
+#pragma unroll
+    for (int m = 0; m < M; m++)
+#pragma unroll
+        for (int r = 0; r < 2; r++) {
+            float sum = total[m][r];
+            sum += __shfl_xor_sync(0xffffffffu, sum, 1);
+            sum += __shfl_xor_sync(0xffffffffu, sum, 2);
+            float by = p.kept / sum;
+#pragma unroll
+            for (int n = 0; n < D / 8; n++) {
+                sums[m][n][2 * r] *= by;
+                sums[m][n][2 * r + 1] *= by;
+            }
+            int i = query + 16 * m + 8 * r + g;
+            if (lse && t == 0 && i < len)
+                lse[here.head * tokens + here.start + i] = most[m][r] * c * LN_2 + logf(sum);
+        }
+    i64 width = (i64)p.heads * p.dims;
+    store<D>(sums, 1, out + here.start * width + (i64)here.head * p.dims, width, query, len, p.dims);
+}
+
+#define FORWARD(D, M, KEYS, BLOCKS)                                                                 \
+    EXPORT __launch_bounds__(THREADS, BLOCKS)                                                       \
+        attention_##D(const bf16 *q, const bf16 *k, const bf16 *v, i64 q_stride, i64 k_stride,      \
+                      i64 v_stride, const i64 *offsets, const i64 *starts, const i64 *lengths,      \
+                      bf16 *out, float *lse, i64 tokens, Attention p) {                             \
+        forward<D, M, KEYS>(q, k, v, q_stride, k_stride, v_stride, offsets, starts, lengths, out,   \
+                            lse, tokens, p);                                                        \
+    }
+FORWARD(64, 2, 64, 2)
+FORWARD(128, 2, 64, 2)
+FORWARD(256, 1, 32, 1)
+
+#endif
