@@ -83,6 +83,10 @@ sources! {
     "softcap",
     "softmax",
     "gemm",
+    "cross_entropy",
+    "index",
+    "optimizer",
+    "reduce",
 }
 
 /// The headers that sources include, by the name that they are included under.

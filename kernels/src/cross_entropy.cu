@@ -1,0 +1,236 @@
+// Classification losses over rows of logits, as in cross_entropy.rs, with a soft cap of the logits
+// (softcap.rs) where there is one. A row is read once for its loss: maximum and sum of exponentials
+// are kept up while it passes (M. Milakov, N. Gimelshein, arXiv:1805.02867).
+#include "common.cuh"
+
+// Threads of a block: one for a row of many classes, or a warp for a row of few.
+#define THREADS 256
+
+// How a row is cut: `head` elements, `packs` packs of V, the rest.
+struct Cut {
+    int head, packs;
+};
+
+template <int V, class S, class D>
+__device__ __forceinline__ Cut cut(const S *x, const D *y, int n) {
+    int head = (int)((V - (u64)x / sizeof(S) % V) % V);
+    bool packs = head < n && (u64)(y + head) % (V * sizeof(D)) == 0;
+    Cut c;
+    c.head = packs ? head : n;
+    c.packs = packs ? (n - head) / V : 0;
+    return c;
+}
+
+// y = cap * tanh(x / cap). Few models have a cap: called, so that the others do not carry it along.
+__device__ __noinline__ float soft_cap(float x, float cap) { return cap * tanhf(x / cap); }
+
+// That, or x without a cap.
+__device__ __forceinline__ float capped(float x, float cap) {
+    return cap > 0 ? soft_cap(x, cap) : x;
+}
+
+// What has been seen of a row: its largest element, the sum of exp(x - largest), the sum of x.
+struct Seen {
+    float most, exponentials, total;
+
+    __device__ __forceinline__ void rise(float to) {
+        if (to > most) {
+            exponentials *= expf(most - to);
+            most = to;
+        }
+    }
+    __device__ __forceinline__ void add(float x) {
+        // Nothing but -infinity so far: any finite shift avoids infinity minus infinity.
+        exponentials += expf(x - (most == -INFINITE ? 0 : most));
+        total += x;
+    }
+};
+
+// ROW: threads that share a row, 32 or THREADS.
+template <int ROW> __device__ __forceinline__ float row_sum(float x) {
+    return ROW == 32 ? warp_sum(x) : block_sum<THREADS>(x);
+}
+template <int ROW> __device__ __forceinline__ float row_max(float x) {
+    return ROW == 32 ? warp_max(x) : block_max<THREADS>(x);
+}
+
+// Numbers that all rows share.
+struct Loss {
+    i64 ignore;   // the target of rows that do not count
+    float keep;   // 1 - smoothing
+    float smooth; // smoothing / classes
+    float cap;    // of the logits; 0 for none
+    int classes;
+};
+
+// dx = gradient of the loss of a row, times `scale`; may be x itself.
+template <int ROW, int V, class S, class D>
+__device__ __forceinline__ void gradient(const S *x, D *dx, int thread, i64 target, float lse,
+                                         float scale, const Loss &p) {
+    float at_target = p.keep * scale;
+    bool counts = target != p.ignore;
+    auto of = [=](float logit, int i) -> D {
+        if (!counts) return narrow<D>(0);
+        float y = capped(logit, p.cap);
+        float g = (expf(y - lse) - p.smooth) * scale;
+        if (i == target) g -= at_target;
+        if (p.cap > 0) {
+            float t = y / p.cap;
+            g *= 1 - t * t;
+        }
+        return narrow<D>(g);
+    };
+    Cut c = cut<V>(x, dx, p.classes);
+#pragma unroll 1
+    for (int i = thread; i < c.head; i += ROW) dx[i] = of(widen(x[i]), i);
+#pragma unroll 1
+    for (int pack = thread; pack < c.packs; pack += ROW) {
+        int first = c.head + pack * V;
+        Pack<S, V> from = *(const Pack<S, V> *)(x + first);
+        Pack<D, V> to;
+#pragma unroll
+        for (int v = 0; v < V; v++) to.at[v] = of(widen(from.at[v]), first + v);
+        *(Pack<D, V> *)(dx + first) = to;
+    }
+#pragma unroll 1
+    for (int i = c.head + c.packs * V + thread; i < p.classes; i += ROW)
+        dx[i] = of(widen(x[i]), i);
+}
+
+// losses[r] and lse[r] of logits [rows, classes], and, unless it is null, the gradient of the sum of
+// the losses, which may overwrite the logits.
+template <int ROW, int V, class S, class D>
+__device__ void cross_entropy(const S *logits, const i64 *targets, float *losses, float *lse,
+                              D *dlogits, i64 rows, const Loss &p) {
+    int thread = threadIdx.x % ROW;
+    i64 row = (i64)blockIdx.x * (THREADS / ROW) + threadIdx.x / ROW;
+    if (row >= rows) return; // whole warps, or none of the block
+    const S *x = logits + row * p.classes;
+    Seen seen = {-INFINITE, 0, 0};
+    Cut c = cut<V>(x, x, p.classes);
+    auto one = [&](int i) {
+        float y = capped(widen(x[i]), p.cap);
+        seen.rise(y);
+        seen.add(y);
+    };
+#pragma unroll 1
+    for (int i = thread; i < c.head; i += ROW) one(i);
+#pragma unroll 1
+    for (int pack = thread; pack < c.packs; pack += ROW) {
+        Pack<S, V> from = *(const Pack<S, V> *)(x + c.head + pack * V);
+        float y[V];
+        float most = -INFINITE;
+#pragma unroll
+        for (int v = 0; v < V; v++) {
+            y[v] = capped(widen(from.at[v]), p.cap);
+            most = fmaxf(most, y[v]);
+        }
+        seen.rise(most);
+#pragma unroll
+        for (int v = 0; v < V; v++) seen.add(y[v]);
+    }
+#pragma unroll 1
+    for (int i = c.head + c.packs * V + thread; i < p.classes; i += ROW) one(i);
+
+    float most = row_max<ROW>(seen.most);
+    float share = seen.most == -INFINITE ? 0 : expf(seen.most - most);
+    float sum = row_sum<ROW>(seen.exponentials * share);
+    float total = row_sum<ROW>(seen.total);
+    float of_row = most + logf(sum);
+    i64 target = targets[row];
+    if (thread == 0) {
+        lse[row] = of_row;
+        float loss = 0;
+        if (target != p.ignore) {
+            loss = of_row - p.keep * capped(widen(x[target]), p.cap);
+            if (p.smooth != 0) loss -= p.smooth * total;
+        }
+        losses[row] = loss;
+    }
+    if (dlogits == nullptr) return;
+    // The target's logit has been read before it is overwritten.
+    if (ROW == 32)
+        __syncwarp();
+    else
+        __syncthreads();
+    gradient<ROW, V>(x, dlogits + row * p.classes, thread, target, of_row, 1, p);
+}
+#define FORWARD(name, ROW, V, S, D)                                                                \
+    EXPORT name(const S *logits, const i64 *targets, float *losses, float *lse, D *dlogits,        \
+                i64 rows, Loss p) {                                                                \
+        cross_entropy<ROW, V>(logits, targets, losses, lse, dlogits, rows, p);                     \
+    }
+FORWARD(cross_entropy_f32_f32, THREADS, 4, float, float)
+FORWARD(cross_entropy_f32_bf16, THREADS, 4, float, bf16)
+FORWARD(cross_entropy_bf16_bf16, THREADS, 8, bf16, bf16)
+FORWARD(cross_entropy_f32_f32_narrow, 32, 1, float, float)
+FORWARD(cross_entropy_f32_bf16_narrow, 32, 1, float, bf16)
+FORWARD(cross_entropy_bf16_bf16_narrow, 32, 1, bf16, bf16)
+
+// dlogits = the gradient of the losses' sum, times dy[0]; from lse [rows].
+template <int ROW, int V, class T>
+__device__ void cross_entropy_backward(const T *logits, const i64 *targets, const float *lse,
+                                       const float *dy, T *dlogits, i64 rows, const Loss &p) {
+    i64 row = (i64)blockIdx.x * (THREADS / ROW) + threadIdx.x / ROW;
+    if (row >= rows) return;
+    i64 at = row * p.classes;
+    gradient<ROW, V>(logits + at, dlogits + at, threadIdx.x % ROW, targets[row], lse[row], *dy, p);
+}
+#define BACKWARD(name, ROW, V, T)                                                                  \
+    EXPORT name(const T *logits, const i64 *targets, const float *lse, const float *dy,            \
+                T *dlogits, i64 rows, Loss p) {                                                    \
+        cross_entropy_backward<ROW, V>(logits, targets, lse, dy, dlogits, rows, p);                \
+    }
+BACKWARD(cross_entropy_backward_f32, THREADS, 4, float)
+BACKWARD(cross_entropy_backward_bf16, THREADS, 8, bf16)
+BACKWARD(cross_entropy_backward_f32_narrow, 32, 1, float)
+BACKWARD(cross_entropy_backward_bf16_narrow, 32, 1, bf16)
+
+// y[i] = x[i] * factor[0]; y may be x. Four elements a thread.
+template <class D> __device__ void times(const float *x, const float *factor, D *y, i64 count) {
+    i64 first = 4 * ((i64)blockIdx.x * blockDim.x + threadIdx.x);
+    float by = *factor;
+    if (first + 4 <= count && aligned16(x) && aligned16(y)) {
+        Pack<float, 4> from = *(const Pack<float, 4> *)(x + first);
+        Pack<D, 4> to;
+#pragma unroll
+        for (int i = 0; i < 4; i++) to.at[i] = narrow<D>(from.at[i] * by);
+        *(Pack<D, 4> *)(y + first) = to;
+    } else {
+        for (i64 i = first; i < first + 4 && i < count; i++) y[i] = narrow<D>(x[i] * by);
+    }
+}
+EXPORT times_f32_f32(const float *x, const float *factor, float *y, i64 count) {
+    times(x, factor, y, count);
+}
+EXPORT times_f32_bf16(const float *x, const float *factor, bf16 *y, i64 count) {
+    times(x, factor, y, count);
+}
+
+// --- Binary cross-entropy of logits: max(x, 0) - x * t + ln(1 + e^-|x|), and its gradient,
+// (sigmoid(x) - t) * dy[0].
+
+template <class T> __device__ void bce(const T *x, const T *targets, float *losses, i64 count) {
+    i64 i = (i64)blockIdx.x * blockDim.x + threadIdx.x;
+    if (i >= count) return;
+    float logit = widen(x[i]);
+    losses[i] = fmaxf(logit, 0) - logit * widen(targets[i]) + log1pf(expf(-fabsf(logit)));
+}
+template <class T>
+__device__ void bce_backward(const T *x, const T *targets, const float *dy, T *dx, i64 count) {
+    i64 i = (i64)blockIdx.x * blockDim.x + threadIdx.x;
+    if (i >= count) return;
+    float logit = widen(x[i]);
+    float small = expf(-fabsf(logit));
+    float sigmoid = (logit < 0 ? small : 1) / (1 + small);
+    dx[i] = narrow<T>((sigmoid - widen(targets[i])) * *dy);
+}
+#define BCE(T, name)                                                                               \
+    EXPORT bce_##name(const T *x, const T *targets, float *losses, i64 count) {                    \
+        bce(x, targets, losses, count);                                                            \
+    }                                                                                              \
+    EXPORT bce_backward_##name(const T *x, const T *targets, const float *dy, T *dx, i64 count) {  \
+        bce_backward(x, targets, dy, dx, count);                                                   \
+    }
+BCE(float, f32)
+BCE(bf16, bf16)

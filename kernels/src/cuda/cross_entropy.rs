@@ -1,0 +1,274 @@
+//! Launchers of `cross_entropy.cu`.
+
+use super::launch::args;
+use super::{Error, Gpu, Launch, Result, Scalar, Slice, SliceMut};
+
+/// Threads of a block, as in the source.
+const THREADS: u32 = 256;
+/// Rows of more classes have a block each, others a warp.
+const NARROW: usize = 1024;
+
+/// What all rows of a loss share.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Loss {
+    /// Classes of a row, at most 2^31 - 1
+    pub classes: usize,
+    /// The target of rows that cost nothing
+    pub ignore: i64,
+    /// Label smoothing, in `0..1`
+    pub smoothing: f64,
+    /// Logits are `cap * tanh(x / cap)`, of the x that is given; their gradient is that of x
+    pub cap: Option<f64>,
+}
+
+impl Loss {
+    /// The bytes of the source's `Loss`.
+    fn bytes(&self) -> [u8; 24] {
+        let classes = i32::try_from(self.classes).expect("cross_entropy: at most 2^31 - 1 classes");
+        let words = [
+            (1.0 - self.smoothing) as f32,
+            (self.smoothing / self.classes as f64) as f32,
+            self.cap.map_or(0.0, |cap| cap as f32),
+            f32::from_bits(classes as u32),
+        ];
+        let mut bytes = [0; 24];
+        bytes[..8].copy_from_slice(&self.ignore.to_ne_bytes());
+        bytes[8..].copy_from_slice(bytemuck::cast_slice(&words));
+        bytes
+    }
+
+    /// The launch for `rows` rows, and which of two kernels it is for: `[wide, narrow]`.
+    fn launch(&self, rows: usize, names: [&'static str; 2]) -> (Launch, &'static str) {
+        if self.classes > NARROW {
+            (Launch::linear(rows, THREADS), names[0])
+        } else {
+            let blocks = rows.div_ceil(THREADS as usize / 32);
+            (Launch::linear(blocks, THREADS), names[1])
+        }
+    }
+
+    fn check(&self, logits: usize, targets: Slice<'_>) {
+        let count = targets.count() * self.classes;
+        assert_eq!(logits, count, "cross_entropy: logits are not [rows, classes]");
+        assert_eq!(targets.scalar(), Scalar::I64, "cross_entropy: targets");
+    }
+}
+
+fn refused(found: Scalar) -> Error {
+    Error::Scalar {
+        kernel: "cross-entropy",
+        found,
+        expected: "f32 and bf16",
+    }
+}
+
+/// Where the gradient of [`cross_entropy`]'s logits goes.
+#[derive(Debug)]
+pub enum Gradient<'a> {
+    /// There is none
+    None,
+    /// Over the logits
+    InPlace,
+    /// Elsewhere, in bf16 or the logits' type
+    Into(SliceMut<'a>),
+}
+
+/// Losses of rows of logits, their log-sum-exps and, if asked for, the gradient of the losses' sum, in
+/// one pass. logits `[rows, classes]`; targets i64 `[rows]`, each `ignore` or a class; losses and lse:
+/// f32 `[rows]`, losses 0 where ignored.
+///
+/// # Errors
+/// Logits that are neither f32 nor bf16.
+///
+/// # Panics
+/// If lengths or types do not fit.
+pub fn cross_entropy(
+    gpu: &Gpu,
+    p: &Loss,
+    mut logits: SliceMut<'_>,
+    targets: Slice<'_>,
+    losses: SliceMut<'_>,
+    lse: SliceMut<'_>,
+    gradient: Gradient<'_>,
+) -> Result<()> {
+    p.check(logits.count(), targets);
+    let rows = targets.count();
+    for (what, x) in [("losses", &losses), ("lse", &lse)] {
+        let found = (x.count(), x.scalar());
+        assert_eq!(found, (rows, Scalar::F32), "cross_entropy: {what}");
+    }
+    let x = logits.scalar();
+    let dlogits = match gradient {
+        Gradient::None => None,
+        Gradient::InPlace => Some(logits.reborrow()),
+        Gradient::Into(to) => {
+            assert_eq!(to.count(), logits.count(), "cross_entropy: dlogits");
+            Some(to)
+        }
+    };
+    let names = match (x, dlogits.as_ref().map_or(x, SliceMut::scalar)) {
+        (Scalar::F32, Scalar::F32) => ["cross_entropy_f32_f32", "cross_entropy_f32_f32_narrow"],
+        (Scalar::F32, Scalar::Bf16) => ["cross_entropy_f32_bf16", "cross_entropy_f32_bf16_narrow"],
+        (Scalar::Bf16, Scalar::Bf16) => {
+            ["cross_entropy_bf16_bf16", "cross_entropy_bf16_bf16_narrow"]
+        }
+        (Scalar::Bf16, found) | (found, _) => return Err(refused(found)),
+    };
+    let (launch, name) = p.launch(rows, names);
+    let dlogits = dlogits.map_or(0, |to| to.address());
+    let x = logits.as_slice();
+    let numbers = p.bytes();
+    let args = args![x, targets, losses, lse, dlogits, rows, &numbers[..]];
+    gpu.launch("cross_entropy", name, launch, args)
+}
+
+/// `dlogits` = the gradient of the losses' sum times `dy[0]`, from the `lse` that [`cross_entropy`]
+/// gave; types and shapes as there, dlogits as logits, dy f32.
+///
+/// # Errors
+/// Logits that are neither f32 nor bf16.
+///
+/// # Panics
+/// If lengths or types do not fit.
+pub fn cross_entropy_backward(
+    gpu: &Gpu,
+    p: &Loss,
+    logits: Slice<'_>,
+    targets: Slice<'_>,
+    lse: Slice<'_>,
+    dy: Slice<'_>,
+    dlogits: SliceMut<'_>,
+) -> Result<()> {
+    p.check(logits.count(), targets);
+    let rows = targets.count();
+    assert_eq!((lse.count(), lse.scalar()), (rows, Scalar::F32), "lse");
+    assert_eq!((dy.count(), dy.scalar()), (1, Scalar::F32), "dy");
+    let found = (dlogits.count(), dlogits.scalar());
+    assert_eq!(found, (logits.count(), logits.scalar()), "dlogits");
+    let names = match logits.scalar() {
+        Scalar::F32 => [
+            "cross_entropy_backward_f32",
+            "cross_entropy_backward_f32_narrow",
+        ],
+        Scalar::Bf16 => [
+            "cross_entropy_backward_bf16",
+            "cross_entropy_backward_bf16_narrow",
+        ],
+        found => return Err(refused(found)),
+    };
+    let (launch, name) = p.launch(rows, names);
+    let numbers = p.bytes();
+    let args = args![logits, targets, lse, dy, dlogits, rows, &numbers[..]];
+    gpu.launch("cross_entropy", name, launch, args)
+}
+
+/// `y[i] = x[i] * factor[0]`; x and the factor f32, y f32 or bf16.
+///
+/// # Errors
+/// Another type.
+///
+/// # Panics
+/// If lengths do not fit.
+pub fn times(gpu: &Gpu, x: Slice<'_>, factor: Slice<'_>, y: SliceMut<'_>) -> Result<()> {
+    assert_eq!(x.count(), y.count(), "times: x and y differ in length");
+    times_at(gpu, x.address(), x.scalar(), factor, y)
+}
+
+/// `y[i] *= factor[0]`, in f32.
+///
+/// # Errors
+/// Another type.
+pub fn times_in_place(gpu: &Gpu, factor: Slice<'_>, y: SliceMut<'_>) -> Result<()> {
+    times_at(gpu, y.address(), y.scalar(), factor, y)
+}
+
+fn times_at(gpu: &Gpu, x: u64, of: Scalar, factor: Slice<'_>, y: SliceMut<'_>) -> Result<()> {
+    let types = (factor.count(), factor.scalar());
+    assert_eq!(types, (1, Scalar::F32), "times: the factor is one f32");
+    let name = match (of, y.scalar()) {
+        (Scalar::F32, Scalar::F32) => "times_f32_f32",
+        (Scalar::F32, Scalar::Bf16) => "times_f32_bf16",
+        (Scalar::F32, found) | (found, _) => return Err(refused(found)),
+    };
+    let count = y.count();
+    let launch = Launch::cover(count, THREADS, 4);
+    gpu.launch("cross_entropy", name, launch, args![x, factor, y, count])
+}
+
+/// Binary cross-entropy of logits, for each element: x and targets of one type, losses f32.
+///
+/// # Errors
+/// An x that is neither f32 nor bf16.
+///
+/// # Panics
+/// If lengths or types do not fit.
+pub fn bce_with_logits(
+    gpu: &Gpu,
+    x: Slice<'_>,
+    targets: Slice<'_>,
+    losses: SliceMut<'_>,
+) -> Result<()> {
+    let count = x.count();
+    let found = (targets.count(), targets.scalar());
+    assert_eq!(found, (count, x.scalar()), "bce_with_logits: targets");
+    let found = (losses.count(), losses.scalar());
+    assert_eq!(found, (count, Scalar::F32), "bce_with_logits: losses");
+    let name = match x.scalar() {
+        Scalar::F32 => "bce_f32",
+        Scalar::Bf16 => "bce_bf16",
+        found => return Err(refused(found)),
+    };
+    let launch = Launch::cover(count, THREADS, 1);
+    gpu.launch("cross_entropy", name, launch, args![x, targets, losses, count])
+}
+
+/// The gradient of [`bce_with_logits`]: `dx = (sigmoid(x) - targets) * dy[0]`; dx as x, dy f32.
+///
+/// # Errors
+/// An x that is neither f32 nor bf16.
+///
+/// # Panics
+/// If lengths or types do not fit.
+pub fn bce_with_logits_backward(
+    gpu: &Gpu,
+    x: Slice<'_>,
+    targets: Slice<'_>,
+    dy: Slice<'_>,
+    dx: SliceMut<'_>,
+) -> Result<()> {
+    let count = x.count();
+    let found = (targets.count(), targets.scalar());
+    assert_eq!(found, (count, x.scalar()), "bce_with_logits: targets");
+    assert_eq!((dx.count(), dx.scalar()), (count, x.scalar()), "dx");
+    assert_eq!((dy.count(), dy.scalar()), (1, Scalar::F32), "dy");
+    let name = match x.scalar() {
+        Scalar::F32 => "bce_backward_f32",
+        Scalar::Bf16 => "bce_backward_bf16",
+        found => return Err(refused(found)),
+    };
+    let launch = Launch::cover(count, THREADS, 1);
+    let args = args![x, targets, dy, dx, count];
+    gpu.launch("cross_entropy", name, launch, args)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_struct_is_that_of_the_source() {
+        // i64 ignore; float keep, smooth, cap; int classes
+        let p = Loss {
+            classes: 10,
+            ignore: -100,
+            smoothing: 0.25,
+            cap: Some(30.0),
+        };
+        let bytes = p.bytes();
+        assert_eq!(bytes[..8], (-100i64).to_ne_bytes());
+        for (at, value) in [(8, 0.75f32), (12, 0.025), (16, 30.0)] {
+            assert_eq!(bytes[at..at + 4], value.to_ne_bytes());
+        }
+        assert_eq!(bytes[20..], 10i32.to_ne_bytes());
+    }
+}
