@@ -232,6 +232,7 @@ pub(crate) fn backward(
             cap,
             bias,
         } => {
+            let kept = std::mem::take(&mut saved.extras);
             let (bias, at_targets) = if *bias {
                 (Some(saved.input(2)), 3)
             } else {
@@ -245,7 +246,7 @@ pub(crate) fn backward(
                 saved.input(at_targets),
                 *smoothing,
                 *cap,
-                &saved.extras[0],
+                kept,
                 dy,
                 [need(0), need(1), bias.is_some() && need(2)],
             )?;

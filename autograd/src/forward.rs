@@ -27,12 +27,13 @@ impl Randomness {
 }
 
 /// Computes `op`: its result, and what it computed beside it that its backward reads (only if
-/// `extras`).
+/// `extras`), for those of its inputs whose gradients it `needs`.
 pub(crate) fn forward(
     m: &Memory,
     random: Randomness,
     op: &Op,
     x: &[&Tensor],
+    needs: &[bool],
     extras: bool,
 ) -> Result<(Tensor, Vec<Tensor>)> {
     let plain = |value: Tensor| (value, Vec::new());
@@ -112,9 +113,9 @@ pub(crate) fn forward(
             } else {
                 (None, x[2])
             };
-            let (sum, lse) =
-                loss::linear_cross_entropy(m, x[0], x[1], bias, targets, *smoothing, *cap)?;
-            (sum, vec![lse])
+            let need = |i: usize| extras && needs[i];
+            let wanted = [need(0), need(1), bias.is_some() && need(2)];
+            loss::linear_cross_entropy(m, x[0], x[1], bias, targets, *smoothing, *cap, wanted)?
         }
         Op::BceWithLogits => plain(loss::bce_with_logits(m, x[0], x[1])?),
         Op::Cast(to) => plain(ops::cast(m, x[0], *to)?),

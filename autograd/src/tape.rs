@@ -260,7 +260,7 @@ impl Tape {
         } else {
             Default::default()
         };
-        let (value, extras) = forward(&self.memory, self.random, op, values, saves.extras)?;
+        let (value, extras) = forward(&self.memory, self.random, op, values, needs, saves.extras)?;
         if !save {
             return Ok((value, Saved::default()));
         }

@@ -6,9 +6,12 @@
 // Threads of a block: one for a row of many classes, or a warp for a row of few.
 #define THREADS 256
 
-// How a row is cut: `head` elements, `packs` packs of V, the rest.
+// How a row is cut: `head` elements, `packs` packs of V, the rest. Head and rest are the `alone`
+// elements, of which the i-th is at place(i).
 struct Cut {
-    int head, packs;
+    int head, packs, alone, packed;
+
+    __device__ __forceinline__ int place(int i) const { return i < head ? i : i + packed; }
 };
 
 template <int V, class S, class D>
@@ -18,6 +21,8 @@ __device__ __forceinline__ Cut cut(const S *x, const D *y, int n) {
     Cut c;
     c.head = packs ? head : n;
     c.packs = packs ? (n - head) / V : 0;
+    c.packed = c.packs * V;
+    c.alone = n - c.packed;
     return c;
 }
 
@@ -82,8 +87,6 @@ __device__ __forceinline__ void gradient(const S *x, D *dx, int thread, i64 targ
     };
     Cut c = cut<V>(x, dx, p.classes);
 #pragma unroll 1
-    for (int i = thread; i < c.head; i += ROW) dx[i] = of(widen(x[i]), i);
-#pragma unroll 1
     for (int pack = thread; pack < c.packs; pack += ROW) {
         int first = c.head + pack * V;
         Pack<S, V> from = *(const Pack<S, V> *)(x + first);
@@ -93,8 +96,10 @@ __device__ __forceinline__ void gradient(const S *x, D *dx, int thread, i64 targ
         *(Pack<D, V> *)(dx + first) = to;
     }
 #pragma unroll 1
-    for (int i = c.head + c.packs * V + thread; i < p.classes; i += ROW)
-        dx[i] = of(widen(x[i]), i);
+    for (int i = thread; i < c.alone; i += ROW) {
+        int at = c.place(i);
+        dx[at] = of(widen(x[at]), at);
+    }
 }
 
 // losses[r] and lse[r] of logits [rows, classes], and, unless it is null, the gradient of the sum of
@@ -108,13 +113,6 @@ __device__ void cross_entropy(const S *logits, const i64 *targets, float *losses
     const S *x = logits + row * p.classes;
     Seen seen = {-INFINITE, 0, 0};
     Cut c = cut<V>(x, x, p.classes);
-    auto one = [&](int i) {
-        float y = capped(widen(x[i]), p.cap);
-        seen.rise(y);
-        seen.add(y);
-    };
-#pragma unroll 1
-    for (int i = thread; i < c.head; i += ROW) one(i);
 #pragma unroll 1
     for (int pack = thread; pack < c.packs; pack += ROW) {
         Pack<S, V> from = *(const Pack<S, V> *)(x + c.head + pack * V);
@@ -130,7 +128,11 @@ __device__ void cross_entropy(const S *logits, const i64 *targets, float *losses
         for (int v = 0; v < V; v++) seen.add(y[v]);
     }
 #pragma unroll 1
-    for (int i = c.head + c.packs * V + thread; i < p.classes; i += ROW) one(i);
+    for (int i = thread; i < c.alone; i += ROW) {
+        float y = capped(widen(x[c.place(i)]), p.cap);
+        seen.rise(y);
+        seen.add(y);
+    }
 
     float most = row_max<ROW>(seen.most);
     float share = seen.most == -INFINITE ? 0 : expf(seen.most - most);
@@ -164,7 +166,6 @@ FORWARD(cross_entropy_f32_f32, THREADS, 4, float, float)
 FORWARD(cross_entropy_f32_bf16, THREADS, 4, float, bf16)
 FORWARD(cross_entropy_bf16_bf16, THREADS, 8, bf16, bf16)
 FORWARD(cross_entropy_f32_f32_narrow, 32, 1, float, float)
-FORWARD(cross_entropy_f32_bf16_narrow, 32, 1, float, bf16)
 FORWARD(cross_entropy_bf16_bf16_narrow, 32, 1, bf16, bf16)
 
 // dlogits = the gradient of the losses' sum, times dy[0]; from lse [rows].

@@ -59,6 +59,7 @@ pub struct Optimizer {
     decay_vectors: bool,
     slots: BTreeMap<ParamId, Slot>,
     step: u64,
+    tables: kernel::Tables,
 }
 
 /// What a step did.
@@ -120,6 +121,7 @@ impl Optimizer {
             decay_vectors,
             slots: BTreeMap::new(),
             step: 0,
+            tables: kernel::Tables::default(),
         })
     }
 
@@ -162,15 +164,49 @@ impl Optimizer {
                 return Err(graft_tensor::Error::Shared { shape }.into());
             }
         }
-        let gradient_norm = self.global_norm(parameters, trainable, gradients)?;
-        // PyTorch's clip_grad_norm_, with its guard against a division by zero.
-        let clip = max_norm.map_or(1.0, |most| (most / (gradient_norm + 1e-6)).min(1.0));
-        self.step += 1;
-        for id in trainable.ids() {
-            let Some(gradient) = gradients.take(id.key()) else {
+        self.begin(parameters, trainable)?;
+        let weights = parameters
+            .values_mut()
+            .filter(|(id, _)| trainable.contains(*id));
+        let slots = self
+            .slots
+            .iter_mut()
+            .filter(|(id, _)| trainable.contains(**id));
+        let mut updates = Vec::new();
+        for ((id, weight), (_, slot)) in weights.zip(slots) {
+            let Some(gradient) = gradients.get(id.key()) else {
                 continue;
             };
-            self.update(parameters, id, &gradient, lr, clip)?;
+            let decays = self.decay_vectors || weight.shape().rank() > 1;
+            let weight_decay = if decays { self.weight_decay } else { 0.0 };
+            slot.step += 1;
+            updates.push(kernel::Update {
+                rule: numbers(self.rule, lr, weight_decay, slot.step),
+                weight,
+                gradient,
+                states: slot.tensors.iter_mut().collect(),
+            });
+        }
+        let stepped = kernel::step(&mut updates, max_norm, &mut self.tables);
+        drop(updates);
+        let (gradient_norm, clip) = match stepped {
+            Ok(kernel::Stepped::Done { norm, clip }) => (norm, clip),
+            Ok(kernel::Stepped::NotFinite(number)) => {
+                self.undo(trainable);
+                let id = trainable.ids().nth(number).expect("one for each update");
+                return Err(Error::NonFiniteGradient {
+                    name: parameters.get(id).name().into(),
+                    step: self.step + 1,
+                });
+            }
+            Err(error) => {
+                self.undo(trainable);
+                return Err(error.into());
+            }
+        };
+        self.step += 1;
+        for id in trainable.ids() {
+            gradients.take(id.key());
         }
         Ok(Step {
             gradient_norm,
@@ -178,84 +214,56 @@ impl Optimizer {
         })
     }
 
-    /// The Euclidean norm over all gradients of the trainable set, in its order.
-    fn global_norm(
-        &self,
-        parameters: &Parameters,
-        trainable: &TrainableSet,
-        gradients: &Gradients,
-    ) -> Result<f64> {
-        let mut total = 0.0;
-        for id in trainable.ids() {
-            let Some(gradient) = gradients.get(id.key()) else {
-                continue;
-            };
-            let squares = kernel::sum_squares(gradient)?;
-            // A sum of squares can overflow f32 and f64 alike without any element being infinite.
-            if !squares.is_finite() && !kernel::all_finite(gradient)? {
-                return Err(Error::NonFiniteGradient {
-                    name: parameters.get(id).name().into(),
-                    step: self.step + 1,
-                });
-            }
-            total += squares;
-        }
-        Ok(total.sqrt())
-    }
-
-    fn update(
-        &mut self,
-        parameters: &mut Parameters,
-        id: ParamId,
-        gradient: &Tensor,
-        lr: f64,
-        clip: f64,
-    ) -> Result<()> {
-        let weight = parameters.value_mut(id)?;
-        let decays = self.decay_vectors || weight.shape().rank() > 1;
-        let weight_decay = if decays { self.weight_decay } else { 0.0 };
+    /// Gives every trained parameter that has no state yet one of zeros.
+    fn begin(&mut self, parameters: &Parameters, trainable: &TrainableSet) -> Result<()> {
         let states = match self.rule {
             Rule::AdamW { .. } => 2,
             Rule::Sgd { momentum, .. } => usize::from(momentum > 0.0),
         };
-        let slot = match self.slots.entry(id) {
-            Entry::Occupied(slot) => slot.into_mut(),
-            Entry::Vacant(place) => {
-                let memory = weight.memory().with(Category::Optimizer);
-                let tensors = (0..states)
-                    .map(|_| Tensor::zeros(&memory, weight.dtype(), weight.shape()))
-                    .collect::<graft_tensor::Result<_>>()?;
-                place.insert(Slot { step: 0, tensors })
-            }
-        };
-        slot.step += 1;
-        match (self.rule, &mut slot.tensors[..]) {
-            (Rule::AdamW { beta1, beta2, eps }, [m, v]) => {
-                let p = kernel::AdamW {
-                    lr,
-                    beta1,
-                    beta2,
-                    eps,
-                    weight_decay,
-                    step: slot.step,
-                    grad_scale: clip,
-                };
-                kernel::adamw(&p, weight, gradient, m, v)?;
-            }
-            (Rule::Sgd { momentum, nesterov }, velocity) => {
-                let p = kernel::Sgd {
-                    lr,
-                    momentum,
-                    dampening: 0.0,
-                    nesterov,
-                    weight_decay,
-                    first_step: slot.step == 1,
-                    grad_scale: clip,
-                };
-                kernel::sgd(&p, weight, gradient, velocity.first_mut())?;
-            }
-            (Rule::AdamW { .. }, _) => unreachable!("AdamW's slots hold two tensors"),
+        for id in trainable.ids() {
+            let Entry::Vacant(place) = self.slots.entry(id) else {
+                continue;
+            };
+            let weight = parameters.value(id)?;
+            let memory = weight.memory().with(Category::Optimizer);
+            let tensors = (0..states)
+                .map(|_| Tensor::zeros(&memory, weight.dtype(), weight.shape()))
+                .collect::<graft_tensor::Result<_>>()?;
+            place.insert(Slot { step: 0, tensors });
         }
         Ok(())
+    }
+
+    /// Takes back the count of an update that did not happen.
+    fn undo(&mut self, trainable: &TrainableSet) {
+        for id in trainable.ids() {
+            if let Some(slot) = self.slots.get_mut(&id) {
+                slot.step -= 1;
+            }
+        }
+    }
+}
+
+/// A rule's numbers for update number `step` of a parameter.
+fn numbers(rule: Rule, lr: f64, weight_decay: f64, step: u64) -> kernel::Rule {
+    match rule {
+        Rule::AdamW { beta1, beta2, eps } => kernel::Rule::AdamW(kernel::AdamW {
+            lr,
+            beta1,
+            beta2,
+            eps,
+            weight_decay,
+            step,
+            grad_scale: 1.0,
+        }),
+        Rule::Sgd { momentum, nesterov } => kernel::Rule::Sgd(kernel::Sgd {
+            lr,
+            momentum,
+            dampening: 0.0,
+            nesterov,
+            weight_decay,
+            first_step: step == 1,
+            grad_scale: 1.0,
+        }),
     }
 }

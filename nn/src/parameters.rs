@@ -195,6 +195,12 @@ impl Parameters {
         })
     }
 
+    /// The values of all parameters that have one, in order, to update in place.
+    pub fn values_mut(&mut self) -> impl Iterator<Item = (ParamId, &mut Tensor)> {
+        let values = self.list.iter_mut().enumerate();
+        values.filter_map(|(i, p)| Some((ParamId(i), p.value.as_mut()?)))
+    }
+
     /// Gives a parameter its value, in the parameters' type and counted as weights.
     ///
     /// # Errors

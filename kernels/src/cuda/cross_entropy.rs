@@ -37,9 +37,10 @@ impl Loss {
         bytes
     }
 
-    /// The launch for `rows` rows, and which of two kernels it is for: `[wide, narrow]`.
+    /// The launch for `rows` rows, and which of two kernels it is for: `[wide, narrow]`. One kernel
+    /// alone is the wide one.
     fn launch(&self, rows: usize, names: [&'static str; 2]) -> (Launch, &'static str) {
-        if self.classes > NARROW {
+        if self.classes > NARROW || names[0] == names[1] {
             (Launch::linear(rows, THREADS), names[0])
         } else {
             let blocks = rows.div_ceil(THREADS as usize / 32);
@@ -49,7 +50,10 @@ impl Loss {
 
     fn check(&self, logits: usize, targets: Slice<'_>) {
         let count = targets.count() * self.classes;
-        assert_eq!(logits, count, "cross_entropy: logits are not [rows, classes]");
+        assert_eq!(
+            logits, count,
+            "cross_entropy: logits are not [rows, classes]"
+        );
         assert_eq!(targets.scalar(), Scalar::I64, "cross_entropy: targets");
     }
 }
@@ -62,20 +66,8 @@ fn refused(found: Scalar) -> Error {
     }
 }
 
-/// Where the gradient of [`cross_entropy`]'s logits goes.
-#[derive(Debug)]
-pub enum Gradient<'a> {
-    /// There is none
-    None,
-    /// Over the logits
-    InPlace,
-    /// Elsewhere, in bf16 or the logits' type
-    Into(SliceMut<'a>),
-}
-
-/// Losses of rows of logits, their log-sum-exps and, if asked for, the gradient of the losses' sum, in
-/// one pass. logits `[rows, classes]`; targets i64 `[rows]`, each `ignore` or a class; losses and lse:
-/// f32 `[rows]`, losses 0 where ignored.
+/// Losses of rows of logits, and their log-sum-exps, in one pass. logits `[rows, classes]`; targets
+/// i64 `[rows]`, each `ignore` or a class; losses and lse: f32 `[rows]`, losses 0 where ignored.
 ///
 /// # Errors
 /// Logits that are neither f32 nor bf16.
@@ -85,11 +77,57 @@ pub enum Gradient<'a> {
 pub fn cross_entropy(
     gpu: &Gpu,
     p: &Loss,
-    mut logits: SliceMut<'_>,
+    logits: Slice<'_>,
+    targets: Slice<'_>,
+    losses: SliceMut<'_>,
+    lse: SliceMut<'_>,
+) -> Result<()> {
+    forward(gpu, p, logits, targets, losses, lse, None)
+}
+
+/// Where the gradient of the logits goes.
+#[derive(Debug)]
+pub enum Gradient<'a> {
+    /// Over the logits
+    InPlace,
+    /// Elsewhere, in bf16 or the logits' type
+    Into(SliceMut<'a>),
+}
+
+/// [`cross_entropy`] and the gradient of the losses' sum.
+///
+/// # Errors
+/// As there; a gradient in another type.
+///
+/// # Panics
+/// As there.
+pub fn cross_entropy_with_gradient(
+    gpu: &Gpu,
+    p: &Loss,
+    logits: SliceMut<'_>,
     targets: Slice<'_>,
     losses: SliceMut<'_>,
     lse: SliceMut<'_>,
     gradient: Gradient<'_>,
+) -> Result<()> {
+    let to = match gradient {
+        Gradient::InPlace => (logits.address(), logits.scalar()),
+        Gradient::Into(to) => {
+            assert_eq!(to.count(), logits.count(), "cross_entropy: dlogits");
+            (to.address(), to.scalar())
+        }
+    };
+    forward(gpu, p, logits.as_slice(), targets, losses, lse, Some(to))
+}
+
+fn forward(
+    gpu: &Gpu,
+    p: &Loss,
+    logits: Slice<'_>,
+    targets: Slice<'_>,
+    losses: SliceMut<'_>,
+    lse: SliceMut<'_>,
+    gradient: Option<(u64, Scalar)>,
 ) -> Result<()> {
     p.check(logits.count(), targets);
     let rows = targets.count();
@@ -97,28 +135,18 @@ pub fn cross_entropy(
         let found = (x.count(), x.scalar());
         assert_eq!(found, (rows, Scalar::F32), "cross_entropy: {what}");
     }
-    let x = logits.scalar();
-    let dlogits = match gradient {
-        Gradient::None => None,
-        Gradient::InPlace => Some(logits.reborrow()),
-        Gradient::Into(to) => {
-            assert_eq!(to.count(), logits.count(), "cross_entropy: dlogits");
-            Some(to)
-        }
-    };
-    let names = match (x, dlogits.as_ref().map_or(x, SliceMut::scalar)) {
+    let (dlogits, to) = gradient.unwrap_or((0, logits.scalar()));
+    let names = match (logits.scalar(), to) {
         (Scalar::F32, Scalar::F32) => ["cross_entropy_f32_f32", "cross_entropy_f32_f32_narrow"],
-        (Scalar::F32, Scalar::Bf16) => ["cross_entropy_f32_bf16", "cross_entropy_f32_bf16_narrow"],
+        (Scalar::F32, Scalar::Bf16) => ["cross_entropy_f32_bf16"; 2],
         (Scalar::Bf16, Scalar::Bf16) => {
             ["cross_entropy_bf16_bf16", "cross_entropy_bf16_bf16_narrow"]
         }
-        (Scalar::Bf16, found) | (found, _) => return Err(refused(found)),
+        (Scalar::Bf16 | Scalar::F32, found) | (found, _) => return Err(refused(found)),
     };
     let (launch, name) = p.launch(rows, names);
-    let dlogits = dlogits.map_or(0, |to| to.address());
-    let x = logits.as_slice();
     let numbers = p.bytes();
-    let args = args![x, targets, losses, lse, dlogits, rows, &numbers[..]];
+    let args = args![logits, targets, losses, lse, dlogits, rows, &numbers[..]];
     gpu.launch("cross_entropy", name, launch, args)
 }
 
@@ -219,7 +247,12 @@ pub fn bce_with_logits(
         found => return Err(refused(found)),
     };
     let launch = Launch::cover(count, THREADS, 1);
-    gpu.launch("cross_entropy", name, launch, args![x, targets, losses, count])
+    gpu.launch(
+        "cross_entropy",
+        name,
+        launch,
+        args![x, targets, losses, count],
+    )
 }
 
 /// The gradient of [`bce_with_logits`]: `dx = (sigmoid(x) - targets) * dy[0]`; dx as x, dy f32.

@@ -69,7 +69,7 @@ pub fn gather_rows(
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Scatter {
     /// Positions of the index by row, those of a row in order; then the pieces, then the joins, of
-    /// three numbers each: see the source
+    /// three numbers each: see the source; then zeros
     pub numbers: Vec<i32>,
     positions: usize,
     pieces: usize,
@@ -120,19 +120,34 @@ impl Scatter {
             numbers[*at as usize] = position as i32;
             *at += 1;
         }
-        let scatter = Scatter {
+        let (of_pieces, of_joins) = (pieces.len() / 3, joins.len() / 3);
+        numbers.extend(pieces);
+        numbers.extend(joins);
+        numbers.resize(Scatter::numbers(index.len(), rows), 0);
+        Ok(Scatter {
+            numbers,
             positions: index.len(),
-            pieces: pieces.len() / 3,
-            joins: joins.len() / 3,
+            pieces: of_pieces,
+            joins: of_joins,
             parts: parts as usize,
-            numbers: [numbers, pieces, joins].concat(),
-        };
-        Ok(scatter)
+        })
     }
 
-    /// Elements (f32) of workspace for [`scatter_add_rows`].
-    pub fn workspace(&self, columns: usize) -> usize {
-        self.parts * columns
+    /// The most parts that so many positions have: rows of at least PIECE + 1 positions have two
+    /// parts for that many, or fewer for each.
+    fn parts(positions: usize) -> usize {
+        2 * positions / (PIECE + 1)
+    }
+
+    /// How many numbers there are for an index of so many positions, whatever it holds.
+    fn numbers(positions: usize, rows: usize) -> usize {
+        let parts = Scatter::parts(positions);
+        positions + 3 * (positions.min(rows) + parts) + 3 * (parts / 2)
+    }
+
+    /// Elements (f32) of workspace for [`scatter_add_rows`], whatever the index holds.
+    pub fn workspace(positions: usize, columns: usize) -> usize {
+        Scatter::parts(positions) * columns
     }
 }
 
@@ -165,7 +180,7 @@ pub fn scatter_add_rows(
         (scatter.numbers.len(), Scalar::I32),
         "scatter_add_rows: numbers"
     );
-    let need = scatter.workspace(columns);
+    let need = scatter.parts * columns;
     assert!(
         workspace.count() >= need && (need == 0 || workspace.scalar() == Scalar::F32),
         "scatter_add_rows: workspace"
@@ -204,7 +219,7 @@ pub fn scatter_add_rows(
         launch(scatter.pieces),
         args![dy, order, of_pieces, table.reborrow(), &workspace, columns],
     )?;
-    let of_joins = numbers.part(at_joins..numbers.count());
+    let of_joins = numbers.part(at_joins..at_joins + 3 * scatter.joins);
     gpu.launch(
         "index",
         joins,
@@ -229,7 +244,10 @@ mod tests {
             let index: Vec<i64> = picks.iter().map(|p| (p % rows / 2) as i64).collect();
             let s = Scatter::new(&index, rows).unwrap();
             let (order, rest) = s.numbers.split_at(s.positions);
-            let (pieces, joins) = rest.split_at(3 * s.pieces);
+            let (pieces, rest) = rest.split_at(3 * s.pieces);
+            let joins = &rest[..3 * s.joins];
+            prop_assert!(s.parts <= Scatter::parts(index.len()));
+            prop_assert_eq!(s.numbers.len(), Scatter::numbers(index.len(), rows));
             let mut table = vec![Vec::new(); rows];
             let mut parts = vec![Vec::new(); s.parts];
             for piece in pieces.as_chunks::<3>().0 {
@@ -242,7 +260,6 @@ mod tests {
                 prop_assert!(to.is_empty(), "written once");
                 *to = sum;
             }
-            prop_assert_eq!(joins.len(), 3 * s.joins);
             for join in joins.as_chunks::<3>().0 {
                 let to = &mut table[join[2] as usize];
                 prop_assert!(to.is_empty(), "written once");

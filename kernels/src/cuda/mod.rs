@@ -10,27 +10,27 @@
 //! does happens in the order of the calls.
 
 pub mod activation;
-pub mod binary;
 pub mod attention;
+pub mod binary;
 pub mod copy;
 pub mod cross_entropy;
 mod driver;
 pub mod dropout;
 mod error;
-mod gpu;
 pub mod gemm;
+mod gpu;
 pub mod index;
 mod launch;
 mod module;
 pub mod norm;
 pub mod nvrtc;
-mod simulation;
+pub mod optimizer;
 mod pointwise;
 pub mod pool;
+pub mod reduce;
 pub mod rope;
 mod rows;
-pub mod optimizer;
-pub mod reduce;
+mod simulation;
 mod slice;
 pub mod softcap;
 pub mod softmax;

@@ -206,7 +206,10 @@ pub fn global_norm(
     norm: SliceMut<'_>,
 ) -> Result<()> {
     table.check(on_device);
-    for (what, x, bytes) in [("workspace", &workspace, NORM_WORKSPACE), ("norm", &norm, NORM)] {
+    for (what, x, bytes) in [
+        ("workspace", &workspace, NORM_WORKSPACE),
+        ("norm", &norm, NORM),
+    ] {
         let fits = x.as_slice().bytes() >= bytes && x.address().is_multiple_of(8);
         assert!(fits, "global_norm: {what}");
     }
@@ -286,7 +289,13 @@ mod tests {
         for count in [1, 0, CHUNK, CHUNK + 1, 5] {
             table.gradient(Slice::new(4096, count, Scalar::F32));
         }
-        let words: Vec<u64> = table.bytes().as_chunks::<8>().0.iter().map(|&b| u64::from_ne_bytes(b)).collect();
+        let words: Vec<u64> = table
+            .bytes()
+            .as_chunks::<8>()
+            .0
+            .iter()
+            .map(|&b| u64::from_ne_bytes(b))
+            .collect();
         let first: Vec<u64> = words.chunks(7).map(|line| line[5]).collect();
         assert_eq!((first, table.chunks), (vec![0, 1, 2, 4], 5));
         assert!(Table::new(Scalar::F64).is_err());

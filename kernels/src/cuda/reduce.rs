@@ -91,7 +91,12 @@ pub fn reduce(
         let wide = axis > WARP_ROW;
         let blocks = if wide { outer } else { outer.div_ceil(WARPS) };
         let launch = Launch::linear(blocks, THREADS);
-        return gpu.launch("reduce", name, launch, args![x, y, outer, axis, scale, wide]);
+        return gpu.launch(
+            "reduce",
+            name,
+            launch,
+            args![x, y, outer, axis, scale, wide],
+        );
     }
     if kind == Reduce::Max {
         let name = by_type(
@@ -173,7 +178,11 @@ pub fn sum_rows(
     y: SliceMut<'_>,
     workspace: SliceMut<'_>,
 ) -> Result<()> {
-    assert_eq!(x.count(), rows * columns, "sum_rows: x is not [rows, columns]");
+    assert_eq!(
+        x.count(),
+        rows * columns,
+        "sum_rows: x is not [rows, columns]"
+    );
     assert_eq!(y.count(), columns, "sum_rows: y is not [columns]");
     let need = sum_rows_workspace(rows, columns);
     assert!(
@@ -239,13 +248,12 @@ pub fn max_backward(
 ///
 /// # Panics
 /// If lengths do not fit, or rows are empty or longer than 2^31 - 1.
-pub fn argmax(
-    gpu: &Gpu,
-    x: Slice<'_>,
-    [rows, columns]: [usize; 2],
-    y: SliceMut<'_>,
-) -> Result<()> {
-    assert_eq!(x.count(), rows * columns, "argmax: x is not [rows, columns]");
+pub fn argmax(gpu: &Gpu, x: Slice<'_>, [rows, columns]: [usize; 2], y: SliceMut<'_>) -> Result<()> {
+    assert_eq!(
+        x.count(),
+        rows * columns,
+        "argmax: x is not [rows, columns]"
+    );
     assert_eq!(y.count(), rows, "argmax: y is not [rows]");
     assert_eq!(y.scalar().size(), 8, "argmax: y holds i64");
     assert!(columns > 0 || rows == 0, "argmax: no maximum of nothing");
@@ -286,7 +294,12 @@ pub fn sum_all(gpu: &Gpu, x: Slice<'_>, y: SliceMut<'_>, workspace: SliceMut<'_>
     let launch = Launch::linear(blocks, THREADS);
     gpu.launch("reduce", name, launch, args![x, count, &workspace])?;
     let launch = Launch::linear(1, THREADS);
-    gpu.launch("reduce", "sum_join", launch, args![workspace, blocks as i32, y])
+    gpu.launch(
+        "reduce",
+        "sum_join",
+        launch,
+        args![workspace, blocks as i32, y],
+    )
 }
 
 #[cfg(test)]

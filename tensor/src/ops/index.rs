@@ -1,10 +1,10 @@
 //! Moving rows and blocks: gather, scatter, concatenation.
 
-use graft_kernels::{copy, gather as kernel};
+use graft_kernels::{copy, cuda, gather as kernel};
 
-use super::{indices, same_dtype};
+use super::{indices, same_dtype, workspace};
 use crate::error::{Error, Result};
-use crate::{Memory, Shape, Tensor, with_dtype, with_float};
+use crate::{Category, Memory, Shape, Tensor, with_dtype, with_float};
 
 /// Rows of `table [rows, columns]` by `index i64 [n]`: `[n, columns]`. An embedding, or a selection
 /// of tokens.
@@ -19,6 +19,13 @@ pub fn gather_rows(m: &Memory, table: &Tensor, index: &Tensor) -> Result<Tensor>
     let shape = [&index.shape()[..], &[columns]].concat();
     let mut y = Tensor::empty(m, table.dtype(), &shape)?;
     if y.is_planned() {
+        return Ok(y);
+    }
+    if let Some(on) = m.gpu().filter(|_| table.dtype().is_float()) {
+        on.run(|gpu| {
+            let (table, index, y) = (table.device()?, index.device()?, y.device_mut()?);
+            Ok(cuda::index::gather_rows(gpu, table, index, y, columns)?)
+        })?;
         return Ok(y);
     }
     with_dtype!(table.dtype(), T => kernel::gather_rows(
@@ -55,6 +62,21 @@ pub fn scatter_add_rows(
     }
     let dy = dy.contiguous(m)?;
     let mut table = Tensor::zeros(m, dy.dtype(), &[table_rows, columns])?;
+    if let Some(on) = m.gpu() {
+        let scatter = cuda::index::Scatter::new(index.slice::<i64>()?, table_rows)?;
+        let (numbers, memory) = (&scatter.numbers, m.with(Category::Workspace));
+        let numbers = Tensor::from_slice(&memory, numbers, &[numbers.len()])?;
+        let need = cuda::index::Scatter::workspace(index.count(), columns);
+        let mut scratch = workspace(m, dy.dtype(), need)?;
+        on.run(|gpu| {
+            let (numbers, dy) = (numbers.device()?, dy.device()?);
+            let (table, scratch) = (table.device_mut()?, scratch.device_mut()?);
+            Ok(cuda::index::scatter_add_rows(
+                gpu, &scatter, numbers, dy, table, columns, scratch,
+            )?)
+        })?;
+        return Ok(table);
+    }
     with_float!(op, dy.dtype(), T => {
         if !table.is_planned() {
             let (dy, index) = (dy.slice::<T>()?, index.slice::<i64>()?);
@@ -85,6 +107,12 @@ pub fn write_rows(m: &Memory, table: &mut Tensor, first: usize, x: &Tensor) -> R
         return Ok(());
     }
     let x = x.contiguous(m)?;
+    if let Some(on) = m.gpu().filter(|_| x.dtype().is_float()) {
+        return on.run(|gpu| {
+            let rows = first * columns..(first + count) * columns;
+            Ok(gpu.copy(x.device()?, table.device_mut()?.part(rows))?)
+        });
+    }
     with_dtype!(table.dtype(), T => {
         let to = &mut table.slice_mut::<T>()?[first * columns..][..count * columns];
         to.copy_from_slice(x.slice::<T>()?);
@@ -167,6 +195,23 @@ fn write_block(
         return Ok(());
     }
     let strides = *y.strides();
+    if let Some(on) = m.gpu().filter(|_| block.dtype().is_float()) {
+        let first = start * strides[axis];
+        return on.run(|gpu| {
+            let (x, y) = (block.device()?, y.device_mut()?);
+            if block.shape()[..axis].iter().all(|&length| length == 1) {
+                return Ok(gpu.copy(x, y.part(first..first + block.count()))?);
+            }
+            let to = first..y.count();
+            Ok(cuda::copy::scatter_strided(
+                gpu,
+                block.shape(),
+                x,
+                y.part(to),
+                &strides,
+            )?)
+        });
+    }
     with_dtype!(block.dtype(), T => {
         let to = &mut y.slice_mut::<T>()?[start * strides[axis]..];
         copy::scatter_strided(block.shape(), block.slice::<T>()?, to, &strides);

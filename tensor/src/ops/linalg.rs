@@ -248,6 +248,22 @@ pub fn sum_to_columns(m: &Memory, x: &Tensor, dtype: DType) -> Result<Tensor> {
     let op = "sum over rows";
     let (rows, columns) = rows_of(op, "the input", x)?;
     let x = x.contiguous(m)?;
+    if let Some(on) = m.gpu() {
+        let mut y = Tensor::empty(m, dtype, &[columns])?;
+        let need = cuda::reduce::sum_rows_workspace(rows, columns);
+        let mut scratch = workspace(m, x.dtype(), need)?;
+        on.run(|gpu| {
+            let (y, scratch) = (y.device_mut()?, scratch.device_mut()?);
+            Ok(cuda::reduce::sum_rows(
+                gpu,
+                x.device()?,
+                [rows, columns],
+                y,
+                scratch,
+            )?)
+        })?;
+        return Ok(y);
+    }
     let mut y = Tensor::empty(m, accumulator(x.dtype()), &[columns])?;
     with_float!(op, x.dtype(), T => {
         let mut scratch = workspace(m, x.dtype(), kernel_reduce::sum_rows_workspace(rows, columns))?;

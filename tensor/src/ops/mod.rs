@@ -8,6 +8,7 @@ pub mod attention;
 pub mod elementwise;
 pub mod index;
 pub mod linalg;
+mod linear_loss;
 pub mod loss;
 pub mod norm;
 pub mod optimizer;
@@ -15,6 +16,7 @@ pub mod pool;
 pub mod random;
 pub mod reduce;
 pub mod rope;
+mod tables;
 
 pub use attention::{Attention, Kept, attention, attention_backward, attention_cached};
 pub use elementwise::{

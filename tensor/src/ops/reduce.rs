@@ -1,11 +1,12 @@
 //! Reductions along one dimension.
 
+use graft_kernels::cuda;
 use graft_kernels::reduce as kernel;
 pub use graft_kernels::reduce::Reduce;
 
-use super::{beside, rows_of};
+use super::{beside, rows_of, workspace};
 use crate::error::{Error, Result};
-use crate::{DType, Memory, Tensor, with_float};
+use crate::{Category, DType, Memory, Tensor, with_float};
 
 /// `(outer, axis, inner)` sizes around dimension `axis`.
 fn around(op: &'static str, x: &Tensor, axis: usize) -> Result<(usize, usize, usize)> {
@@ -37,6 +38,23 @@ pub fn reduce(m: &Memory, kind: Reduce, x: &Tensor, axis: usize, keep: bool) -> 
     let x = x.contiguous(m)?;
     let shape = x.shape().replaced(axis, keep.then_some(1));
     let mut y = Tensor::empty(m, x.dtype(), &shape)?;
+    if let Some(on) = m.gpu() {
+        let need = cuda::reduce::reduce_workspace(kind, outer, length, inner);
+        let mut scratch = workspace(m, x.dtype(), need)?;
+        on.run(|gpu| {
+            let (sizes, y) = ([outer, length, inner], y.device_mut()?);
+            let scratch = scratch.device_mut()?;
+            Ok(cuda::reduce::reduce(
+                gpu,
+                kind,
+                x.device()?,
+                sizes,
+                y,
+                scratch,
+            )?)
+        })?;
+        return Ok(y);
+    }
     with_float!("reduce", x.dtype(), T => {
         if !y.is_planned() {
             kernel::reduce(kind, x.slice::<T>()?, outer, length, inner, y.slice_mut::<T>()?);
@@ -62,6 +80,21 @@ pub fn max_backward(
     let y = beside("max backward", "the output", y, dy, m)?;
     let dy = dy.contiguous(m)?;
     let mut dx = Tensor::empty(m, x.dtype(), x.shape())?;
+    if let Some(on) = m.gpu() {
+        on.run(|gpu| {
+            let (x, y, dy) = (x.device()?, y.device()?, dy.device()?);
+            let sizes = [outer, length, inner];
+            Ok(cuda::reduce::max_backward(
+                gpu,
+                x,
+                y,
+                dy,
+                dx.device_mut()?,
+                sizes,
+            )?)
+        })?;
+        return Ok(dx);
+    }
     with_float!("max backward", x.dtype(), T => {
         if !dx.is_planned() {
             kernel::reduce_max_backward(
@@ -95,6 +128,17 @@ pub fn argmax(m: &Memory, x: &Tensor) -> Result<Tensor> {
     let x = x.contiguous(m)?;
     let shape = x.shape().replaced(x.shape().rank() - 1, None);
     let mut y = Tensor::empty(m, DType::I64, &shape)?;
+    if let Some(on) = m.gpu() {
+        // Integers are this machine's: the GPU writes to numbers of the same size, which are copied.
+        let mut there = Tensor::empty(&m.with(Category::Workspace), DType::F64, &[rows])?;
+        let here = y.slice_mut::<i64>()?;
+        here.fill(0);
+        on.run(|gpu| {
+            cuda::reduce::argmax(gpu, x.device()?, [rows, columns], there.device_mut()?)?;
+            Ok(gpu.download(there.device()?, bytemuck::cast_slice_mut(here))?)
+        })?;
+        return Ok(y);
+    }
     with_float!("argmax", x.dtype(), T => {
         if x.is_planned() {
             // Indices stay real in a plan; any valid ones do.

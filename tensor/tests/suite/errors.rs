@@ -490,12 +490,14 @@ fn positions_and_losses() {
             &ids(m, targets),
             0.0,
             None,
+            [false; 3],
         )
     };
     refused(
         |m| {
             let (x, w) = (f(m, &[2, 4]), f(m, &[5, 4]));
-            loss::linear_cross_entropy(m, &x, &w, None, &ids(m, &[0, 0]), 0.0, Some(0.0))
+            let targets = ids(m, &[0, 0]);
+            loss::linear_cross_entropy(m, &x, &w, None, &targets, 0.0, Some(0.0), [false; 3])
         },
         "linear cross-entropy: the cap of the logits is 0, not above 0",
     );

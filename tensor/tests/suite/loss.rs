@@ -120,7 +120,7 @@ fn cross_entropy_of_a_linear_layer() {
         let (smoothing, cap) = (case.of(&[0.0, 0.1]), case.of(&[None, Some(2.0), Some(7.5)]));
         let parts = run(|m| {
             let bias = bias.as_ref().map(|b| b.on(m));
-            let (sum, lse) = loss::linear_cross_entropy(
+            let (sum, kept) = loss::linear_cross_entropy(
                 m,
                 &x.on(m),
                 &weight.on(m),
@@ -128,8 +128,9 @@ fn cross_entropy_of_a_linear_layer() {
                 &ids(m, &targets),
                 smoothing,
                 cap,
+                [false; 3],
             )?;
-            Ok(vec![sum, lse])
+            Ok([sum].into_iter().chain(kept).collect())
         });
         let mut logits = product(&x.values, &weight.values.clone().reversed_axes());
         if let Some(bias) = &bias {
@@ -178,7 +179,10 @@ fn many_classes_in_chunks_are_the_plain_loss() {
         let dy = |m: &Memory| upload(m, DType::F64, vec![0.7], &[]);
         let chunked = run(|m| {
             let (x, w, b, t) = inputs_on(m);
-            let (sum, lse) = loss::linear_cross_entropy(m, &x, &w, Some(&b), &t, smoothing, None)?;
+            let needs = [true; 3];
+            let (sum, kept) =
+                loss::linear_cross_entropy(m, &x, &w, Some(&b), &t, smoothing, None, needs)?;
+            let lse = kept[0].clone();
             let g = loss::linear_cross_entropy_backward(
                 m,
                 &x,
@@ -187,9 +191,9 @@ fn many_classes_in_chunks_are_the_plain_loss() {
                 &t,
                 smoothing,
                 None,
-                &lse,
+                kept,
                 &dy(m),
-                [true; 3],
+                needs,
             )?;
             Ok([sum, lse]
                 .into_iter()
@@ -240,7 +244,7 @@ fn the_logits_of_many_classes_are_never_held() {
     let t = ids(&m, &[1; 64]);
     m.reset_peak();
     let before = m.usage().peak_total;
-    loss::linear_cross_entropy(&m, &x, &w, None, &t, 0.0, None).unwrap();
+    loss::linear_cross_entropy(&m, &x, &w, None, &t, 0.0, None, [false; 3]).unwrap();
     let logits = rows * classes * 4;
     assert!(m.usage().peak_total - before < logits / 4);
 }
@@ -255,8 +259,8 @@ fn gradients_of_the_fused_loss() {
         let gradient = |m: &Memory, t: DType| {
             let bias = bias.as_ref().map(|b| b.cast_on(t, m));
             let (x, w, targets) = (x.cast_on(t, m), weight.cast_on(t, m), ids(m, &targets));
-            let (_, lse) =
-                loss::linear_cross_entropy(m, &x, &w, bias.as_ref(), &targets, 0.1, cap)?;
+            let (_, kept) =
+                loss::linear_cross_entropy(m, &x, &w, bias.as_ref(), &targets, 0.1, cap, needs)?;
             let dy = Tensor::full(m, wide(t), &[], 1.0)?;
             let parts = loss::linear_cross_entropy_backward(
                 m,
@@ -266,7 +270,7 @@ fn gradients_of_the_fused_loss() {
                 &targets,
                 0.1,
                 cap,
-                &lse,
+                kept,
                 &dy,
                 needs,
             )?;

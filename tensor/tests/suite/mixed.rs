@@ -191,9 +191,11 @@ fn cross_entropy_of_a_linear_layer() {
                 } else {
                     (x.on(m), weight.on(m), bias.on(m))
                 };
-                let (sum, lse) = loss::linear_cross_entropy(m, &x, &w, Some(&b), &t, 0.1, None)?;
-                let dy = Tensor::full(m, sum.dtype(), &[], 1.0)?;
                 let needs = [true; 3];
+                let (sum, kept) =
+                    loss::linear_cross_entropy(m, &x, &w, Some(&b), &t, 0.1, None, needs)?;
+                let lse = kept[0].clone();
+                let dy = Tensor::full(m, sum.dtype(), &[], 1.0)?;
                 let parts = loss::linear_cross_entropy_backward(
                     m,
                     &x,
@@ -202,7 +204,7 @@ fn cross_entropy_of_a_linear_layer() {
                     &t,
                     0.1,
                     None,
-                    &lse,
+                    kept,
                     &dy,
                     needs,
                 )?;
