@@ -234,13 +234,14 @@ impl Optimizer {
         Ok(())
     }
 
-    /// Takes back the count of an update that did not happen.
+    /// Takes back the count of an update that did not happen, and state that began with it.
     fn undo(&mut self, trainable: &TrainableSet) {
         for id in trainable.ids() {
             if let Some(slot) = self.slots.get_mut(&id) {
                 slot.step -= 1;
             }
         }
+        self.slots.retain(|_, slot| slot.step > 0);
     }
 }
 
