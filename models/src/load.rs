@@ -259,12 +259,15 @@ pub fn load_some(parameters: &mut Parameters, path: &Path) -> Result<()> {
     })
 }
 
-/// A tensor's bytes as a checkpoint holds them: those in memory, where they are little-endian `f32` in order.
+/// A tensor's bytes as a checkpoint holds them: those in memory, where this machine has them as little-endian `f32`
+/// in order.
 ///
 /// # Errors
 /// A planned tensor.
 pub fn little_endian(tensor: &Tensor) -> Result<Cow<'_, [u8]>> {
-    if cfg!(target_endian = "little") && tensor.dtype() == DType::F32 && tensor.is_contiguous() {
+    let as_they_are =
+        cfg!(target_endian = "little") && tensor.dtype() == DType::F32 && tensor.is_contiguous();
+    if as_they_are && !tensor.is_on_device() {
         return Ok(Cow::Borrowed(bytemuck::cast_slice(tensor.slice::<f32>()?)));
     }
     Ok(Cow::Owned(tensor.to_bytes()?))
