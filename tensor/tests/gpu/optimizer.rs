@@ -95,34 +95,7 @@ fn steps(m: &Memory, dtype: DType, rule: impl Fn(u64) -> Rule, states: usize) ->
 #[test]
 #[ignore = "needs a GPU"]
 fn many_tensors_at_once() {
-    let nesterov = true;
-    let momentum = 0.0;
-    let rules: [(&str, &dyn Fn(u64) -> Rule, usize); 4] = [
-        ("AdamW", &|step| Rule::AdamW(AdamW { step, ..ADAMW }), 2),
-        (
-            "momentum",
-            &|step| {
-                let first_step = step == 1;
-                Rule::Sgd(Sgd { first_step, ..SGD })
-            },
-            1,
-        ),
-        (
-            "Nesterov",
-            &|step| {
-                let (first_step, dampening) = (step == 1, 0.1);
-                let with = Sgd { dampening, ..SGD };
-                Rule::Sgd(Sgd {
-                    first_step,
-                    nesterov,
-                    ..with
-                })
-            },
-            1,
-        ),
-        ("descent", &|_| Rule::Sgd(Sgd { momentum, ..SGD }), 0),
-    ];
-    for (name, rule, states) in rules {
+    let check = |name: &str, states: usize, rule: &dyn Fn(u64) -> Rule| {
         for dtype in [DType::F32, DType::Bf16] {
             let expected = steps(cpu(), dtype, rule, states);
             let found = steps(gpu(), dtype, rule, states);
@@ -136,7 +109,21 @@ fn many_tensors_at_once() {
                 assert_same("a second time", again, found);
             }
         }
-    }
+    };
+    check("AdamW", 2, &|step| Rule::AdamW(AdamW { step, ..ADAMW }));
+    let sgd = |step, momentum, dampening, nesterov| {
+        let first_step = step == 1;
+        Rule::Sgd(Sgd {
+            momentum,
+            dampening,
+            nesterov,
+            first_step,
+            ..SGD
+        })
+    };
+    check("momentum", 1, &|step| sgd(step, 0.9, 0.0, false));
+    check("Nesterov", 1, &|step| sgd(step, 0.9, 0.1, true));
+    check("descent", 0, &|step| sgd(step, 0.0, 0.0, false));
 }
 
 #[test]
