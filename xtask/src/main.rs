@@ -13,8 +13,8 @@ mod simulation;
 use std::path::Path;
 use std::process::ExitCode;
 
+use graft_kernels::cuda::SOURCES;
 use graft_kernels::cuda::nvrtc::Compiler;
-use graft_kernels::cuda::{SOURCES, Target};
 
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
@@ -49,8 +49,8 @@ fn ptx(names: &[String]) -> Result<(), Box<dyn std::error::Error>> {
     let (major, minor) = compiler.version();
     let to = Path::new(env!("CARGO_MANIFEST_DIR")).join("../kernels/src/cuda/ptx");
     for source in SOURCES {
-        for target in Target::ALL {
-            let current = source.ptx(target).starts_with(&source.stamp());
+        for &(target, ptx) in source.ptx {
+            let current = ptx.starts_with(&source.stamp());
             let wanted = names.iter().any(|n| n == source.name) || (names.is_empty() && !current);
             if !wanted {
                 continue;

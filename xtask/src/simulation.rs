@@ -28,12 +28,19 @@ pub fn build() -> Result<(), Box<dyn Error>> {
     let header = std::fs::read_to_string(cuda.join("simulation/device.hpp"))?;
     let mut objects: Vec<PathBuf> = Vec::new();
     for source in SOURCES {
+        let Some(ptx) = source.ptx(Target::Sm80) else {
+            continue; // for devices that it does not simulate
+        };
         let (unit, object) = (
             to.join(format!("{}.cpp", source.name)),
             to.join(format!("{}.o", source.name)),
         );
         // What it is made of stands in it: sources, headers, and what takes the compiler's place.
-        let text = format!("{}{}\n/* {header} */\n", source.stamp(), unit_of(source)?);
+        let text = format!(
+            "{}{}\n/* {header} */\n",
+            source.stamp(),
+            unit_of(source, ptx)?
+        );
         let current = std::fs::read_to_string(&unit).is_ok_and(|old| old == text);
         if !current || !object.exists() {
             std::fs::remove_file(&object).or_else(|e| match e.kind() {
@@ -58,13 +65,13 @@ pub fn build() -> Result<(), Box<dyn Error>> {
 }
 
 /// The source, and the registration of each of its kernels, whose names the PTX has.
-fn unit_of(source: &Source) -> Result<String, Box<dyn Error>> {
+fn unit_of(source: &Source, ptx: &str) -> Result<String, Box<dyn Error>> {
     let file = Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("../kernels/src")
         .join(format!("{}.cu", source.name))
         .canonicalize()?;
     let mut unit = format!("#include \"{}\"\n", file.display());
-    for line in source.ptx(Target::Sm80).lines() {
+    for line in ptx.lines() {
         if let Some(rest) = line.strip_prefix(".visible .entry ") {
             let name = rest.trim_end_matches(['(', ')']).trim();
             writeln!(unit, "REGISTER({name})")?;

@@ -49,44 +49,45 @@ pub struct Source {
     pub name: &'static str,
     /// Its text
     pub text: &'static str,
-    /// PTX for each of [`Target::ALL`]; empty before it is made for the first time
-    pub ptx: [&'static str; 3],
+    /// PTX for each target that it is written for, in rising order; empty before it is made for the
+    /// first time
+    pub ptx: &'static [(Target, &'static str)],
 }
 
 macro_rules! sources {
-    ($($name:literal),* $(,)?) => {
+    ($($name:literal for $($target:ident $architecture:literal)+;)*) => {
         /// Every source of kernels.
         pub const SOURCES: &[Source] = &[$(Source {
             name: $name,
             text: include_str!(concat!("../", $name, ".cu")),
-            ptx: [
-                include_str!(concat!("ptx/", $name, ".compute_70.ptx")),
-                include_str!(concat!("ptx/", $name, ".compute_80.ptx")),
-                include_str!(concat!("ptx/", $name, ".compute_90a.ptx")),
-            ],
+            ptx: &[$((
+                Target::$target,
+                include_str!(concat!("ptx/", $name, ".", $architecture, ".ptx")),
+            )),+],
         }),*];
     };
 }
 
+// What a later device can do better is a further target of the source, or a source for it alone.
 sources! {
-    "activation",
-    "binary",
-    "attention_backward",
-    "attention_cached",
-    "attention_forward",
-    "attention_simt",
-    "copy",
-    "dropout",
-    "norm",
-    "pool",
-    "rope",
-    "softcap",
-    "softmax",
-    "gemm",
-    "cross_entropy",
-    "index",
-    "optimizer",
-    "reduce",
+    "activation" for Sm70 "compute_70" Sm80 "compute_80";
+    "attention_backward" for Sm70 "compute_70" Sm80 "compute_80";
+    "attention_cached" for Sm70 "compute_70" Sm80 "compute_80";
+    "attention_forward" for Sm70 "compute_70" Sm80 "compute_80";
+    "attention_simt" for Sm70 "compute_70" Sm80 "compute_80";
+    "binary" for Sm70 "compute_70" Sm80 "compute_80";
+    "copy" for Sm70 "compute_70" Sm80 "compute_80";
+    "cross_entropy" for Sm70 "compute_70" Sm80 "compute_80";
+    "dropout" for Sm70 "compute_70" Sm80 "compute_80";
+    "gemm" for Sm70 "compute_70" Sm80 "compute_80";
+    "index" for Sm70 "compute_70" Sm80 "compute_80";
+    "norm" for Sm70 "compute_70" Sm80 "compute_80";
+    "optimizer" for Sm70 "compute_70" Sm80 "compute_80";
+    "pool" for Sm70 "compute_70" Sm80 "compute_80";
+    "reduce" for Sm70 "compute_70" Sm80 "compute_80";
+    "rope" for Sm70 "compute_70" Sm80 "compute_80";
+    "softcap" for Sm70 "compute_70" Sm80 "compute_80";
+    "softmax" for Sm70 "compute_70" Sm80 "compute_80";
 }
 
 /// The headers that sources include, by the name that they are included under.
@@ -106,9 +107,20 @@ impl Source {
         SOURCES.iter().find(|source| source.name == name)
     }
 
-    /// The PTX for a target.
-    pub fn ptx(&self, target: Target) -> &'static str {
-        self.ptx[target as usize]
+    /// The PTX for exactly this target.
+    pub fn ptx(&self, target: Target) -> Option<&'static str> {
+        let found = self.ptx.iter().find(|(of, _)| *of == target);
+        found.map(|(_, ptx)| *ptx)
+    }
+
+    /// The best target that a device of `target` runs.
+    fn best(&self, target: Target) -> Target {
+        let possible = self
+            .ptx
+            .iter()
+            .map(|(of, _)| *of)
+            .filter(|of| *of <= target);
+        possible.max().unwrap_or(target)
     }
 
     /// The PTX that a device of `target` is to run: what was committed, or, where the variable
@@ -117,8 +129,9 @@ impl Source {
     /// # Errors
     /// No compiler library, or a source that it refuses.
     pub fn code(&self, target: Target) -> Result<Cow<'static, str>> {
+        let target = self.best(target);
         match std::env::var_os("GRAFT_CUDA_COMPILE") {
-            None => Ok(self.ptx(target).into()),
+            None => Ok(self.ptx(target).unwrap_or_default().into()),
             Some(cache) => nvrtc::cached(Path::new(&cache), self, target).map(Cow::from),
         }
     }
@@ -148,14 +161,25 @@ mod tests {
     #[test]
     fn ptx_is_made_of_these_sources() {
         for source in SOURCES {
-            for target in Target::ALL {
+            for (target, ptx) in source.ptx {
                 assert!(
-                    source.ptx(target).starts_with(&source.stamp()),
-                    "{}.cu or a header changed since its PTX was made; run `cargo run -p xtask -- \
-                     ptx`",
+                    ptx.starts_with(&source.stamp()),
+                    "{}.cu or a header changed since its PTX for {target:?} was made; run `cargo \
+                     run -p xtask -- ptx`",
                     source.name
                 );
             }
         }
+    }
+
+    #[test]
+    fn a_device_runs_the_best_that_there_is() {
+        let copy = Source::find("copy").expect("copy.cu");
+        assert_eq!(copy.best(Target::Sm70), Target::Sm70);
+        assert_eq!(copy.best(Target::Sm90a), Target::Sm80);
+        assert_eq!(Target::of(9, 0), Some(Target::Sm90a));
+        assert_eq!(Target::of(12, 0), Some(Target::Sm80));
+        assert_eq!(Target::of(7, 5), Some(Target::Sm70));
+        assert_eq!(Target::of(6, 1), None);
     }
 }
