@@ -153,8 +153,10 @@ impl<'a> Loop<'a> {
                 let mut f = Forward::train(&model.parameters, set, seed, self.passes);
                 self.passes += 1;
                 let share = task.loss(&mut f, model, batch, targets)?;
-                loss += share.value().item()?;
+                let value = share.value().clone();
                 f.backward(share, &mut gradients)?;
+                // A GPU has all of its work by now, before this machine waits for it.
+                loss += value.item()?;
             }
             if !loss.is_finite() {
                 return Err(diverged(self.step + 1, format!("the loss is {loss}")));

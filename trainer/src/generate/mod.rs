@@ -9,6 +9,7 @@ mod stop;
 
 use graft_models::{CausalLm, DecodeStream, KvCache, TokenBatch};
 use graft_nn::Forward;
+use graft_tensor::Memory;
 use graft_tensor::ops::random::{Key, uniform};
 use serde::Serialize;
 
@@ -136,6 +137,7 @@ pub fn generate(
     let mut cache = KvCache::new(parameters, &model.config, prompts.len(), capacity)?;
     let mut done: Vec<Option<Generated>> = vec![None; prompts.len()];
     let mut new: Vec<Vec<i64>> = growing.iter().map(|g| widened(&g.ids)).collect();
+    let here = Memory::cpu(); // where tokens are drawn, wherever the model is
     while !growing.is_empty() {
         let batch = TokenBatch::of_ids(new.iter().map(Vec::as_slice));
         let mut f = Forward::evaluate(parameters);
@@ -148,7 +150,7 @@ pub fn generate(
         for (place, (mut text, row)) in growing.into_iter().zip(rows).enumerate() {
             let count = text.ids.len() - text.prompt_tokens;
             let key = Key::new(options.seed, count as u64, (first + text.number) as u64);
-            let random = uniform(f.memory(), key, &[1], 0.0, 1.0)?.item()?;
+            let random = uniform(&here, key, &[1], 0.0, 1.0)?.item()?;
             let token = options.sampling.choose(row, &known, &text.ids, random);
             let Some(token) = token else {
                 return Err(Error::config(
