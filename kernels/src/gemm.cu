@@ -31,24 +31,23 @@ __device__ __forceinline__ void read4(const T *x, int count, bool vector, float 
 // 4 sides of k t / 32 and t / 32 + 8.
 template <class T, bool ALONG_DEPTH> struct Strip {
     const T *x; // this thread's first element
-    i64 half;   // elements to its second half
+    int step;
     int sides;  // that exist from this thread's first on
     bool vector;
 
-    __device__ __forceinline__ void set(const void *base, i64 batch, i64 step, i64 side, i64 all,
+    __device__ __forceinline__ void set(const void *base, i64 batch, i64 step_, i64 side, i64 all,
                                         i64 begin) {
         int t = threadIdx.x;
         const T *matrix = (const T *)base + batch;
+        step = (int)step_;
         vector = (u64)matrix % (4 * sizeof(T)) == 0 && step % 4 == 0;
         int first = ALONG_DEPTH ? t / 4 : 4 * (t % 32);
         sides = (int)min((i64)SIDE, all - side) - first;
         side += first;
         if (ALONG_DEPTH) {
             x = matrix + side * step + begin + 4 * (t % 4);
-            half = 64 * step;
         } else {
             x = matrix + (begin + t / 32) * step + side;
-            half = 8 * step;
         }
     }
 
@@ -59,9 +58,9 @@ template <class T, bool ALONG_DEPTH> struct Strip {
         for (int h = 0; h < 2; h++) {
             int count = ALONG_DEPTH ? (64 * h < sides ? left - 4 * (t % 4) : 0)
                                     : (t / 32 + 8 * h < left ? sides : 0);
-            read4(x + h * half, count, vector, to + 4 * h);
+            read4(x + (i64)(ALONG_DEPTH ? 64 : 8) * h * step, count, vector, to + 4 * h);
         }
-        x += ALONG_DEPTH ? SLICE : 2 * half;
+        x += ALONG_DEPTH ? (i64)SLICE : (i64)SLICE * step;
     }
 
     // As [16 of k][128 sides]. Sides are exchanged in groups of 8 by k / 4: a warp that writes 16 k
@@ -122,7 +121,7 @@ template <class T, bool A_ALONG, bool B_ALONG> __device__ __forceinline__ void s
             for (int quarter = 0; quarter < 4; quarter++) {
                 const float *as = tile + quarter * 4 * SIDE + (4 * y ^ (quarter << 3));
                 const float *bs = tile + (SLICE + quarter * 4) * SIDE + (4 * x ^ (quarter << 3));
-#pragma unroll 2
+#pragma unroll 1
                 for (int i = 0; i < 4; i++) {
                     float left[8], right[8];
                     read_eight(as + i * SIDE, left);
@@ -154,7 +153,7 @@ template <class T, bool A_ALONG, bool B_ALONG> __device__ __forceinline__ void s
             *(float4 *)(pool + staged_at(row, 64 + 4 * x)) = make_float4(s[4], s[5], s[6], s[7]);
         }
         __syncthreads();
-        finish_staged(p, pool, 64, task.at, task.row + 64 * half, task.column);
+        finish_staged(p, pool, 64, task.at(p), task.row + 64 * half, task.column);
         __syncthreads();
     }
 }
@@ -317,7 +316,7 @@ template <bool A_ALONG, bool B_ALONG> __device__ __forceinline__ void tensor(con
         }
     }
     __syncthreads();
-    finish_staged(p, staged, SIDE, task.at, task.row, task.column);
+    finish_staged(p, staged, SIDE, task.at(p), task.row, task.column);
 }
 
 #define TENSOR(order, a, b)                                                                        \

@@ -34,6 +34,7 @@ mod simulation;
 mod slice;
 pub mod softcap;
 pub mod softmax;
+mod tensor_map;
 mod timer;
 
 pub use error::{Error, Result};

@@ -88,6 +88,25 @@ sources! {
     "rope" for Sm70 "compute_70" Sm80 "compute_80";
     "softcap" for Sm70 "compute_70" Sm80 "compute_80";
     "softmax" for Sm70 "compute_70" Sm80 "compute_80";
+    "activation",
+    "binary",
+    "attention_backward",
+    "attention_cached",
+    "attention_forward",
+    "attention_simt",
+    "copy",
+    "dropout",
+    "norm",
+    "pool",
+    "rope",
+    "softcap",
+    "softmax",
+    "gemm",
+    "gemm_hopper",
+    "cross_entropy",
+    "index",
+    "optimizer",
+    "reduce",
 }
 
 /// The headers that sources include, by the name that they are included under.
@@ -98,6 +117,7 @@ pub const HEADERS: &[(&str, &str)] = &[
     ("pack.cuh", include_str!("pack.cuh")),
     ("ptx.cuh", include_str!("ptx.cuh")),
     ("rows.cuh", include_str!("rows.cuh")),
+    ("hopper.cuh", include_str!("hopper.cuh")),
     ("product.cuh", include_str!("product.cuh")),
 ];
 

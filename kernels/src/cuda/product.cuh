@@ -2,7 +2,7 @@
 // tiles, and what happens to a sum on its way into C.
 #pragma once
 
-#include "common.cuh"
+#include "activation.cuh"
 
 // Products C_i (+)= A_i * B_i of one size, i below the number of batches. As launchers write it.
 //
@@ -18,23 +18,15 @@ struct Product {
     i64 a_step, b_step;
     i64 a_batch, b_batch, c_batch; // elements from one matrix to the next
     i64 splits, depth; // k is cut into `splits` ranges of `depth`, a multiple of every tile's
-    i64 activation;    // one of ACTIVATION, or 0
+    i64 activation;    // 1 + its number, or 0 for none
     i64 accumulate;    // whether the old C is added
     i64 wide;
 };
 
-enum { GELU = 1, GELU_TANH, RELU, TANH, SILU };
-
-// As activation.rs has them: through the tail of the normal distribution, not 1 - 1.
-__device__ __forceinline__ float activated(int kind, float x) {
-    switch (kind) {
-    case GELU: return x * normcdff(x);
-    case GELU_TANH: return x / (1 + expf(-x * fmaf(0.0713548162726f, x * x, 1.59576912161f)));
-    case RELU: return x < 0 ? 0 : x;
-    case TANH: return tanhf(x);
-    case SILU: return x / (1 + expf(-x));
-    default: return x;
-    }
+// The activation of `x` as it is stored.
+__device__ __forceinline__ float activated(const Product &p, float x) {
+    int kind = (int)p.activation - 1;
+    return p.wide ? activate<float>(kind, x) : activate<bf16>(kind, widen(to_bf16(x)));
 }
 
 // Four elements of C, or of what the activation was applied to, from element `at` on. `whole`: all
@@ -106,10 +98,7 @@ __device__ __forceinline__ void finish(const Product &p, i64 at, int count, bool
     if (p.pre) write_four(p.pre, wide, at, count, whole, x);
     if (p.activation) {
 #pragma unroll
-        for (int i = 0; i < 4; i++) {
-            // The activation of what backward will read.
-            x[i] = activated((int)p.activation, wide ? x[i] : widen(to_bf16(x[i])));
-        }
+        for (int i = 0; i < 4; i++) x[i] = activated(p, x[i]);
     }
     write_four(p.c, wide, at, count, whole, x);
 }
@@ -149,15 +138,15 @@ __device__ __noinline__ void finish_staged(const Product &p, const float *staged
 }
 
 struct Tile {
-    i64 row, column; // in tiles
+    int row, column; // in tiles
 };
 
 // Tile `index` of rows x columns tiles, in bands of 8 rows: blocks that run side by side then read
 // few rows of A and few columns of B.
-__device__ __forceinline__ Tile tile_at(i64 index, i64 rows, i64 columns) {
-    const i64 BAND = 8;
-    i64 first = index / (BAND * columns) * BAND, within = index % (BAND * columns);
-    i64 height = min(BAND, rows - first);
+__device__ __forceinline__ Tile tile_at(int index, int rows, int columns) {
+    const int BAND = 8;
+    int band = BAND * columns, first = index / band * BAND, within = index % band;
+    int height = min(BAND, rows - first);
     Tile tile;
     tile.row = first + within % height;
     tile.column = within / height;
@@ -166,24 +155,28 @@ __device__ __forceinline__ Tile tile_at(i64 index, i64 rows, i64 columns) {
 
 // What one block sums: a tile of one matrix over one range of k.
 struct Task {
-    i64 row, column; // first of the tile
-    i64 batch;
-    i64 begin;      // of k
-    int depth;      // of k from there on, at least 0
-    i64 at;         // where the matrix begins in C, which has one for each split
+    int row, column; // first of the tile
+    int batch, split;
+    int begin, depth; // of k; at least 0
+
+    // Where the matrix begins in C, which has one for each split.
+    __device__ __forceinline__ i64 at(const Product &p) const {
+        return batch * p.c_batch + split * p.m * p.n;
+    }
 };
 
+// There are fewer than 2^31 tasks, and rows, columns and k.
 template <int ROWS, int COLUMNS>
-__device__ __forceinline__ Task task_at(const Product &p, i64 index) {
-    i64 rows = (p.m + ROWS - 1) / ROWS, columns = (p.n + COLUMNS - 1) / COLUMNS;
-    i64 part = index / (rows * columns), split = part % p.splits;
-    Tile tile = tile_at(index % (rows * columns), rows, columns);
+__device__ __forceinline__ Task task_at(const Product &p, int index) {
+    int rows = ((int)p.m + ROWS - 1) / ROWS, columns = ((int)p.n + COLUMNS - 1) / COLUMNS;
+    int splits = (int)p.splits, part = index / (rows * columns);
+    Tile tile = tile_at(index - part * (rows * columns), rows, columns);
     Task task;
     task.row = tile.row * ROWS;
     task.column = tile.column * COLUMNS;
-    task.batch = part / p.splits;
-    task.begin = split * p.depth;
-    task.depth = (int)max((i64)0, min(p.k - task.begin, p.depth));
-    task.at = task.batch * p.c_batch + split * p.m * p.n;
+    task.batch = part / splits;
+    task.split = part % splits;
+    task.begin = task.split * (int)p.depth;
+    task.depth = max(0, min((int)p.k - task.begin, (int)p.depth));
     return task;
 }

@@ -150,7 +150,7 @@ pub(super) fn linear_as(
     let operands = operands(x.dtype());
     if let Some(on) = m.gpu() {
         let x = x.reshape(&[rows, inputs])?;
-        let products = products(operands, single(rows * outputs), &x, &weight, dtype);
+        let products = products(operands, single(rows * outputs), &x, &weight, dtype)?;
         let mut scratch = products_workspace(m, &products)?;
         on.run(|gpu| {
             let epilogue = cuda::gemm::Epilogue {
@@ -334,7 +334,7 @@ pub(super) fn matmul_as(
         c_stride: rows * columns,
     };
     if let Some(on) = mem.gpu() {
-        let products = products(operands, batch, &a, &b, dtype);
+        let products = products(operands, batch, &a, &b, dtype)?;
         let mut scratch = products_workspace(mem, &products)?;
         on.run(|gpu| {
             let (a, b) = (a.device_strided()?, b.device_strided()?);
@@ -371,7 +371,7 @@ fn products(
     a: &Tensor,
     b: &Tensor,
     dtype: DType,
-) -> cuda::gemm::Products {
+) -> Result<cuda::gemm::Products> {
     let layout = |x: &Tensor| {
         let rank = x.shape().rank();
         cuda::gemm::Layout {
@@ -383,13 +383,14 @@ fn products(
             aligned: x.begins_aligned(),
         }
     };
-    cuda::gemm::Products {
+    Ok(cuda::gemm::Products {
+        kernels: cuda::gemm::Kernels::asked_for()?,
         operands,
         batch,
         a: layout(a),
         b: layout(b),
         c: dtype.into(),
-    }
+    })
 }
 
 /// One product with a result of `count` elements.

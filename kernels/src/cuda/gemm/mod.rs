@@ -1,15 +1,16 @@
-//! Launchers of `gemm.cu`: matrix products with everything that [`crate::gemm`] does on their way
+//! Launchers of `gemm.cu` and `gemm_hopper.cu`: matrix products with everything that [`crate::gemm`] does on their way
 //! into C.
 //!
 //! f32 operands that are to be multiplied in bf16, and bf16 ones whose rows do not begin on 16-byte
 //! boundaries, are first copied to the workspace. So are matrices that are contiguous along neither
 //! dimension.
 
+mod hopper;
 mod plan;
 
-pub use plan::{Layout, Products};
+pub use plan::{Kernels, Layout, Products};
 
-use self::plan::{Operand, Plan, TILE};
+use self::plan::{Operand, Path, Plan, TILE};
 use super::launch::args;
 use super::{Gpu, Launch, Result, Scalar, Slice, SliceMut};
 use crate::activation::Activation;
@@ -31,7 +32,8 @@ const STAGES: usize = 4 * 2 * TILE * 32 * 2;
 /// `C = A·B`, or `C += A·B` if `accumulate`, then the epilogue, for each product of the batch.
 ///
 /// a, b: from the first element of the first matrix on. c: matrix i is the `[m, n]` at `i·c_stride`.
-/// workspace: at least [`Products::workspace`] bytes, of any type.
+/// workspace: at least [`Products::workspace`] bytes, of any type. Results begin on 16-byte
+/// boundaries.
 ///
 /// # Errors
 /// Element types other than f32 and bf16, a failed launch.
@@ -59,28 +61,7 @@ pub fn gemm(
     let room = workspace.address();
     let a = readable(gpu, &plan, &plan.a, a, room)?;
     let b = readable(gpu, &plan, &plan.b, b, room)?;
-    let order = match (plan.a.along_depth, plan.b.along_depth) {
-        (true, false) => 0,
-        (true, true) => 1,
-        (false, false) => 2,
-        (false, true) => 3,
-    };
-    let tensor_cores = plan.scalar == Scalar::Bf16 && target != super::Target::Sm70;
-    let name = match plan.scalar {
-        Scalar::Bf16 => [
-            "gemm_bf16_nn",
-            "gemm_bf16_nt",
-            "gemm_bf16_tn",
-            "gemm_bf16_tt",
-        ][order],
-        _ => ["gemm_f32_nn", "gemm_f32_nt", "gemm_f32_tn", "gemm_f32_tt"][order],
-    };
-    let tiles = plan.m.div_ceil(TILE) * plan.n.div_ceil(TILE);
-    let launch = match tensor_cores {
-        true => Launch::linear(tiles * plan.splits * batches, 128).with_shared(STAGES),
-        false => Launch::linear(tiles * plan.splits * batches, 256),
-    };
-    let whole = Whole {
+    let whole = Sums {
         c: c.address(),
         wide: c.scalar() == Scalar::F32,
         c_batch: products.batch.c_stride,
@@ -90,11 +71,10 @@ pub fn gemm(
         activation: epilogue.activation.map_or(0, number),
     };
     if plan.splits == 1 {
-        let product = whole.product(&plan, a, b);
-        return gpu.launch("gemm", name, launch, args![&product[..]]);
+        return multiply(gpu, &plan, batches, a, b, &whole);
     }
     let parts = room + plan.parts as u64;
-    let partial = Whole {
+    let partial = Sums {
         c: parts,
         wide: true,
         c_batch: plan.splits * plan.m * plan.n,
@@ -103,16 +83,49 @@ pub fn gemm(
         pre: 0,
         activation: 0,
     };
-    let product = partial.product(&plan, a, b);
-    gpu.launch("gemm", name, launch, args![&product[..]])?;
+    multiply(gpu, &plan, batches, a, b, &partial)?;
     let product = whole.product(&plan, a, b);
     let launch = Launch::cover(batches * plan.m * plan.n.div_ceil(4), 256, 1);
     let args = args![&product[..], parts, batches];
     gpu.launch("gemm", "gemm_sum_splits", launch, args)
 }
 
+/// Which of four kernels, by the order of both operands.
+fn order(plan: &Plan) -> usize {
+    match (plan.a.along_depth, plan.b.along_depth) {
+        (true, false) => 0,
+        (true, true) => 1,
+        (false, false) => 2,
+        (false, true) => 3,
+    }
+}
+
+/// Launches the products of a plan, whose operands are at `a` and `b`.
+fn multiply(gpu: &Gpu, plan: &Plan, batches: usize, a: u64, b: u64, sums: &Sums) -> Result<()> {
+    if let Path::Hopper { cluster } = plan.path {
+        return hopper::launch(gpu, plan, batches, cluster, a, b, sums);
+    }
+    let order = order(plan);
+    let name = match plan.scalar {
+        Scalar::Bf16 => [
+            "gemm_bf16_nn",
+            "gemm_bf16_nt",
+            "gemm_bf16_tn",
+            "gemm_bf16_tt",
+        ][order],
+        _ => ["gemm_f32_nn", "gemm_f32_nt", "gemm_f32_tn", "gemm_f32_tt"][order],
+    };
+    let blocks = plan.path.tiles(plan.m, plan.n) * plan.splits * batches;
+    let launch = match plan.path {
+        Path::Simple => Launch::linear(blocks, 256),
+        _ => Launch::linear(blocks, 128).with_shared(STAGES),
+    };
+    let product = sums.product(plan, a, b);
+    gpu.launch("gemm", name, launch, args![&product[..]])
+}
+
 /// Where the sums of a launch go, and what happens to them.
-struct Whole {
+struct Sums {
     c: u64,
     wide: bool,
     c_batch: usize,
@@ -122,7 +135,7 @@ struct Whole {
     activation: usize,
 }
 
-impl Whole {
+impl Sums {
     /// `Product` as `product.cuh` has it.
     fn product(&self, plan: &Plan, a: u64, b: u64) -> [u8; 144] {
         let words: [u64; 18] = [
@@ -241,6 +254,12 @@ fn check(
     }
     let single = batch.count <= 1 || epilogue.pre_activation.is_none();
     assert!(single, "gemm: a batch has no pre-activation");
+    let outputs = [
+        Some(c.address()),
+        epilogue.pre_activation.as_ref().map(SliceMut::address),
+    ];
+    let free = outputs.iter().flatten().all(|to| to.is_multiple_of(16));
+    assert!(free, "gemm: results begin on 16-byte boundaries");
     let have = workspace.as_slice().bytes();
     let need = plan.workspace;
     assert!(

@@ -22,9 +22,48 @@ pub struct Layout {
     pub aligned: bool,
 }
 
+/// Which kernels multiply, where they can.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash, Default)]
+pub enum Kernels {
+    /// The fastest for the device and the sizes
+    #[default]
+    Auto,
+    /// Those of `gemm.cu`, which every device has
+    General,
+    /// Warpgroups of Hopper, blocks by themselves
+    Hopper,
+    /// The same in pairs of blocks that share B
+    HopperPairs,
+}
+
+impl Kernels {
+    /// What the variable GRAFT_GEMM asks for: `auto` (as if there were none), `general`, `hopper`,
+    /// `hopper-pairs`.
+    ///
+    /// # Errors
+    /// Another value.
+    pub fn asked_for() -> Result<Kernels> {
+        let Some(name) = std::env::var_os("GRAFT_GEMM") else {
+            return Ok(Kernels::Auto);
+        };
+        match name.to_str() {
+            Some("auto") => Ok(Kernels::Auto),
+            Some("general") => Ok(Kernels::General),
+            Some("hopper") => Ok(Kernels::Hopper),
+            Some("hopper-pairs") => Ok(Kernels::HopperPairs),
+            _ => Err(Error::Unsupported {
+                kernel: "gemm",
+                what: format!("GRAFT_GEMM is {name:?}; use auto, general, hopper or hopper-pairs"),
+            }),
+        }
+    }
+}
+
 /// `batch.count` products of one size, without the elements.
 #[derive(Clone, Copy, Debug)]
 pub struct Products {
+    /// Which kernels multiply
+    pub kernels: Kernels,
     /// What the elements of A and B are rounded to
     pub operands: Operands,
     /// How the matrices follow each other
@@ -40,8 +79,10 @@ pub struct Products {
 /// Multiprocessors that the division of work reckons with, on every device, so that all that run the
 /// same kernels sum in the same order: those of an H100.
 const PROCESSORS: usize = 132;
-/// Rows and columns of C that a block sums.
+/// Rows and columns of C that a block of `gemm.cu` sums.
 pub(super) const TILE: usize = 128;
+/// The same of `gemm_hopper.cu`.
+pub(super) const HOPPER_TILE: [usize; 2] = [128, 192];
 /// What ranges of k are multiples of: of the depth of every kernel's stages.
 const DEPTH: usize = 64;
 /// Alignment of what lies in the workspace, in bytes.
@@ -72,9 +113,41 @@ pub(super) struct Operand {
     pub packed: Option<Packed>,
 }
 
+/// The kernels that were chosen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Path {
+    /// Without tensor cores
+    Simple,
+    /// `mma.sync`
+    TensorCores,
+    /// `wgmma`, with so many blocks in a cluster
+    Hopper { cluster: usize },
+}
+
+impl Path {
+    /// Rows and columns of C that a block, or a cluster, sums, and how many of them an H100 runs at
+    /// a time.
+    fn tile(self) -> ([usize; 2], usize) {
+        match self {
+            Path::Simple | Path::TensorCores => ([TILE; 2], 2 * PROCESSORS),
+            Path::Hopper { cluster } => {
+                let [rows, columns] = HOPPER_TILE;
+                ([rows * cluster, columns], PROCESSORS / cluster)
+            }
+        }
+    }
+
+    /// Number of tiles of C.
+    pub fn tiles(self, m: usize, n: usize) -> usize {
+        let [rows, columns] = self.tile().0;
+        m.div_ceil(rows) * n.div_ceil(columns)
+    }
+}
+
 /// Everything that is decided before a launch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Plan {
+    pub path: Path,
     pub m: usize,
     pub n: usize,
     pub k: usize,
@@ -114,7 +187,7 @@ impl Products {
     pub(super) fn plan(&self, target: Target) -> Result<Plan> {
         let (m, n, k) = (self.a.rows, self.b.cols, self.a.cols);
         assert_eq!(k, self.b.rows, "gemm: the inner sizes differ");
-        let most = i32::MAX as usize;
+        let most = i32::MAX as usize - 4 * TILE; // ends of tiles too
         assert!(m <= most && n <= most && k <= most, "gemm: {m} x {n} x {k}");
         let scalar = self.multiplied()?;
         let mut room = Room(0);
@@ -133,13 +206,15 @@ impl Products {
         let (a, b) = (&self.a, &self.b);
         let a = operand(a, a.row_stride, a.col_stride, m, self.batch.a_stride);
         let b = operand(b, b.col_stride, b.row_stride, n, self.batch.b_stride);
-        let tiles = m.div_ceil(TILE) * n.div_ceil(TILE) * self.batch.count;
-        let (splits, depth) = split(tiles, k, 2 * PROCESSORS);
+        let path = self.path(scalar, target, [&a, &b], [m, n, k]);
+        let tiles = path.tiles(m, n) * self.batch.count;
+        let (splits, depth) = split(tiles, k, path.tile().1);
         let parts = match splits {
             0 | 1 => room.0,
             _ => room.take(4 * self.batch.count * splits * m * n),
         };
         Ok(Plan {
+            path,
             m,
             n,
             k,
@@ -151,6 +226,50 @@ impl Products {
             parts,
             workspace: room.0,
         })
+    }
+
+    fn path(
+        &self,
+        scalar: Scalar,
+        target: Target,
+        operands: [&Operand; 2],
+        [m, n, k]: [usize; 3],
+    ) -> Path {
+        if scalar != Scalar::Bf16 || target == Target::Sm70 {
+            return Path::Simple;
+        }
+        // The copy engine reads rows that do not overlap, and writes ones that are multiples of 16
+        // bytes apart.
+        let whole = |count: usize| (count * self.c.size()).is_multiple_of(16);
+        let rows = [(operands[0], m), (operands[1], n)]
+            .iter()
+            .all(|(x, side)| {
+                let (inner, outer) = if x.along_depth {
+                    (k, *side)
+                } else {
+                    (*side, k)
+                };
+                outer == 1 || x.step >= inner
+            });
+        let apart = self.batch.count <= 1 || whole(self.batch.c_stride);
+        let possible = target == Target::Sm90a && k > 0 && rows && whole(n) && apart;
+        let hopper = |cluster| Path::Hopper { cluster };
+        match self.kernels {
+            _ if !possible => Path::TensorCores,
+            Kernels::General => Path::TensorCores,
+            Kernels::Hopper => hopper(1),
+            Kernels::HopperPairs => hopper(2),
+            Kernels::Auto => {
+                // Pairs load less, and may have more of their tiles outside of C.
+                let covered = |path: Path| {
+                    let [rows, columns] = path.tile().0;
+                    path.tiles(m, n) * rows * columns
+                };
+                let paths = [hopper(2), hopper(1)];
+                let best = paths.into_iter().min_by_key(|&path| covered(path));
+                best.unwrap_or(Path::TensorCores)
+            }
+        }
     }
 
     /// The type that is multiplied. Products of bf16 numbers are exact in f32, in which all sums
@@ -273,6 +392,7 @@ mod tests {
         };
         let c = Scalar::F32;
         Products {
+            kernels: Kernels::Auto,
             operands,
             batch,
             a,
@@ -290,7 +410,8 @@ mod tests {
                 let plan = products(a, b, Operands::AsStored)
                     .plan(Target::Sm80)
                     .unwrap();
-                assert_eq!((plan.workspace, plan.splits, plan.scalar), (0, 1, scalar));
+                assert_eq!((plan.workspace, plan.splits), (0, 1));
+                assert_eq!(plan.scalar, scalar);
                 assert_eq!(plan.a.along_depth, order & 1 == 0);
                 assert_eq!(plan.b.along_depth, order & 2 > 0);
             }
@@ -344,6 +465,31 @@ mod tests {
         let (splits, _) = split(36, 65536, 264);
         assert_eq!(splits, 7, "one wave of the gradient of a 768 x 768 weight");
         assert_eq!(split(512, 768, 264).0, 1);
+    }
+
+    #[test]
+    fn kernels_are_chosen_by_sizes_and_alignment() {
+        let path = |m, n, k, target, kernels| {
+            let a = layout(Scalar::Bf16, m, k, false);
+            let b = layout(Scalar::Bf16, k, n, false);
+            let mut products = products(a, b, Operands::Bf16);
+            (products.c, products.kernels) = (Scalar::Bf16, kernels);
+            products.plan(target).unwrap().path
+        };
+        let auto = |m, n, k| path(m, n, k, Target::Sm90a, Kernels::Auto);
+        assert_eq!(auto(4096, 768, 768), Path::Hopper { cluster: 2 });
+        assert_eq!(auto(128, 768, 768), Path::Hopper { cluster: 1 });
+        // C's rows, 2 * 1105 bytes, are no multiples of 16 bytes; those of A and B can be copied.
+        assert_eq!(auto(4096, 1105, 768), Path::TensorCores);
+        assert_eq!(auto(4096, 768, 1105), Path::Hopper { cluster: 2 });
+        assert_eq!(auto(4096, 768, 0), Path::TensorCores);
+        let large = |target, kernels| path(4096, 768, 768, target, kernels);
+        let general = Kernels::General;
+        assert_eq!(large(Target::Sm90a, general), Path::TensorCores);
+        assert_eq!(large(Target::Sm80, Kernels::Hopper), Path::TensorCores);
+        assert_eq!(large(Target::Sm70, Kernels::Auto), Path::Simple);
+        let alone = Path::Hopper { cluster: 1 };
+        assert_eq!(large(Target::Sm90a, Kernels::Hopper), alone);
     }
 
     #[test]
