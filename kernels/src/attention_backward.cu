@@ -3,7 +3,7 @@
 // that see them, of each head of the group in turn, for the gradients of keys and values;
 // `attention_queries` takes the queries of a block and runs over the keys that they see. Both
 // compute the scores again, from the log-sum-exp that the forward pass kept.
-#include "attention.cuh"
+#include "attention_tensor.cuh"
 
 // dots[head, token] = the sum over the head's dimensions of out * dout; a warp each.
 template <class T>
@@ -46,15 +46,15 @@ __device__ __forceinline__ void gradient(const Attention &p, float &s, float &dp
     dp = weight * fmaf(dp, grow, -dot) * slope;
 }
 
-// The gradients of 16 M keys and values to a warp.
+// The gradients of a block of keys and values.
 // DK, DV: which sums are kept: both need more registers than there are where D is 256.
-template <int D, int M, int WARPS, int QUERIES, bool DK, bool DV>
+template <class E, int QUERIES, bool DK, bool DV>
 __device__ __forceinline__ void gradient_of_keys(const bf16 *q, const bf16 *k, const bf16 *v,
                                                  i64 q_stride, i64 k_stride, i64 v_stride,
                                                  const i64 *offsets, const bf16 *dout,
                                                  const float *lse, const float *dots, bf16 *dk,
                                                  bf16 *dv, i64 tokens, const Attention &p) {
-    constexpr int KEYS = 16 * M * WARPS, THREADS = 32 * WARPS, N = QUERIES / 8;
+    constexpr int D = E::D, M = E::M, KEYS = E::ROWS, UNIT = E::UNIT, N = QUERIES / 8;
     DYNAMIC_SHARED(shared);
     bf16 *keys = (bf16 *)shared;               // [KEYS, D]
     bf16 *values = keys + KEYS * D;            // [KEYS, D]
@@ -79,12 +79,12 @@ __device__ __forceinline__ void gradient_of_keys(const bf16 *q, const bf16 *k, c
 
     auto load = [&](int step, int stage) {
         int head = step / steps, query = from + step % steps * QUERIES;
-        load_tile<D, QUERIES, THREADS>(queries + stage * QUERIES * D, q + (i64)head * p.dims,
+        load_tile<E, QUERIES>(queries + stage * QUERIES * D, q + (i64)head * p.dims,
                                        q_stride, query, len, p.dims);
-        load_tile<D, QUERIES, THREADS>(douts + stage * QUERIES * D, dout + (i64)head * p.dims,
+        load_tile<E, QUERIES>(douts + stage * QUERIES * D, dout + (i64)head * p.dims,
                                        width, query, len, p.dims);
         // Rows beyond the end are zeros: they add nothing, whatever their weights are.
-        for (int i = threadIdx.x; i < 2 * QUERIES; i += THREADS) {
+        for (int i = threadIdx.x; i < 2 * QUERIES; i += E::THREADS) {
             int n = i % QUERIES;
             const float *x = (i < QUERIES ? lse : dots) + head * tokens;
             bool valid = query + n < len;
@@ -92,62 +92,80 @@ __device__ __forceinline__ void gradient_of_keys(const bf16 *q, const bf16 *k, c
         }
         cp_async_commit();
     };
-    load_tile<D, KEYS, THREADS>(keys, k, k_stride, first, len, p.dims);
-    load_tile<D, KEYS, THREADS>(values, v, v_stride, first, len, p.dims);
+    load_tile<E, KEYS>(keys, k, k_stride, first, len, p.dims);
+    load_tile<E, KEYS>(values, v, v_stride, first, len, p.dims);
     load(0, 0);
 
-    int warp = threadIdx.x / 32, g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
-    int row = 16 * M * warp, key = first + row; // of the warp
+    int g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
+    int key = first + E::row(), unit = first + E::unit();
     float c = exponent(p);
     bool plain = p.cap == 0 && p.keep == 0;
     float dks[DK ? M : 1][D / 8][4], dvs[DV ? M : 1][D / 8][4];
-#pragma unroll
-    for (int m = 0; m < M; m++)
-#pragma unroll
-        for (int n = 0; n < D / 8; n++)
-#pragma unroll
-            for (int e = 0; e < 4; e++) {
-                if (DK) dks[m][n][e] = 0;
-                if (DV) dvs[m][n][e] = 0;
-            }
+    clear(dks);
+    clear(dvs);
 
     for (int step = 0; step < total; step++) {
         int stage = step & 1, head = here.head * p.group + step / steps;
         int query = from + step % steps * QUERIES;
         cp_async_wait<0>();
+        E::see_copies();
         __syncthreads(); // this step's rows are there, and nobody reads the ones before any more
         if (step + 1 < total) load(step + 1, stage ^ 1);
-        if (none_visible(p, query, QUERIES, key, 16 * M, len)) continue;
+        if (none_visible(p, query, QUERIES, unit, UNIT, len)) continue;
         const bf16 *these = queries + stage * QUERIES * D, *grads = douts + stage * QUERIES * D;
         const float *row_lse = rows + stage * 2 * QUERIES, *row_dots = row_lse + QUERIES;
+        // While few registers are taken.
+        u64 bits[M];
+#pragma unroll
+        for (int m = 0; m < M; m++)
+            bits[m] = p.keep > 0 ? kept_of_keys<N>(p, (u32)start + query, key + 16 * m, head) : ~0ull;
         float s[M][N][4], dp[M][N][4];
-        scores<D>(s, keys, row, these);
-        if (DK) scores<D>(dp, values, row, grads);
+        E::scores(s, keys, these);
+        E::commit();
+        if constexpr (DK) {
+            E::scores(dp, values, grads);
+            E::commit();
+        }
         if (plain) {
-            if (!all_visible(p, query, QUERIES, key, 16 * M, len))
-                hide_by_key(p, s, query, key, len);
+            E::template wait<DK>(s);
+            if (!all_visible(p, query, QUERIES, unit, UNIT, len)) hide_by_key(p, s, query, key, len);
 #pragma unroll
             for (int n = 0; n < N; n++)
 #pragma unroll
                 for (int e = 0; e < 2; e++) {
                     float lse2 = row_lse[8 * n + 2 * t + e] * LOG2_E;
-                    float dot = row_dots[8 * n + 2 * t + e];
 #pragma unroll
                     for (int m = 0; m < M; m++)
 #pragma unroll
-                        for (int i = e; i < 4; i += 2) {
+                        for (int i = e; i < 4; i += 2)
                             s[m][n][i] = exp2_near(fmaf(s[m][n][i], c, -lse2));
-                            if (DK) dp[m][n][i] = s[m][n][i] * (dp[m][n][i] - dot);
-                        }
                 }
-        } else {
-#pragma unroll
-            for (int m = 0; m < M; m++) {
-                u32 bits = ~0u;
-                if (p.keep > 0)
-                    bits = kept_of_keys<N>(p, (u32)start + query, key + 16 * m, head);
+            if constexpr (DV) {
+                E::accumulate(dvs, s, grads);
+                E::commit();
+            }
+            if constexpr (DK) {
+                E::template wait<DV>(dp);
 #pragma unroll
                 for (int n = 0; n < N; n++)
+#pragma unroll
+                    for (int e = 0; e < 2; e++) {
+                        float dot = row_dots[8 * n + 2 * t + e];
+#pragma unroll
+                        for (int m = 0; m < M; m++)
+#pragma unroll
+                            for (int i = e; i < 4; i += 2)
+                                dp[m][n][i] = s[m][n][i] * (dp[m][n][i] - dot);
+                    }
+            }
+        } else {
+            E::template wait<0>(s);
+            if constexpr (DK) E::template wait<0>(dp);
+#pragma unroll
+            for (int m = 0; m < M; m++) {
+#pragma unroll
+                for (int n = 0; n < N; n++) {
+                    keep_order(); // or the numbers of all columns are loaded first
 #pragma unroll
                     for (int e = 0; e < 4; e++) {
                         int j = key + 16 * m + g + e / 2 * 8, column = 8 * n + 2 * t + e % 2;
@@ -155,45 +173,60 @@ __device__ __forceinline__ void gradient_of_keys(const bf16 *q, const bf16 *k, c
                         float none = 0;
                         gradient(p, s[m][n][e], DK ? dp[m][n][e] : none,
                                  row_lse[column] * LOG2_E, row_dots[column], seen,
-                                 bits >> (4 * n + e) & 1);
+                                 bits[m] >> (4 * n + e) & 1);
                     }
+                }
+            }
+            if constexpr (DV) {
+                E::accumulate(dvs, s, grads);
+                E::commit();
             }
         }
-        if constexpr (DV) accumulate<D>(dvs, s, grads);
-        if constexpr (DK) accumulate<D>(dks, dp, these);
+        if constexpr (DK) {
+            E::accumulate(dks, dp, these);
+            E::commit();
+            E::template wait<0>(dks);
+        }
+        if constexpr (DV) E::template wait<0>(dvs);
     }
     i64 to = start * kv_width + (i64)here.head * p.dims;
     if constexpr (DK)
-        if (dk) store<D>(dks, p.scale, dk + to, kv_width, key, len, p.dims);
+        if (dk) store(dks, p.scale, dk + to, kv_width, key, len, p.dims);
     if constexpr (DV)
-        if (dv) store<D>(dvs, 1, dv + to, kv_width, key, len, p.dims);
+        if (dv) store(dvs, 1, dv + to, kv_width, key, len, p.dims);
 }
 
-#define KEYS(name, D, M, WARPS, QUERIES, DK, DV, BLOCKS)                                            \
-    EXPORT __launch_bounds__(32 * WARPS, BLOCKS) attention_keys_##name(                             \
+#define KEYS(name, E, QUERIES, DK, DV, BLOCKS)                                                      \
+    EXPORT __launch_bounds__(E::THREADS, BLOCKS) attention_keys_##name(                             \
         const bf16 *q, const bf16 *k, const bf16 *v, i64 q_stride, i64 k_stride, i64 v_stride,      \
         const i64 *offsets, const bf16 *dout, const float *lse, const float *dots, bf16 *dk,        \
         bf16 *dv, i64 tokens, Attention p) {                                                        \
-        gradient_of_keys<D, M, WARPS, QUERIES, DK, DV>(q, k, v, q_stride, k_stride, v_stride,       \
-                                                       offsets, dout, lse, dots, dk, dv, tokens,    \
-                                                       p);                                          \
+        gradient_of_keys<E, QUERIES, DK, DV>(q, k, v, q_stride, k_stride, v_stride, offsets, dout,  \
+                                             lse, dots, dk, dv, tokens, p);                         \
     }
-KEYS(64, 64, 2, 4, 32, true, true, 2)
-KEYS(128, 128, 1, 8, 32, true, true, 1)
-KEYS(256_dk, 256, 1, 4, 16, true, false, 1)
-KEYS(256_dv, 256, 1, 4, 16, false, true, 1)
+#ifdef WARPGROUPS
+typedef Groups<64, 2> Keys64;
+typedef Groups<128, 2> Keys128;
+KEYS(64, Keys64, 64, true, true, 1)
+KEYS(128, Keys128, 64, true, true, 1)
+#else
+typedef Warps<64, 2, 4> Keys64;
+typedef Warps<128, 1, 8> Keys128;
+KEYS(64, Keys64, 32, true, true, 2)
+KEYS(128, Keys128, 32, true, true, 1)
+#endif
+typedef Warps<256, 1, 4> Keys256;
+KEYS(256_dk, Keys256, 16, true, false, 1)
+KEYS(256_dv, Keys256, 16, false, true, 1)
 
-#define WARPS 4
-#define THREADS (32 * WARPS)
-
-// The gradients of 16 M queries to a warp.
-template <int D, int M, int KEYS>
+// The gradients of a block of queries.
+template <class E, int KEYS>
 __device__ __forceinline__ void gradient_of_queries(const bf16 *q, const bf16 *k, const bf16 *v,
                                                     i64 q_stride, i64 k_stride, i64 v_stride,
                                                     const i64 *offsets, const bf16 *dout,
                                                     const float *lse, const float *dots, bf16 *dq,
                                                     i64 tokens, const Attention &p) {
-    constexpr int QUERIES = 16 * M * WARPS, N = KEYS / 8;
+    constexpr int D = E::D, M = E::M, QUERIES = E::ROWS, UNIT = E::UNIT, N = KEYS / 8;
     DYNAMIC_SHARED(shared);
     bf16 *own = (bf16 *)shared;          // [QUERIES, D]
     bf16 *grads = own + QUERIES * D;     // [QUERIES, D]
@@ -212,26 +245,23 @@ __device__ __forceinline__ void gradient_of_queries(const bf16 *q, const bf16 *k
     Span seen = keys_of(p, first, min(first + QUERIES, len), len);
 
     auto load = [&](int block, int stage) {
-        load_tile<D, KEYS, THREADS>(keys + stage * KEYS * D, k, k_stride, block, len, p.dims);
-        load_tile<D, KEYS, THREADS>(values + stage * KEYS * D, v, v_stride, block, len, p.dims);
+        load_tile<E, KEYS>(keys + stage * KEYS * D, k, k_stride, block, len, p.dims);
+        load_tile<E, KEYS>(values + stage * KEYS * D, v, v_stride, block, len, p.dims);
         cp_async_commit();
     };
     int block = seen.from / KEYS * KEYS;
-    load_tile<D, QUERIES, THREADS>(own, q, q_stride, first, len, p.dims);
-    load_tile<D, QUERIES, THREADS>(grads, dout, width, first, len, p.dims);
+    load_tile<E, QUERIES>(own, q, q_stride, first, len, p.dims);
+    load_tile<E, QUERIES>(grads, dout, width, first, len, p.dims);
     load(block, 0);
 
-    int warp = threadIdx.x / 32, g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
-    int row = 16 * M * warp, query = first + row; // of the warp
+    int g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
+    int query = first + E::row(), unit = first + E::unit();
     float c = exponent(p);
     bool plain = p.cap == 0 && p.keep == 0;
     float sums[M][D / 8][4], lse2[M][2], dot[M][2];
+    clear(sums);
 #pragma unroll
-    for (int m = 0; m < M; m++) {
-#pragma unroll
-        for (int n = 0; n < D / 8; n++)
-#pragma unroll
-            for (int e = 0; e < 4; e++) sums[m][n][e] = 0;
+    for (int m = 0; m < M; m++)
 #pragma unroll
         for (int r = 0; r < 2; r++) {
             int i = query + 16 * m + 8 * r + g;
@@ -239,58 +269,84 @@ __device__ __forceinline__ void gradient_of_queries(const bf16 *q, const bf16 *k
             lse2[m][r] = i < len ? lse[at] * LOG2_E : 0;
             dot[m][r] = i < len ? dots[at] : 0;
         }
-    }
 
     for (int stage = 0; block < seen.to; block += KEYS, stage ^= 1) {
         cp_async_wait<0>();
+        E::see_copies();
         __syncthreads();
         if (block + KEYS < seen.to) load(block + KEYS, stage ^ 1);
-        if (none_visible(p, query, 16 * M, block, KEYS, len)) continue;
+        if (none_visible(p, unit, UNIT, block, KEYS, len)) continue;
+        u64 bits[M];
+#pragma unroll
+        for (int m = 0; m < M; m++)
+            bits[m] = p.keep > 0 ? kept_of_queries<N>(p, (u32)start + query + 16 * m, block, here.head)
+                                 : ~0ull;
         float s[M][N][4], dp[M][N][4];
-        scores<D>(s, own, row, keys + stage * KEYS * D);
-        scores<D>(dp, grads, row, values + stage * KEYS * D);
+        E::scores(s, own, keys + stage * KEYS * D);
+        E::commit();
+        E::scores(dp, grads, values + stage * KEYS * D);
+        E::commit();
         if (plain) {
-            if (!all_visible(p, query, 16 * M, block, KEYS, len)) hide(p, s, query, block, len);
+            E::template wait<1>(s);
+            if (!all_visible(p, unit, UNIT, block, KEYS, len)) hide(p, s, query, block, len);
 #pragma unroll
             for (int m = 0; m < M; m++)
 #pragma unroll
                 for (int n = 0; n < N; n++)
 #pragma unroll
                     for (int e = 0; e < 4; e++)
-                        dp[m][n][e] = exp2_near(fmaf(s[m][n][e], c, -lse2[m][e / 2])) *
-                                      (dp[m][n][e] - dot[m][e / 2]);
+                        s[m][n][e] = exp2_near(fmaf(s[m][n][e], c, -lse2[m][e / 2]));
+            E::template wait<0>(dp);
+#pragma unroll
+            for (int m = 0; m < M; m++)
+#pragma unroll
+                for (int n = 0; n < N; n++)
+#pragma unroll
+                    for (int e = 0; e < 4; e++)
+                        dp[m][n][e] = s[m][n][e] * (dp[m][n][e] - dot[m][e / 2]);
         } else {
+            E::template wait<0>(s);
+            E::template wait<0>(dp);
 #pragma unroll
             for (int m = 0; m < M; m++) {
-                u32 bits = ~0u;
-                if (p.keep > 0)
-                    bits = kept_of_queries<N>(p, (u32)start + query + 16 * m, block, here.head);
 #pragma unroll
                 for (int n = 0; n < N; n++)
 #pragma unroll
                     for (int e = 0; e < 4; e++) {
                         int i = query + 16 * m + g + e / 2 * 8, j = block + 8 * n + 2 * t + e % 2;
                         gradient(p, s[m][n][e], dp[m][n][e], lse2[m][e / 2], dot[m][e / 2],
-                                 visible(p, i, j, len), bits >> (4 * n + e) & 1);
+                                 visible(p, i, j, len), bits[m] >> (4 * n + e) & 1);
                     }
             }
         }
-        accumulate<D>(sums, dp, keys + stage * KEYS * D);
+        E::accumulate(sums, dp, keys + stage * KEYS * D);
+        E::commit();
+        E::template wait<0>(sums);
     }
-    store<D>(sums, p.scale, dq + start * width + (i64)here.head * p.dims, width, query, len,
+    store(sums, p.scale, dq + start * width + (i64)here.head * p.dims, width, query, len,
              p.dims);
 }
 
-#define QUERIES(D, M, KEYS, BLOCKS)                                                                 \
-    EXPORT __launch_bounds__(THREADS, BLOCKS) attention_queries_##D(                                \
+#define QUERIES(D, E, KEYS, BLOCKS)                                                                 \
+    EXPORT __launch_bounds__(E::THREADS, BLOCKS) attention_queries_##D(                             \
         const bf16 *q, const bf16 *k, const bf16 *v, i64 q_stride, i64 k_stride, i64 v_stride,      \
         const i64 *offsets, const bf16 *dout, const float *lse, const float *dots, bf16 *dq,        \
         i64 tokens, Attention p) {                                                                  \
-        gradient_of_queries<D, M, KEYS>(q, k, v, q_stride, k_stride, v_stride, offsets, dout, lse,  \
-                                        dots, dq, tokens, p);                                       \
+        gradient_of_queries<E, KEYS>(q, k, v, q_stride, k_stride, v_stride, offsets, dout, lse,     \
+                                     dots, dq, tokens, p);                                          \
     }
-QUERIES(64, 2, 32, 2)
-QUERIES(128, 1, 64, 2)
-QUERIES(256, 1, 16, 1)
+#ifdef WARPGROUPS
+typedef Groups<64, 2> Queries64;
+typedef Groups<128, 2> Queries128;
+QUERIES(64, Queries64, 64, 1)
+QUERIES(128, Queries128, 64, 1)
+#else
+typedef Warps<64, 2, 4> Queries64;
+typedef Warps<128, 1, 4> Queries128;
+QUERIES(64, Queries64, 32, 2)
+QUERIES(128, Queries128, 64, 2)
+#endif
+typedef Warps<256, 1, 4> Queries256;
+QUERIES(256, Queries256, 16, 1)
 
 #endif

@@ -1,24 +1,21 @@
 // The forward pass of attention on tensor cores: bf16 in and out, products and sums in f32. Online
-// softmax after Milakov and Gimelshein (2018), blocks after Dao (2023): a block of threads has 64 M
-// queries of one head, 16 M of them to a warp, whose scores, weights and sums stay in registers;
-// keys and values pass through two stages of shared memory.
-#include "attention.cuh"
+// softmax after Milakov and Gimelshein (2018), blocks after Dao (2023): a block of threads has some
+// queries of one head, whose scores, weights and sums stay in registers; keys and values pass through
+// two stages of shared memory.
+#include "attention_tensor.cuh"
 
 #ifdef TENSOR_CORES
 
-#define WARPS 4
-#define THREADS (32 * WARPS)
-
-template <int D, int M, int KEYS>
+template <class E, int KEYS>
 __device__ __forceinline__ void forward(const bf16 *q, const bf16 *k, const bf16 *v, i64 q_stride,
                                         i64 k_stride, i64 v_stride, const i64 *offsets,
                                         const i64 *starts, const i64 *lengths, bf16 *out,
                                         float *lse, i64 tokens, const Attention &p) {
-    constexpr int QUERIES = 16 * M * WARPS;
+    constexpr int D = E::D, M = E::M, QUERIES = E::ROWS, UNIT = E::UNIT;
     DYNAMIC_SHARED(shared);
-    bf16 *own = (bf16 *)shared;            // [QUERIES, D]
-    bf16 *keys = own + QUERIES * D;        // [2, KEYS, D]
-    bf16 *values = keys + 2 * KEYS * D;    // [2, KEYS, D]
+    bf16 *queries = (bf16 *)shared;         // [QUERIES, D]
+    bf16 *keys = queries + QUERIES * D;     // [2, KEYS, D]
+    bf16 *values = keys + 2 * KEYS * D;     // [2, KEYS, D]
 
     Place here = place(p, offsets, p.heads);
     int len = here.len;
@@ -32,35 +29,40 @@ __device__ __forceinline__ void forward(const bf16 *q, const bf16 *k, const bf16
     Span seen = keys_of(p, first + kept.shift, min(first + QUERIES, len) + kept.shift, kept.len);
 
     auto load = [&](int block, int stage) {
-        load_tile<D, KEYS, THREADS>(keys + stage * KEYS * D, k, k_stride, block, kept.len, p.dims);
-        load_tile<D, KEYS, THREADS>(values + stage * KEYS * D, v, v_stride, block, kept.len, p.dims);
+        load_tile<E, KEYS>(keys + stage * KEYS * D, k, k_stride, block, kept.len, p.dims);
+        load_tile<E, KEYS>(values + stage * KEYS * D, v, v_stride, block, kept.len, p.dims);
         cp_async_commit();
     };
     int block = seen.from / KEYS * KEYS;
-    load_tile<D, QUERIES, THREADS>(own, q, q_stride, first, len, p.dims);
+    load_tile<E, QUERIES>(queries, q, q_stride, first, len, p.dims);
+    cp_async_commit();
     load(block, 0);
 
-    int warp = threadIdx.x / 32, g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
-    int row = 16 * M * warp, query = first + row, position = query + kept.shift; // of the warp
+    int g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
+    int query = first + E::row(), position = query + kept.shift;
+    int unit = first + E::unit() + kept.shift;
     float c = exponent(p);
     float sums[M][D / 8][4], most[M][2], total[M][2];
+    clear(sums);
 #pragma unroll
-    for (int m = 0; m < M; m++) {
-#pragma unroll
-        for (int n = 0; n < D / 8; n++)
-#pragma unroll
-            for (int e = 0; e < 4; e++) sums[m][n][e] = 0;
+    for (int m = 0; m < M; m++)
 #pragma unroll
         for (int r = 0; r < 2; r++) most[m][r] = -INFINITE, total[m][r] = 0;
-    }
+    cp_async_wait<1>();
+    __syncthreads();
+    typename E::Own own;
+    own.load(queries);
 
     for (int stage = 0; block < seen.to; block += KEYS, stage ^= 1) {
         cp_async_wait<0>();
+        E::see_copies();
         __syncthreads(); // this block is there, and nobody reads the one before any more
         if (block + KEYS < seen.to) load(block + KEYS, stage ^ 1);
-        if (none_visible(p, position, 16 * M, block, KEYS, kept.len)) continue;
+        if (none_visible(p, unit, UNIT, block, KEYS, kept.len)) continue;
         float s[M][KEYS / 8][4];
-        scores<D>(s, own, row, keys + stage * KEYS * D);
+        E::scores(s, own, keys + stage * KEYS * D);
+        E::commit();
+        E::template wait<0>(s);
         if (p.cap > 0) {
             float inside = inside_cap(p);
 #pragma unroll
@@ -70,7 +72,7 @@ __device__ __forceinline__ void forward(const bf16 *q, const bf16 *k, const bf16
 #pragma unroll
                     for (int e = 0; e < 4; e++) s[m][n][e] = tanh_near(s[m][n][e] * inside);
         }
-        if (!all_visible(p, position, 16 * M, block, KEYS, kept.len))
+        if (!all_visible(p, unit, UNIT, block, KEYS, kept.len))
             hide(p, s, position, block, kept.len);
 #pragma unroll
         for (int m = 0; m < M; m++)
@@ -105,7 +107,7 @@ __device__ __forceinline__ void forward(const bf16 *q, const bf16 *k, const bf16
 #pragma unroll
             for (int m = 0; m < M; m++) {
                 u32 token = (u32)here.start + query + 16 * m;
-                u32 bits = kept_of_queries<KEYS / 8>(p, token, block, here.head);
+                u64 bits = kept_of_queries<KEYS / 8>(p, token, block, here.head);
 #pragma unroll
                 for (int n = 0; n < KEYS / 8; n++)
 #pragma unroll
@@ -113,7 +115,9 @@ __device__ __forceinline__ void forward(const bf16 *q, const bf16 *k, const bf16
                         if (!(bits >> (4 * n + e) & 1)) s[m][n][e] = 0;
             }
         }
-        accumulate<D>(sums, s, values + stage * KEYS * D);
+        E::accumulate(sums, s, values + stage * KEYS * D);
+        E::commit();
+        E::template wait<0>(sums);
     }
 
     // Each row's sum is spread over four lanes.
@@ -135,19 +139,29 @@ __device__ __forceinline__ void forward(const bf16 *q, const bf16 *k, const bf16
                 lse[here.head * tokens + here.start + i] = most[m][r] * c * LN_2 + logf(sum);
         }
     i64 width = (i64)p.heads * p.dims;
-    store<D>(sums, 1, out + here.start * width + (i64)here.head * p.dims, width, query, len, p.dims);
+    store(sums, 1, out + here.start * width + (i64)here.head * p.dims, width, query, len, p.dims);
 }
 
-#define FORWARD(D, M, KEYS, BLOCKS)                                                                 \
-    EXPORT __launch_bounds__(THREADS, BLOCKS)                                                       \
+#define FORWARD(D, E, KEYS, BLOCKS)                                                                 \
+    EXPORT __launch_bounds__(E::THREADS, BLOCKS)                                                    \
         attention_##D(const bf16 *q, const bf16 *k, const bf16 *v, i64 q_stride, i64 k_stride,      \
                       i64 v_stride, const i64 *offsets, const i64 *starts, const i64 *lengths,      \
                       bf16 *out, float *lse, i64 tokens, Attention p) {                             \
-        forward<D, M, KEYS>(q, k, v, q_stride, k_stride, v_stride, offsets, starts, lengths, out,   \
-                            lse, tokens, p);                                                        \
+        forward<E, KEYS>(q, k, v, q_stride, k_stride, v_stride, offsets, starts, lengths, out, lse, \
+                         tokens, p);                                                                \
     }
-FORWARD(64, 2, 64, 2)
-FORWARD(128, 2, 64, 2)
-FORWARD(256, 1, 32, 1)
+#ifdef WARPGROUPS
+typedef Groups<64, 2> Forward64;
+typedef Groups<128, 2> Forward128;
+FORWARD(64, Forward64, 64, 2)
+FORWARD(128, Forward128, 128, 1)
+#else
+typedef Warps<64, 2, 4> Forward64;
+typedef Warps<128, 2, 4> Forward128;
+FORWARD(64, Forward64, 64, 2)
+FORWARD(128, Forward128, 64, 2)
+#endif
+typedef Warps<256, 1, 4> Forward256;
+FORWARD(256, Forward256, 32, 1)
 
 #endif

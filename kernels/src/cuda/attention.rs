@@ -76,6 +76,7 @@ fn most(values: &[i64]) -> usize {
 }
 
 /// Kernels for heads of at most so many dimensions: how a block is cut.
+#[derive(Clone, Copy)]
 struct Tensor {
     dims: usize,
     forward: Tile,
@@ -99,8 +100,23 @@ const fn tile(rows: usize, others: usize, threads: u32) -> Tile {
     }
 }
 
-/// As in the sources.
-const TENSOR: [Tensor; 3] = [
+/// As in the sources, for devices with warpgroups and for those without.
+const WARPGROUPS: [Tensor; 3] = [
+    Tensor {
+        dims: 64,
+        forward: tile(128, 64, 256),
+        keys: tile(128, 64, 256),
+        queries: tile(128, 64, 256),
+    },
+    Tensor {
+        dims: 128,
+        forward: tile(128, 128, 256),
+        keys: tile(128, 64, 256),
+        queries: tile(128, 64, 256),
+    },
+    WARPS[2],
+];
+const WARPS: [Tensor; 3] = [
     Tensor {
         dims: 64,
         forward: tile(128, 64, 128),
@@ -161,9 +177,14 @@ impl Kind {
             && dims.is_multiple_of(8);
         // Powers of two of scores are taken with the factor inside: it must not turn their order.
         let rising = p.softcap.is_some() || p.scale > 0.0;
-        if scalar == Scalar::Bf16 && gpu.limits().target != Target::Sm70 && fits && rising {
-            let tensor = TENSOR.iter().find(|tensor| dims <= tensor.dims);
-            return Ok(Kind::Tensor(tensor.expect("the last takes every size")));
+        let kernels = match gpu.limits().target {
+            Target::Sm90a => &WARPGROUPS[..],
+            Target::Sm80 => &WARPS[..],
+            Target::Sm70 => &[],
+        };
+        let tensor = kernels.iter().find(|kernels| dims <= kernels.dims);
+        if let Some(tensor) = tensor.filter(|_| scalar == Scalar::Bf16 && fits && rising) {
+            return Ok(Kind::Tensor(tensor));
         }
         Ok(match dims {
             ..=128 => Kind::Plain {

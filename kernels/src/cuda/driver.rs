@@ -398,7 +398,7 @@ unsafe fn limits_of(ordinal: usize, device: sys::CUdevice) -> Result<Limits> {
         ordinal,
         name,
         capability: (major, minor),
-        target,
+        target: target.wanted(),
         processors: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)? as usize,
         shared: attribute(shared)? as usize,
         memory,

@@ -32,6 +32,15 @@ impl Target {
         }
     }
 
+    /// An older one than this if the variable GRAFT_CUDA_TARGET names it: devices run what was made
+    /// for older ones, so that tests on one reach every kernel.
+    pub(super) fn wanted(self) -> Target {
+        let name = std::env::var("GRAFT_CUDA_TARGET").unwrap_or_default();
+        let mut older = Target::ALL.into_iter().filter(|target| *target <= self);
+        let named = older.find(|target| target.architecture() == name);
+        named.unwrap_or(self)
+    }
+
     /// The compiler's name of it.
     pub fn architecture(self) -> &'static str {
         match self {
@@ -113,6 +122,8 @@ sources! {
 pub const HEADERS: &[(&str, &str)] = &[
     ("activation.cuh", include_str!("activation.cuh")),
     ("attention.cuh", include_str!("attention.cuh")),
+    ("attention_hopper.cuh", include_str!("attention_hopper.cuh")),
+    ("attention_tensor.cuh", include_str!("attention_tensor.cuh")),
     ("common.cuh", include_str!("common.cuh")),
     ("pack.cuh", include_str!("pack.cuh")),
     ("ptx.cuh", include_str!("ptx.cuh")),
