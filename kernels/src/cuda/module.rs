@@ -80,15 +80,16 @@ macro_rules! sources {
 // What a later device can do better is a further target of the source, or a source for it alone.
 sources! {
     "activation" for Sm70 "compute_70" Sm80 "compute_80";
-    "attention_backward" for Sm70 "compute_70" Sm80 "compute_80";
+    "attention_backward" for Sm70 "compute_70" Sm80 "compute_80" Sm90a "compute_90a";
     "attention_cached" for Sm70 "compute_70" Sm80 "compute_80";
-    "attention_forward" for Sm70 "compute_70" Sm80 "compute_80";
+    "attention_forward" for Sm70 "compute_70" Sm80 "compute_80" Sm90a "compute_90a";
     "attention_simt" for Sm70 "compute_70" Sm80 "compute_80";
     "binary" for Sm70 "compute_70" Sm80 "compute_80";
     "copy" for Sm70 "compute_70" Sm80 "compute_80";
     "cross_entropy" for Sm70 "compute_70" Sm80 "compute_80";
     "dropout" for Sm70 "compute_70" Sm80 "compute_80";
     "gemm" for Sm70 "compute_70" Sm80 "compute_80";
+    "gemm_hopper" for Sm90a "compute_90a";
     "index" for Sm70 "compute_70" Sm80 "compute_80";
     "norm" for Sm70 "compute_70" Sm80 "compute_80";
     "optimizer" for Sm70 "compute_70" Sm80 "compute_80";
@@ -97,25 +98,6 @@ sources! {
     "rope" for Sm70 "compute_70" Sm80 "compute_80";
     "softcap" for Sm70 "compute_70" Sm80 "compute_80";
     "softmax" for Sm70 "compute_70" Sm80 "compute_80";
-    "activation",
-    "binary",
-    "attention_backward",
-    "attention_cached",
-    "attention_forward",
-    "attention_simt",
-    "copy",
-    "dropout",
-    "norm",
-    "pool",
-    "rope",
-    "softcap",
-    "softmax",
-    "gemm",
-    "gemm_hopper",
-    "cross_entropy",
-    "index",
-    "optimizer",
-    "reduce",
 }
 
 /// The headers that sources include, by the name that they are included under.
