@@ -2,25 +2,15 @@
 
 use graft_autograd::Var;
 use graft_nn::layers::Linear;
-use graft_nn::{Forward, FreezePolicy, ParamId, Parameters, Rule, TrainableSet};
+use graft_nn::{Forward, FreezePolicy, ParamId, Parameters, TrainableSet};
 use graft_tensor::Tensor;
 use graft_tensor::ops::{Activation, Pool};
 
 use crate::batch::TokenBatch;
 use crate::config::{Family, ModelConfig};
 use crate::encoder::Encoder;
-use crate::error::{Error, Result};
-
-/// Which part of a model is trained, in one word.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Strategy {
-    /// The head alone
-    Head,
-    /// The last so many layers, and the head
-    Last(usize),
-    /// Everything
-    Full,
-}
+use crate::error::Result;
+use crate::strategy::{Parts, Strategy};
 
 /// A place in a classifier: what lies below it is frozen, what lies above it is trained or leads to what is.
 ///
@@ -61,7 +51,7 @@ pub struct Classifier {
     encoder: Encoder,
     head: Head,
     dropout: f64,
-    layer_globs: Vec<String>,
+    parts: Parts,
 }
 
 impl Classifier {
@@ -71,6 +61,11 @@ impl Classifier {
     /// None for a configuration that was checked when it was read.
     pub fn new(p: &mut Parameters, config: &ModelConfig) -> Result<Classifier> {
         let encoder = Encoder::new(p, config)?;
+        let names = config.family.names();
+        let layers = (0..config.layers)
+            .map(|i| format!("{}{}.{i}.*", names.prefix, names.layer))
+            .collect();
+        let parts = Parts::new(p, layers);
         let (hidden, std) = (config.hidden_size, config.initializer_range);
         let labels = config.num_labels();
         let mut linear = |name: &str, outputs| Linear::new(p, name, hidden, outputs, std);
@@ -97,15 +92,11 @@ impl Classifier {
                 out: linear("classifier", labels)?,
             },
         };
-        let names = config.family.names();
-        let layer_globs = (0..config.layers)
-            .map(|i| format!("{}{}.{i}.*", names.prefix, names.layer))
-            .collect();
         Ok(Classifier {
             encoder,
             head,
             dropout: config.dropout.classifier,
-            layer_globs,
+            parts,
         })
     }
 
@@ -131,22 +122,15 @@ impl Classifier {
     /// # Errors
     /// More layers than the model has.
     pub fn policy(&self, strategy: Strategy) -> Result<FreezePolicy> {
-        let layers = self.layer_globs.len();
-        let last = match strategy {
-            Strategy::Full => return Ok(FreezePolicy::default()),
-            Strategy::Head => 0,
-            Strategy::Last(k) => k,
-        };
-        let Some(first) = layers.checked_sub(last) else {
-            return Err(Error::Strategy { last, layers });
-        };
-        let trained = self.layer_globs[first..].iter().cloned();
-        let head = self.head.globs.iter().map(|glob| (*glob).to_owned());
-        let rules = [Rule::freeze("*")]
-            .into_iter()
-            .chain(trained.chain(head).map(Rule::train))
-            .collect();
-        Ok(FreezePolicy { rules })
+        self.policy_of(&[strategy])
+    }
+
+    /// The rules of some strategies, added up.
+    ///
+    /// # Errors
+    /// As [`Classifier::policy`].
+    pub fn policy_of(&self, strategies: &[Strategy]) -> Result<FreezePolicy> {
+        self.parts.policy(strategies, self.head.globs, None)
     }
 
     /// The logits, `[sequences, labels]`.

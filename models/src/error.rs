@@ -289,6 +289,10 @@ pub enum Error {
         layers: usize,
     },
 
+    /// A strategy that trains biases, for a model without any.
+    #[error("the strategy bitfit trains biases, and the trunk of the model has none; use norms")]
+    NoBiases,
+
     /// From a layer.
     #[error(transparent)]
     Nn(#[from] graft_nn::Error),

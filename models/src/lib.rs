@@ -26,6 +26,7 @@ pub mod llmc;
 mod load;
 pub mod safetensors;
 pub mod source;
+mod strategy;
 mod strided;
 pub mod tokenizer;
 pub mod torch;
@@ -33,7 +34,7 @@ mod weights;
 
 pub use batch::TokenBatch;
 pub use chat::{ChatOptions, ChatTemplate, Supervised};
-pub use classifier::{Classifier, Cut, Strategy};
+pub use classifier::{Classifier, Cut};
 pub use config::{
     Config, DecoderConfig, DecoderFamily, DropoutRates, Family, HiddenAct, Labels, ModelConfig,
     ProblemType,
@@ -48,4 +49,5 @@ pub use load::{
 };
 pub use safetensors::{Checkpoint, SafetensorsFile, TensorInfo};
 pub use source::ModelSource;
+pub use strategy::Strategy;
 pub use tokenizer::{Encoding, Token, Tokenizer};

@@ -48,6 +48,26 @@ pub enum Error {
         /// The rule as written
         rule: String,
     },
+    /// A rule about rates that is not understood.
+    #[error(
+        "the rule \"{rule}\" is not understood; write \"lr GLOB 1e-4\", \"lr GLOB x0.5\" or \"decay GLOB \
+         0.1\""
+    )]
+    RateRule {
+        /// The rule as written
+        rule: String,
+    },
+    /// A rule about the rates of parameters that do not move.
+    #[error(
+        "the rule \"{rule}\" is about frozen parameters only, such as {name}; remove it, or train \
+         them with \"train GLOB\""
+    )]
+    RateOfFrozen {
+        /// The rule as written
+        rule: String,
+        /// One of the parameters
+        name: String,
+    },
     /// A rule that matches no parameter.
     #[error(
         "the rule \"{rule}\" matches no parameter{}; `trainer inspect` lists their names",

@@ -5,18 +5,22 @@
 //! the [`TrainableSet`] that it yields drives everything else.
 #![forbid(unsafe_code)]
 
+pub mod audit;
 pub mod error;
 mod forward;
 pub mod layers;
 pub mod losses;
 pub mod optimizer;
 mod parameters;
+mod rates;
 pub mod schedule;
 mod trainable;
 
+pub use audit::{Audit, Finding};
 pub use error::{Error, Result};
 pub use forward::Forward;
 pub use optimizer::Optimizer;
 pub use parameters::{Init, ParamId, Parameter, Parameters};
+pub use rates::{Rate, RateRule, Rated, Rates};
 pub use schedule::{Decay, Schedule};
 pub use trainable::{FreezePolicy, Rule, TrainableSet};

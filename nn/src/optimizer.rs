@@ -8,6 +8,7 @@ use graft_tensor::{Category, Tensor, ops::optimizer as kernel};
 
 use crate::error::{Error, Result};
 use crate::parameters::{ParamId, Parameters};
+use crate::rates::Rates;
 use crate::trainable::TrainableSet;
 
 /// The update rule.
@@ -57,6 +58,7 @@ pub struct Optimizer {
     rule: Rule,
     weight_decay: f64,
     decay_vectors: bool,
+    rates: Rates,
     slots: BTreeMap<ParamId, Slot>,
     step: u64,
     tables: kernel::Tables,
@@ -119,15 +121,27 @@ impl Optimizer {
             rule,
             weight_decay,
             decay_vectors,
+            rates: Rates::default(),
             slots: BTreeMap::new(),
             step: 0,
             tables: kernel::Tables::default(),
         })
     }
 
+    /// Rates of single parameters, from now on.
+    pub fn set_rates(&mut self, rates: Rates) {
+        self.rates = rates;
+    }
+
     /// Steps done.
     pub fn step_count(&self) -> u64 {
         self.step
+    }
+
+    /// The state of one parameter, if it ever moved: its updates so far, and first and second moment, or velocity.
+    pub fn state(&self, id: ParamId) -> Option<(u64, &[Tensor])> {
+        let slot = self.slots.get(&id)?;
+        Some((slot.step, &slot.tensors))
     }
 
     /// Bytes of state.
@@ -139,8 +153,8 @@ impl Optimizer {
             .sum()
     }
 
-    /// Updates every trained parameter at learning rate `lr`, and consumes the gradients. With
-    /// `max_norm`, they are first scaled so that their global norm is at most that.
+    /// Updates every trained parameter at learning rate `lr`, times its own factor, and consumes the
+    /// gradients. With `max_norm`, they are first scaled so that their global norm is at most that.
     ///
     /// # Errors
     /// A trained parameter without a gradient, or with one that is not finite, or whose value
@@ -178,10 +192,13 @@ impl Optimizer {
                 continue;
             };
             let decays = self.decay_vectors || weight.shape().rank() > 1;
-            let weight_decay = if decays { self.weight_decay } else { 0.0 };
+            let rate = self.rates.get(id);
+            let weight_decay = rate
+                .decay
+                .unwrap_or(if decays { self.weight_decay } else { 0.0 });
             slot.step += 1;
             updates.push(kernel::Update {
-                rule: numbers(self.rule, lr, weight_decay, slot.step),
+                rule: numbers(self.rule, lr * rate.lr, weight_decay, slot.step),
                 weight,
                 gradient,
                 states: slot.tensors.iter_mut().collect(),

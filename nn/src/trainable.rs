@@ -39,7 +39,7 @@ impl Rule {
 
     /// True if the rule is about this name.
     pub fn matches(&self, name: &str) -> bool {
-        matches(self.glob.as_bytes(), name.as_bytes())
+        matches_glob(&self.glob, name)
     }
 }
 
@@ -61,6 +61,11 @@ impl fmt::Display for Rule {
         let verb = if self.train { "train" } else { "freeze" };
         write!(f, "{verb} {}", self.glob)
     }
+}
+
+/// Whether a glob stands for a name.
+pub(crate) fn matches_glob(glob: &str, name: &str) -> bool {
+    matches(glob.as_bytes(), name.as_bytes())
 }
 
 /// Glob matching in linear space: on a mismatch, the last `*` takes one character more.
@@ -138,6 +143,14 @@ impl TrainableSet {
     pub fn none(parameters: &Parameters) -> TrainableSet {
         TrainableSet {
             trained: vec![false; parameters.len()],
+        }
+    }
+
+    /// Those of the set for which `keep` holds.
+    pub fn filtered(&self, keep: impl Fn(ParamId) -> bool) -> TrainableSet {
+        let both = |(i, trained): (usize, &bool)| *trained && keep(ParamId(i));
+        TrainableSet {
+            trained: self.trained.iter().enumerate().map(both).collect(),
         }
     }
 

@@ -11,10 +11,10 @@ use graft_tests::runs::{Task, Trainer, records, snapshot};
 use graft_tests::{fixture, max_distance, minilm_wheel, tensors};
 use graft_trainer::batch::{BatchSize, epoch_batches};
 use graft_trainer::config::{Rule, Strategy};
+use graft_trainer::course::policy;
 use graft_trainer::data::{Columns, Dataset, training_labels};
 use graft_trainer::evaluate::Labelled;
 use graft_trainer::model::Model;
-use graft_trainer::train::policy;
 
 const FAMILIES: [&str; 3] = ["tiny-bert", "tiny-roberta", "tiny-distilbert"];
 
@@ -122,7 +122,7 @@ fn whole_model_every_step(task: &Task, model: &Path, strategy: &str, rules: &str
     .unwrap();
     let data = Labelled::new(&model, &data, None).unwrap();
     let strategy: Strategy = strategy.parse().unwrap();
-    let set = policy(&model.network, strategy, &rules_of(rules)).unwrap();
+    let set = policy(&model.network, &strategy, &rules_of(rules)).unwrap();
     let set = set.resolve(&model.parameters).unwrap();
     let rule = UpdateRule::AdamW {
         beta1: 0.9,

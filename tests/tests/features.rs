@@ -8,11 +8,11 @@ use graft_tests::fixture;
 use graft_tests::runs::{Task, snapshot};
 use graft_trainer::certificate::sha256_hex;
 use graft_trainer::config::{Rule, RunConfig, Settings};
+use graft_trainer::course::policy;
 use graft_trainer::data::{Columns, Dataset, training_labels};
 use graft_trainer::evaluate::Labelled;
 use graft_trainer::features::Features;
 use graft_trainer::model::{Hashes, Model};
-use graft_trainer::train::policy;
 
 /// Bytes in front of the first entry of a file, and of an entry in front of its numbers and behind them.
 const HEADER: usize = 48;
@@ -68,7 +68,8 @@ impl Setting {
 
     fn features_in(&self, cut: Cut, settings: &[&str], dir: &Path) -> Option<Features> {
         let config = self.config(settings);
-        Features::new(&config, &self.model, &self.hashes, Some(cut), dir)
+        let epochs = config.train.epochs;
+        Features::new(&config, &self.model, &self.hashes, (Some(cut), epochs), dir)
     }
 
     /// Asks for every example, in batches of five.
@@ -375,7 +376,7 @@ fn training_begins_at_the_lowest_trained_parameter_whatever_the_rules_are_called
             Model::for_task(spec.to_str().unwrap(), labels, None, 1, &Memory::cpu()).unwrap();
         for (strategy, rules, expected) in cases {
             let rules: Vec<Rule> = rules.iter().map(|rule| rule.parse().unwrap()).collect();
-            let policy = policy(&model.network, strategy.parse().unwrap(), &rules).unwrap();
+            let policy = policy(&model.network, &strategy.parse().unwrap(), &rules).unwrap();
             let set = policy.resolve(&model.parameters).unwrap();
             let cut = model.network.cut(&set);
             assert_eq!(cut, expected, "{family} {strategy} {rules:?}");

@@ -61,6 +61,20 @@ pub enum Error {
         #[help]
         help: String,
     },
+    /// The first steps did not do what the policy says.
+    #[error(
+        "step {step} of training is not what it should be:{}",
+        listed(findings)
+    )]
+    #[diagnostic(help(
+        "freeze what should not be trained, or correct the rates; train.audit=false trains all the same"
+    ))]
+    Audit {
+        /// The optimizer step, from 1.
+        step: u64,
+        /// What is wrong.
+        findings: Vec<graft_nn::Finding>,
+    },
     /// A model's files cannot be read or written; the message has its own help.
     #[error(transparent)]
     Model(#[from] graft_models::Error),
@@ -130,6 +144,20 @@ impl Error {
             help,
         }
     }
+}
+
+/// One line for each finding, the first few.
+fn listed(findings: &[graft_nn::Finding]) -> String {
+    const FEW: usize = 8;
+    let mut lines: String = findings
+        .iter()
+        .take(FEW)
+        .map(|finding| format!("\n  {finding}"))
+        .collect();
+    if findings.len() > FEW {
+        lines += &format!("\n  and {} more", findings.len() - FEW);
+    }
+    lines
 }
 
 /// `:12` after a file name, or nothing.

@@ -3,14 +3,14 @@
 use std::fmt::Write as _;
 
 use graft_models::{CausalLm, Classifier, Config, Labels, ModelSource, ProblemType};
-use graft_nn::{Parameters, TrainableSet};
+use graft_nn::{Parameters, Rates, TrainableSet};
 use graft_tensor::{DType, Memory};
 
-use crate::config::{Rule, Strategy};
+use crate::config::{OptimizerConfig, OptimizerKind, Rule, Strategy, StrategyConfig};
+use crate::course::{policy, rates};
 use crate::error::{Error, Result};
 use crate::model::Network;
 use crate::report::thousands;
-use crate::train::policy;
 
 /// A table of a model's tensors: name, shape, elements, and whether `strategy` and `rules` would train it. An encoder that
 /// is no classifier yet is shown with a head for `labels` labels, a decoder as the language model that it is. No weight
@@ -59,6 +59,25 @@ pub fn inspect(
     }
 }
 
+/// The learning rate of a run that says none.
+fn peak(strategy: &StrategyConfig) -> f64 {
+    let adamw = OptimizerKind::AdamW {
+        betas: [0.9, 0.999],
+        eps: 1e-8,
+    };
+    OptimizerConfig::default_lr(&adamw, &strategy.name)
+}
+
+/// A number to three digits.
+fn significant(x: f64) -> String {
+    let digits = 2 - x.abs().log10().floor() as i32;
+    let text = format!("{x:.*}", digits.max(0) as usize);
+    match text.contains('.') {
+        true => text.trim_end_matches('0').trim_end_matches('.').to_owned(),
+        false => text,
+    }
+}
+
 /// The table below its title, and sums.
 fn list<N: Network>(
     title: String,
@@ -68,8 +87,17 @@ fn list<N: Network>(
 ) -> Result<String> {
     let mut parameters = Parameters::new(&Memory::planned(), DType::F32);
     let network = N::declare(&mut parameters, config)?;
-    let set = match strategy {
-        Some(strategy) => Some(policy(&network, strategy, rules)?.resolve(&parameters)?),
+    let strategy = strategy.map(|name| StrategyConfig {
+        name,
+        rules: rules.to_vec(),
+        dropout: None,
+    });
+    let set = match &strategy {
+        Some(strategy) => {
+            let set = policy(&network, &strategy.name, rules)?.resolve(&parameters)?;
+            let rates = rates(&network, strategy, peak(strategy), &parameters, &set)?;
+            Some((set, rates))
+        }
         None => None,
     };
     let mut text = title;
@@ -82,11 +110,12 @@ fn list<N: Network>(
         parameters.len(),
         thousands(total as u64)
     );
-    if let (Some(strategy), Some(set)) = (strategy, &set) {
+    if let (Some(strategy), Some((set, _))) = (strategy, &set) {
         let count = set.count(&parameters);
         let _ = writeln!(
             text,
-            "{strategy} trains {} tensors, {} parameters ({:.2} %); AdamW's state for them takes {} bytes",
+            "{} trains {} tensors, {} parameters ({:.2} %); AdamW's state for them takes {} bytes",
+            strategy.name,
             set.len(),
             thousands(count as u64),
             100.0 * count as f64 / total as f64,
@@ -99,15 +128,25 @@ fn list<N: Network>(
 fn table(
     text: &mut String,
     parameters: &Parameters,
-    set: Option<&TrainableSet>,
+    set: Option<&(TrainableSet, Rates)>,
 ) -> std::fmt::Result {
     let names = parameters.iter().map(|(_, p)| p.name().len());
     let width = names.max().unwrap_or(0);
     for (id, p) in parameters.iter() {
-        let mark = match set.map(|set| set.contains(id)) {
-            Some(true) => "  train",
-            Some(false) => "  freeze",
-            None => "",
+        let mark = match set {
+            Some((set, rates)) if set.contains(id) => {
+                let rate = rates.get(id);
+                let mut mark = "  train".to_owned();
+                if rate.lr != 1.0 {
+                    mark += &format!("  lr x{}", significant(rate.lr));
+                }
+                if let Some(decay) = rate.decay {
+                    mark += &format!("  decay {decay}");
+                }
+                mark
+            }
+            Some(_) => "  freeze".to_owned(),
+            None => String::new(),
         };
         let shape = p.shape().to_string();
         let count = thousands(p.shape().count() as u64);

@@ -8,6 +8,7 @@ pub mod certificate;
 pub mod cli;
 pub mod compare;
 pub mod config;
+pub mod course;
 pub mod data;
 pub mod device;
 pub mod documents;

@@ -10,7 +10,7 @@ use graft_models::{
     ProblemType, Stored, Strategy, Tokenizer, little_endian, load_parameters_with, load_some,
     save_parameters, save_trained,
 };
-use graft_nn::{FreezePolicy, Parameters, TrainableSet};
+use graft_nn::{FreezePolicy, ParamId, Parameters, TrainableSet};
 use graft_tensor::{DType, Memory, Tensor};
 
 use crate::certificate::sha256_hex;
@@ -36,11 +36,18 @@ pub trait Network: Sized + Send {
     /// None for a configuration that was checked when it was read.
     fn declare(p: &mut Parameters, config: &Self::Config) -> Result<Self>;
 
-    /// The rules of a strategy.
+    /// The rules of some strategies, added up.
     ///
     /// # Errors
-    /// More layers than the model has.
-    fn policy(&self, strategy: Strategy) -> Result<FreezePolicy>;
+    /// More layers than the model has; biases where there are none.
+    fn policy(&self, strategies: &[Strategy]) -> Result<FreezePolicy>;
+
+    /// Number of layers.
+    fn layers(&self) -> usize;
+
+    /// The layer that a parameter belongs to: `None` for one of the embeddings, [`Network::layers`] for one behind the
+    /// layers.
+    fn layer_of(&self, id: ParamId) -> Option<usize>;
 
     /// Rows of the token embedding.
     fn vocab_size(config: &Self::Config) -> usize;
@@ -59,8 +66,16 @@ impl Network for Classifier {
         Ok(Classifier::new(p, config)?)
     }
 
-    fn policy(&self, strategy: Strategy) -> Result<FreezePolicy> {
-        Ok(Classifier::policy(self, strategy)?)
+    fn policy(&self, strategies: &[Strategy]) -> Result<FreezePolicy> {
+        Ok(self.policy_of(strategies)?)
+    }
+
+    fn layers(&self) -> usize {
+        self.encoder().layers()
+    }
+
+    fn layer_of(&self, id: ParamId) -> Option<usize> {
+        self.encoder().layer_of(id)
     }
 
     fn vocab_size(config: &ModelConfig) -> usize {
@@ -85,8 +100,16 @@ impl Network for CausalLm {
         Ok(CausalLm::new(p, config)?)
     }
 
-    fn policy(&self, strategy: Strategy) -> Result<FreezePolicy> {
-        Ok(CausalLm::policy(self, strategy)?)
+    fn policy(&self, strategies: &[Strategy]) -> Result<FreezePolicy> {
+        Ok(self.policy_of(strategies)?)
+    }
+
+    fn layers(&self) -> usize {
+        self.decoder().layers()
+    }
+
+    fn layer_of(&self, id: ParamId) -> Option<usize> {
+        self.decoder().layer_of(id)
     }
 
     fn vocab_size(config: &DecoderConfig) -> usize {
@@ -374,4 +397,45 @@ impl<N: Network> Model<N> {
 fn is_classifier(config: &ModelConfig) -> bool {
     let class = config.family.classification_architecture();
     config.architectures.iter().any(|name| name == class)
+}
+
+#[cfg(test)]
+pub(crate) mod testing {
+    use super::*;
+
+    /// A network without computation: parameter 0 is an embedding, then each layer has one, and the head.
+    #[derive(Debug)]
+    pub struct Stack {
+        pub layers: usize,
+    }
+
+    impl Network for Stack {
+        type Config = ModelConfig;
+
+        fn declare(_: &mut Parameters, _: &ModelConfig) -> Result<Stack> {
+            Ok(Stack { layers: 0 })
+        }
+
+        fn policy(&self, _: &[Strategy]) -> Result<FreezePolicy> {
+            Ok(FreezePolicy::default())
+        }
+
+        fn layers(&self) -> usize {
+            self.layers
+        }
+
+        fn layer_of(&self, id: ParamId) -> Option<usize> {
+            id.key().checked_sub(1)
+        }
+
+        fn vocab_size(config: &ModelConfig) -> usize {
+            config.vocab_size
+        }
+
+        fn set_dropout(_: &mut ModelConfig, _: f64) {}
+
+        fn config_text(config: &ModelConfig) -> String {
+            config.to_json()
+        }
+    }
 }

@@ -5,12 +5,12 @@ use std::time::{Duration, Instant};
 
 use graft_autograd::Gradients;
 use graft_nn::optimizer::Rule as UpdateRule;
-use graft_nn::{Decay, Forward, Optimizer, Schedule, TrainableSet};
+use graft_nn::{Audit, Decay, Forward, Optimizer, Rates, Schedule, TrainableSet};
 use graft_tensor::{Category, Memory, Usage};
 
 use crate::config::{OptimizerKind, RunConfig, Schedule as ConfigSchedule};
-use crate::error::{Error, Result};
-use crate::model::Model;
+use crate::error::{Error, Result, list_names};
+use crate::model::{Model, Network};
 use crate::progress::Progress;
 use crate::run_dir::{Record, RunDir};
 use crate::task::Task;
@@ -47,6 +47,9 @@ fn ahead<I: Send, T: Send, R>(
 pub(crate) struct Loop<'a> {
     config: &'a RunConfig,
     optimizer: Optimizer,
+    rates: Rates,
+    /// Until it has seen enough
+    audit: Option<Audit>,
     schedule: Schedule,
     begun: Instant,
     /// Steps done
@@ -63,8 +66,16 @@ pub(crate) struct Loop<'a> {
 }
 
 impl<'a> Loop<'a> {
-    /// For a run of `total` steps that began at `begun`.
-    pub fn new(config: &'a RunConfig, total: u64, begun: Instant) -> Result<Loop<'a>> {
+    /// For a run of `total` steps that began at `begun`, in which parameters move at `rates`.
+    ///
+    /// # Errors
+    /// A schedule whose rate is zero in every step.
+    pub fn new(
+        config: &'a RunConfig,
+        rates: Rates,
+        total: u64,
+        begun: Instant,
+    ) -> Result<Loop<'a>> {
         let o = &config.optimizer;
         let rule = match o.kind {
             OptimizerKind::AdamW { betas, eps } => UpdateRule::AdamW {
@@ -77,18 +88,33 @@ impl<'a> Loop<'a> {
                 nesterov: false,
             },
         };
+        let schedule = Schedule {
+            decay: match o.schedule {
+                ConfigSchedule::Constant => Decay::Constant,
+                ConfigSchedule::Linear => Decay::Linear,
+                ConfigSchedule::Cosine => Decay::Cosine,
+            },
+            warmup: o.warmup.steps(total),
+            total,
+        };
+        if config.train.audit && total > 0 && (0..total).all(|step| schedule.factor(step) == 0.0) {
+            let (steps, warmup) = (total, schedule.warmup);
+            return Err(Error::config(
+                "optimizer.warmup",
+                format!(
+                    "the learning rate is zero in every step: the run has {steps}, and the warmup of {warmup} begins at 0"
+                ),
+                "set optimizer.warmup=0, or train for more steps",
+            ));
+        }
+        let mut optimizer = Optimizer::new(rule, o.weight_decay, !o.no_decay)?;
+        optimizer.set_rates(rates.clone());
         Ok(Loop {
             config,
-            optimizer: Optimizer::new(rule, o.weight_decay, !o.no_decay)?,
-            schedule: Schedule {
-                decay: match o.schedule {
-                    ConfigSchedule::Constant => Decay::Constant,
-                    ConfigSchedule::Linear => Decay::Linear,
-                    ConfigSchedule::Cosine => Decay::Cosine,
-                },
-                warmup: o.warmup.steps(total),
-                total,
-            },
+            optimizer,
+            rates,
+            audit: None,
+            schedule,
             begun,
             step: 0,
             passes: 0,
@@ -97,6 +123,32 @@ impl<'a> Loop<'a> {
             startup: Duration::ZERO,
             usage: None,
         })
+    }
+
+    /// Told before the first step that trains `set`.
+    ///
+    /// # Errors
+    /// None for a set that was resolved over the model.
+    pub fn begin<N: Network>(&mut self, model: &Model<N>, set: &TrainableSet) -> Result<()> {
+        if self.config.train.audit {
+            self.audit = Some(Audit::new(&model.parameters, set)?);
+        }
+        Ok(())
+    }
+
+    /// What the audit could not find out, for the user.
+    pub fn unaudited<N: Network>(&self, model: &Model<N>) -> Vec<String> {
+        let open = self
+            .audit
+            .as_ref()
+            .map(|audit| audit.open(&model.parameters));
+        match open {
+            Some(names) if !names.is_empty() => vec![format!(
+                "the run was too short to tell whether all that is trained takes part: nothing is known of {}",
+                list_names(&names, 4)
+            )],
+            _ => Vec::new(),
+        }
     }
 
     /// Trains `set` on the batches of one epoch.
@@ -163,9 +215,13 @@ impl<'a> Loop<'a> {
             }
             let lr = self.config.optimizer.lr * self.schedule.factor(self.step);
             let clip = Some(self.config.optimizer.clip_norm).filter(|&norm| norm > 0.0);
+            if let Some(audit) = &mut self.audit {
+                audit.before(&gradients)?;
+            }
             let done = self
                 .optimizer
                 .step(&mut model.parameters, set, &mut gradients, lr, clip)?;
+            self.audit(model, loss, done.gradient_norm, lr)?;
             let took = started.elapsed();
             if self.step == 0 {
                 self.startup = self.begun.elapsed();
@@ -195,6 +251,27 @@ impl<'a> Loop<'a> {
             tokens: epoch_tokens,
             seconds: (self.elapsed - begun).as_secs_f64(),
         })
+    }
+
+    /// Looks at what the step did, while the audit goes on.
+    fn audit<N: Network>(&mut self, model: &Model<N>, loss: f64, norm: f64, lr: f64) -> Result<()> {
+        let Some(audit) = &mut self.audit else {
+            return Ok(());
+        };
+        let rates = &self.rates;
+        let of = |id| lr * rates.get(id).lr;
+        let peak = self.step >= self.schedule.warmup;
+        let findings = audit.after(&model.parameters, loss, norm, of, peak)?;
+        if audit.is_done() {
+            self.audit = None;
+        }
+        match findings.is_empty() {
+            true => Ok(()),
+            false => Err(Error::Audit {
+                step: self.step + 1,
+                findings,
+            }),
+        }
     }
 
     /// Memory by category, at the worst moments of the run.

@@ -7,17 +7,18 @@
 
 use std::time::Instant;
 
-use graft_nn::{FreezePolicy, Rule, TrainableSet};
+use graft_nn::TrainableSet;
 use graft_tensor::ops::optimizer::all_finite;
 use graft_tensor::ops::random::{Key, shuffle};
 
 use crate::batch::{BatchSize, epoch_batches};
 use crate::certificate::{Certificate, TensorEntry};
-use crate::config::{Rule as ConfigRule, RunConfig, Strategy, TaskKind};
+use crate::config::{RunConfig, TaskKind};
+use crate::course::Course;
 use crate::error::{Error, Result};
 use crate::model::{ASIDE_FILE, Hashes, Model, Network};
 use crate::progress::Progress;
-use crate::report::{BestEvaluation, RunReport, peak_rss};
+use crate::report::{BestEvaluation, RunReport, peak_rss, thousands};
 use crate::run_dir::{Record, RunDir};
 use crate::steps::{Loop, diverged};
 use crate::task::{Classify, Clm, Quality, Task};
@@ -25,28 +26,6 @@ use crate::verify::hash_tensors;
 
 /// Examples within which batches are grouped by length, in batches of the configured size.
 const GROUP_WINDOW: usize = 1024;
-
-/// The policy of a strategy, refined by ordered rules.
-///
-/// # Errors
-/// A strategy that asks for more layers than there are.
-pub fn policy<N: Network>(
-    network: &N,
-    strategy: Strategy,
-    rules: &[ConfigRule],
-) -> Result<FreezePolicy> {
-    let strategy = match strategy {
-        Strategy::Head => graft_models::Strategy::Head,
-        Strategy::Last(layers) => graft_models::Strategy::Last(layers),
-        Strategy::Full => graft_models::Strategy::Full,
-    };
-    let mut policy = network.policy(strategy)?;
-    policy.rules.extend(rules.iter().map(|rule| Rule {
-        train: rule.train,
-        glob: rule.pattern.clone(),
-    }));
-    Ok(policy)
-}
 
 /// Runs a training from its configuration, on as many threads as it says.
 ///
@@ -80,8 +59,8 @@ fn run<T: Task>(config: &RunConfig) -> Result<RunReport> {
     model
         .parameters
         .compute_in(config.train.precision.dtype())?;
-    let set = policy(&model.network, config.strategy.name, &config.strategy.rules)?
-        .resolve(&model.parameters)?;
+    let course = Course::new(config, &model.network, &model.parameters)?;
+    let trainable = course.all().count(&model.parameters) as u64;
     let epochs = plan_epochs(config, task.lengths());
     let accumulate = config.train.accumulate;
     let steps: u64 = epochs
@@ -98,26 +77,36 @@ fn run<T: Task>(config: &RunConfig) -> Result<RunReport> {
         truncated,
         labels: T::labels(&model),
         parameters: model.parameters.count() as u64,
-        trainable: set.count(&model.parameters) as u64,
+        trainable,
         steps,
     })?;
 
-    task.begin(config, &model, &before, &set, run_dir.path());
-    say(task.take_notes(), &mut progress);
-    let mut trainer = Loop::new(config, steps, begun)?;
+    let mut trainer = Loop::new(config, course.rates.clone(), steps, begun)?;
     let mut best: Option<(usize, T::Quality)> = None;
     for (i, batches) in epochs.iter().enumerate() {
         let epoch = i + 1;
+        let set = course.set(i);
+        if let Some(epochs) = course.begins(i) {
+            if i > 0 {
+                let count = thousands(set.count(&model.parameters) as u64);
+                progress.say(&format!(
+                    "epoch {epoch}: thawed, {count} parameters are trained"
+                ));
+            }
+            task.begin(config, &model, &before, (set, epochs), run_dir.path());
+            say(task.take_notes(), &mut progress);
+            trainer.begin(&model, set)?;
+        }
         trainer.epoch(
             epoch,
             batches,
             &mut model,
-            (&task, &set),
+            (&task, set),
             &mut run_dir,
             &mut progress,
         )?;
         say(task.take_notes(), &mut progress);
-        weights_are_finite(&model, &set, trainer.step)?;
+        weights_are_finite(&model, set, trainer.step)?;
         let result = task.evaluate(&model, trainer.step)?;
         say(task.take_notes(), &mut progress);
         let Some(result) = result else { continue };
@@ -130,11 +119,12 @@ fn run<T: Task>(config: &RunConfig) -> Result<RunReport> {
         if is_best {
             // The last epoch's weights are still there when the model is saved.
             if epoch < epochs.len() {
-                model.set_aside(&set, run_dir.path())?;
+                model.set_aside(course.all(), run_dir.path())?;
             }
             best = Some((epoch, result));
         }
     }
+    say(trainer.unaudited(&model), &mut progress);
     let (kept, notes) = task.finish();
     say(notes, &mut progress);
     progress.finish();
@@ -147,11 +137,14 @@ fn run<T: Task>(config: &RunConfig) -> Result<RunReport> {
     run_dir.remove(ASIDE_FILE)?;
     model.save_weights(run_dir.path())?;
     model.save_description(run_dir.path())?;
-    let certificate = certify(config, &model, &set, &before, &run_dir)?;
+    // What thawed behind the kept epoch is as frozen in it as the rest.
+    let kept_epoch = best.as_ref().map_or(epochs.len(), |(epoch, _)| *epoch);
+    let set = course.set(kept_epoch - 1);
+    let certificate = certify(config, &model, set, &before, &run_dir)?;
     let peak = peak_rss();
     run_dir.metrics().write(&Record::End {
         steps: trainer.step,
-        best_epoch: best.as_ref().map_or(epochs.len(), |(epoch, _)| *epoch),
+        best_epoch: kept_epoch,
         tokens: trainer.tokens,
         seconds: begun.elapsed().as_secs_f64(),
         peak_rss: peak,
@@ -161,7 +154,7 @@ fn run<T: Task>(config: &RunConfig) -> Result<RunReport> {
     Ok(RunReport {
         strategy: config.strategy.name.to_string(),
         parameters: model.parameters.count() as u64,
-        trainable: set.count(&model.parameters) as u64,
+        trainable,
         examples,
         truncated,
         epochs: epochs.len(),

@@ -9,9 +9,9 @@ use graft_tensor::ops::{Pool, Unary, WeightLayout};
 
 use super::{Decoder, KvCache, LM_HEAD};
 use crate::batch::TokenBatch;
-use crate::classifier::Strategy;
 use crate::config::DecoderConfig;
 use crate::error::{Error, Result};
+use crate::strategy::Strategy;
 
 /// A causal language model.
 #[derive(Clone, Debug)]
@@ -56,10 +56,18 @@ impl CausalLm {
     /// # Errors
     /// More layers than the model has.
     pub fn policy(&self, strategy: Strategy) -> Result<FreezePolicy> {
+        self.policy_of(&[strategy])
+    }
+
+    /// The rules of some strategies, added up.
+    ///
+    /// # Errors
+    /// As [`CausalLm::policy`].
+    pub fn policy_of(&self, strategies: &[Strategy]) -> Result<FreezePolicy> {
         let norm = self.decoder.norm_glob.as_str();
         match self.tied {
-            true => self.decoder.policy(strategy, &[norm]),
-            false => self.decoder.policy(strategy, &[norm, "lm_head.*"]),
+            true => self.decoder.policy(strategies, &[norm]),
+            false => self.decoder.policy(strategies, &[norm, "lm_head.*"]),
         }
     }
 

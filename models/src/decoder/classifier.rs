@@ -7,9 +7,9 @@ use graft_tensor::ops::Pool;
 
 use super::{Decoder, SCORE};
 use crate::batch::TokenBatch;
-use crate::classifier::Strategy;
 use crate::config::DecoderConfig;
 use crate::error::Result;
+use crate::strategy::Strategy;
 
 /// A sequence classifier over a decoder.
 #[derive(Clone, Debug)]
@@ -40,7 +40,15 @@ impl DecoderClassifier {
     /// # Errors
     /// More layers than the model has.
     pub fn policy(&self, strategy: Strategy) -> Result<FreezePolicy> {
-        self.decoder.policy(strategy, &["score.*"])
+        self.policy_of(&[strategy])
+    }
+
+    /// The rules of some strategies, added up.
+    ///
+    /// # Errors
+    /// As [`DecoderClassifier::policy`].
+    pub fn policy_of(&self, strategies: &[Strategy]) -> Result<FreezePolicy> {
+        self.decoder.policy(strategies, &["score.*"])
     }
 
     /// The logits, `[sequences, labels]`.

@@ -14,13 +14,13 @@ mod rotary;
 
 use graft_autograd::Var;
 use graft_nn::layers::Embedding;
-use graft_nn::{Forward, FreezePolicy, ParamId, Parameters, Rule};
+use graft_nn::{Forward, FreezePolicy, ParamId, Parameters};
 
 use crate::batch::{TokenBatch, TokenVars};
-use crate::classifier::Strategy;
 use crate::config::{DecoderConfig, DecoderFamily, Positions};
 use crate::encoder::trained_dropout;
 use crate::error::{Error, Result};
+use crate::strategy::{Parts, Strategy};
 pub use cache::KvCache;
 use cache::Past;
 pub use causal::CausalLm;
@@ -43,8 +43,10 @@ pub struct Decoder {
     norm: Norm,
     max_tokens: usize,
     dropout: f64,
-    /// Rules' globs: each layer's, and the final norm's
-    layer_globs: Vec<String>,
+    /// The number of each layer's first parameter, and of the first one behind the last layer
+    begins: Vec<usize>,
+    parts: Parts,
+    /// The final norm, as a rule matches it
     norm_glob: String,
 }
 
@@ -65,9 +67,13 @@ impl Decoder {
             }
             Positions::Rotary { .. } => None,
         };
-        let layers = (0..config.layers)
-            .map(|i| Layer::new(p, config, &names, i))
-            .collect::<Result<_>>()?;
+        let mut layers = Vec::with_capacity(config.layers);
+        let mut begins = Vec::with_capacity(config.layers + 1);
+        for i in 0..config.layers {
+            begins.push(p.len());
+            layers.push(Layer::new(p, config, &names, i)?);
+        }
+        begins.push(p.len());
         let norm = Norm::new(p, config, &at(names.final_norm))?;
         Ok(Decoder {
             words,
@@ -84,9 +90,11 @@ impl Decoder {
             norm,
             max_tokens: config.max_tokens(),
             dropout: config.dropout.embedding,
-            layer_globs: (0..config.layers)
-                .map(|i| format!("{}.{i}.*", at(names.layer)))
-                .collect(),
+            begins,
+            parts: {
+                let glob = |i| format!("{}.{i}.*", at(names.layer));
+                Parts::new(p, (0..config.layers).map(glob).collect())
+            },
             norm_glob: format!("{}.*", at(names.final_norm)),
         })
     }
@@ -94,6 +102,13 @@ impl Decoder {
     /// Number of layers.
     pub fn layers(&self) -> usize {
         self.layers.len()
+    }
+
+    /// The layer that a parameter belongs to: `None` for one of the embeddings, [`Decoder::layers`] for one that was
+    /// declared after the layers.
+    pub fn layer_of(&self, id: ParamId) -> Option<usize> {
+        let behind = self.begins.partition_point(|&first| first <= id.key());
+        behind.checked_sub(1)
     }
 
     /// The token embedding, `[vocabulary, hidden]`.
@@ -167,23 +182,9 @@ impl Decoder {
         Ok((self.norm.forward(f, &x)?, tokens.offsets))
     }
 
-    /// The rules of a strategy for a model whose head has the names `head`. The final norm is trained with any layer.
-    fn policy(&self, strategy: Strategy, head: &[&str]) -> Result<FreezePolicy> {
-        let layers = self.layer_globs.len();
-        let last = match strategy {
-            Strategy::Full => return Ok(FreezePolicy::default()),
-            Strategy::Head => 0,
-            Strategy::Last(k) => k,
-        };
-        let Some(first) = layers.checked_sub(last) else {
-            return Err(Error::Strategy { last, layers });
-        };
-        let norm = (last > 0).then(|| self.norm_glob.clone());
-        let layers = self.layer_globs[first..].iter().cloned();
-        let head = head.iter().map(|glob| (*glob).to_owned());
-        let trained = layers.chain(norm).chain(head).map(Rule::train);
-        Ok(FreezePolicy {
-            rules: [Rule::freeze("*")].into_iter().chain(trained).collect(),
-        })
+    /// The rules of some strategies, added up, for a model whose head has the names `head`. The final norm is trained with
+    /// any layer.
+    fn policy(&self, strategies: &[Strategy], head: &[&str]) -> Result<FreezePolicy> {
+        self.parts.policy(strategies, head, Some(&self.norm_glob))
     }
 }

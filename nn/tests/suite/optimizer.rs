@@ -1,6 +1,8 @@
 use graft_autograd::Gradients;
 use graft_nn::optimizer::Rule;
-use graft_nn::{Error, FreezePolicy, Init, Optimizer, ParamId, Parameters, TrainableSet};
+use graft_nn::{
+    Error, FreezePolicy, Init, Optimizer, ParamId, Parameters, RateRule, Rates, TrainableSet,
+};
 use graft_tensor::{Category, DType, Memory, Tensor};
 use ndarray::{ArrayD, Zip};
 
@@ -417,4 +419,84 @@ fn a_plan_of_a_step_counts_like_the_real_one() {
         memory.usage()
     };
     assert_eq!(usage(Memory::cpu()), usage(Memory::planned()));
+}
+
+/// The state of a parameter, to the bit.
+fn state(optimizer: &Optimizer, id: ParamId) -> Option<(u64, Vec<Vec<u8>>)> {
+    let (step, tensors) = optimizer.state(id)?;
+    let bytes = tensors.iter().map(|t| t.to_bytes().unwrap()).collect();
+    Some((step, bytes))
+}
+
+#[test]
+fn thawing_leaves_the_state_of_the_others_as_it_was() {
+    for rule in RULES {
+        // Two runs, of which one thaws a.* in front of the fourth step: b.* must not see it.
+        let run = |thaws: bool| {
+            let (mut p, list) = model(DType::F32);
+            let mut optimizer = Optimizer::new(rule, 0.1, true).unwrap();
+            let (last, all) = (only(&p, &["freeze a.*"]), everything(&p));
+            let mut seen = Vec::new();
+            for step in 0..6 {
+                let set = if thaws && step >= 3 { &all } else { &last };
+                let before = state(&optimizer, list[2]);
+                let mut found = gradients(&p, set, &wanted(&list, step));
+                assert_eq!(state(&optimizer, list[2]), before, "no pass moves state");
+                optimizer.step(&mut p, set, &mut found, 0.1, None).unwrap();
+                seen.push((bytes(&p)[2].clone(), state(&optimizer, list[2])));
+                let slots = list.iter().filter(|id| optimizer.state(**id).is_some());
+                assert_eq!(slots.count(), set.len(), "slots appear as parameters thaw");
+            }
+            let own = |id: &ParamId| optimizer.state(*id).map(|(step, _)| step);
+            (seen, list.iter().map(own).collect::<Vec<_>>())
+        };
+        let (plain, thawed) = (run(false), run(true));
+        assert_eq!(plain.0, thawed.0, "{rule:?}");
+        assert_eq!(plain.1, [None, None, Some(6)]);
+        assert_eq!(thawed.1, [Some(3), Some(3), Some(6)]);
+    }
+}
+
+#[test]
+fn each_parameter_moves_at_its_own_rate() {
+    for rule in RULES {
+        let (mut p, list) = model(DType::F64);
+        let set = everything(&p);
+        let rules = [
+            "lr a.* x0.1",
+            "lr b.* 0.02",
+            "decay *.bias 0.5",
+            "decay b.* 0",
+        ];
+        let rules: Vec<RateRule> = rules.iter().map(|rule| rule.parse().unwrap()).collect();
+        let mut rates = Rates::default();
+        rates.apply(&rules, 0.1, &p, &set).unwrap();
+        let mut optimizer = Optimizer::new(rule, 0.2, false).unwrap();
+        optimizer.set_rates(rates);
+        let start = |id: &ParamId| {
+            let weight = value(&p, *id);
+            let zero = &weight * 0.0;
+            Naive {
+                weight,
+                first: zero.clone(),
+                second: zero,
+                steps: 0,
+            }
+        };
+        let mut naive: Vec<Naive> = list.iter().map(start).collect();
+        for step in 0..4 {
+            let lr = 0.1 / (1 + step) as f64;
+            let wanted = wanted(&list, step);
+            let mut found = gradients(&p, &set, &wanted);
+            optimizer.step(&mut p, &set, &mut found, lr, None).unwrap();
+            let own = [(0.1, 0.2), (0.1, 0.5), (0.2, 0.0)];
+            for (((_, gradient), naive), (factor, decay)) in wanted.iter().zip(&mut naive).zip(own)
+            {
+                naive.step(rule, gradient, lr * factor, decay);
+            }
+        }
+        for (id, naive) in list.iter().zip(&naive) {
+            near(&value(&p, *id), &naive.weight, 1e-13);
+        }
+    }
 }

@@ -132,7 +132,9 @@ pub(super) fn predict(args: &PredictArgs) -> Result<()> {
 pub(super) fn inspect(args: &InspectArgs) -> Result<()> {
     let strategy = match &args.strategy {
         Some(text) => Some(text.parse().map_err(|what: String| {
-            Error::config("--strategy", what, "use head, last:K or full")
+            let help =
+                "use head, last:K, bitfit, norms or full, with gradual and llrd, joined by +";
+            Error::config("--strategy", what, help)
         })?),
         None => None,
     };
@@ -141,7 +143,9 @@ pub(super) fn inspect(args: &InspectArgs) -> Result<()> {
         .iter()
         .map(|text| {
             text.parse().map_err(|what: String| {
-                Error::config("--rule", what, "write \"train GLOB\" or \"freeze GLOB\"")
+                let help =
+                    "write \"train GLOB\", \"freeze GLOB\", \"lr GLOB x0.5\" or \"decay GLOB 0.1\"";
+                Error::config("--rule", what, help)
             })
         })
         .collect::<Result<_>>()?;

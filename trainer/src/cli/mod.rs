@@ -154,10 +154,11 @@ pub struct InspectArgs {
     /// Model: a directory, a .whl or .zip with one in it, or a hub id in the local cache.
     #[arg(value_name = "DIR")]
     pub model: String,
-    /// Mark what this strategy would train: head, last:K or full.
+    /// Mark what this strategy would train: head, last:K, bitfit, norms or full, with llrd, joined by +.
     #[arg(long, value_name = "STRATEGY")]
     pub strategy: Option<String>,
-    /// A rule to refine the strategy with, `train GLOB` or `freeze GLOB`; may be repeated.
+    /// A rule to refine the strategy with, `train GLOB`, `freeze GLOB`, `lr GLOB x0.5` or `decay GLOB 0.1`; may be
+    /// repeated.
     #[arg(long, value_name = "RULE", requires = "strategy")]
     pub rule: Vec<String>,
     /// Show the model with a head for this many labels.

@@ -31,9 +31,13 @@ pub struct RunArgs {
     /// What to learn: classify, or clm for the next token of documents.
     #[arg(long, value_name = "KIND")]
     pub task: Option<String>,
-    /// What to train: head, last:K or full.
+    /// What to train: head, last:K, bitfit, norms or full; and how: gradual, llrd:F; joined by +.
     #[arg(long, value_name = "STRATEGY")]
     pub strategy: Option<String>,
+    /// A rule over parameter names that refines the strategy, such as "freeze *.bias", "lr classifier.* 1e-3" or
+    /// "decay * 0"; may be repeated, the last match wins.
+    #[arg(long, value_name = "RULE")]
+    pub rule: Vec<String>,
     /// Directory of the run and of the trained model.
     #[arg(long, value_name = "DIR")]
     pub out: Option<PathBuf>,
@@ -145,6 +149,9 @@ impl RunArgs {
             if let Some(number) = number {
                 settings.flag(key, flag, number);
             }
+        }
+        if !self.rule.is_empty() {
+            settings.flag("strategy.rules", "--rule", self.rule.clone());
         }
         RunConfig::resolve(settings)
     }

@@ -67,11 +67,11 @@ pub const KEYS: &[Key] = &[
     ),
     key(
         "strategy.name",
-        "what is trained: \"head\", \"last:K\" (the last K layers and the head) or \"full\"; \"full\"",
+        "what is trained: \"head\", \"last:K\" (the last K layers), \"bitfit\" (biases), \"norms\", each with the head, or \"full\"; and how: \"gradual\" or \"gradual:K\" (K layers more in each epoch, from the top), \"llrd:F\" (the rate of each layer is F of the one above); joined by +; \"full\"",
     ),
     key(
         "strategy.rules",
-        "rules applied in order after the strategy, the last match wins: [\"freeze *\", \"train encoder.layer.5.*\"]; none",
+        "rules applied in order after the strategy, the last match wins: [\"freeze *\", \"train encoder.layer.5.*\", \"lr classifier.* 1e-3\", \"lr *.bias x2\", \"decay *.bias 0\"]; none",
     ),
     key(
         "strategy.dropout",
@@ -80,7 +80,7 @@ pub const KEYS: &[Key] = &[
     key("optimizer.kind", "\"adamw\" or \"sgd\"; \"adamw\""),
     key(
         "optimizer.lr",
-        "peak learning rate; adamw: head 1e-3, last:K 1e-4, full 5e-5, random weights 6e-4; sgd: head 1e-1, last:K 1e-2, full 5e-3",
+        "peak learning rate; adamw: head, bitfit and norms 1e-3, last:K 1e-4, full 5e-5, random weights 6e-4; sgd: head, bitfit and norms 1e-1, last:K 1e-2, full 5e-3",
     ),
     key(
         "optimizer.weight_decay",
@@ -138,6 +138,10 @@ pub const KEYS: &[Key] = &[
     key(
         "train.device",
         "where to compute: \"cpu\", \"cuda:N\", or \"auto\" for a GPU if there is one; \"cpu\"",
+    ),
+    key(
+        "train.audit",
+        "whether the first steps are checked: all that is trained has a gradient and moves, nothing else does; true",
     ),
     key(
         "train.seed",

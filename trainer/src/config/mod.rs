@@ -6,21 +6,24 @@
 
 mod keys;
 mod optimizer;
+mod rules;
 mod settings;
+mod strategy;
 #[cfg(test)]
 mod tests;
 mod values;
 
 use std::path::{Path, PathBuf};
 
+use graft_models::Strategy as Part;
 use serde::Serialize;
 
 pub use keys::{KEYS, Key, describe};
 use optimizer::optimizer;
+pub use rules::Rule;
 pub use settings::{Origin, Settings};
-pub use values::{
-    CacheKind, Init, OptimizerKind, Precision, Rule, Schedule, Strategy, TaskKind, Warmup,
-};
+pub use strategy::{Gradual, Strategy};
+pub use values::{CacheKind, Init, OptimizerKind, Precision, Schedule, TaskKind, Warmup};
 
 use crate::batch::BatchSize;
 use crate::device::DeviceChoice;
@@ -87,7 +90,8 @@ pub struct TaskConfig {
 pub struct StrategyConfig {
     /// Default: full.
     pub name: Strategy,
-    /// Applied in order after the strategy; the last rule that matches a parameter decides.
+    /// Applied in order after the strategy; the last rule that matches a parameter decides whether it is trained, and each
+    /// changes how fast.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub rules: Vec<Rule>,
     /// Dropout probability in [0, 1) of every dropout layer; none: the model's own.
@@ -119,15 +123,17 @@ impl OptimizerConfig {
     /// The learning rate when none is given. A fresh head on a frozen trunk bears a large one; the deeper the
     /// pretrained layers that move, the smaller. SGD has no per-parameter scale and needs about a hundred times as
     /// much.
-    pub fn default_lr(kind: &OptimizerKind, strategy: Strategy) -> f64 {
-        match (kind, strategy) {
-            (OptimizerKind::AdamW { .. }, Strategy::Head) => 1e-3,
-            (OptimizerKind::AdamW { .. }, Strategy::Last(_)) => 1e-4,
-            (OptimizerKind::AdamW { .. }, Strategy::Full) => 5e-5,
-            (OptimizerKind::Sgd { .. }, Strategy::Head) => 1e-1,
-            (OptimizerKind::Sgd { .. }, Strategy::Last(_)) => 1e-2,
-            (OptimizerKind::Sgd { .. }, Strategy::Full) => 5e-3,
-        }
+    pub fn default_lr(kind: &OptimizerKind, strategy: &Strategy) -> f64 {
+        let of = |part: &Part| match (kind, part) {
+            // Biases and norms are few and cannot do much harm.
+            (OptimizerKind::AdamW { .. }, Part::Head | Part::Bitfit | Part::Norms) => 1e-3,
+            (OptimizerKind::AdamW { .. }, Part::Last(_)) => 1e-4,
+            (OptimizerKind::AdamW { .. }, Part::Full) => 5e-5,
+            (OptimizerKind::Sgd { .. }, Part::Head | Part::Bitfit | Part::Norms) => 1e-1,
+            (OptimizerKind::Sgd { .. }, Part::Last(_)) => 1e-2,
+            (OptimizerKind::Sgd { .. }, Part::Full) => 5e-3,
+        };
+        strategy.parts.iter().map(of).fold(f64::INFINITY, f64::min)
     }
 }
 
@@ -147,6 +153,8 @@ pub struct TrainConfig {
     pub precision: Precision,
     /// Where to compute; default the CPU.
     pub device: DeviceChoice,
+    /// Whether the first steps are watched for what is wrongly wired; default true.
+    pub audit: bool,
     /// Of the new head, the order and dropout; default 0.
     pub seed: u64,
     /// Worker threads; none: all cores. Results do not depend on it.
@@ -205,20 +213,21 @@ impl RunConfig {
             max_length: count(s, "data.max_length")?,
         };
         distinct_columns(s, &data)?;
-        let name = choice(
+        let name = worded(
             s,
             "strategy.name",
-            "\"head\", \"last:K\" (K 1 or more) or \"full\"",
+            "head, last:K (K 1 or more), bitfit, norms or full, with gradual and llrd, joined by +",
         )?;
-        let rules = "a list of rules, each \"freeze PATTERN\" or \"train PATTERN\"";
+        let rules = "a list of rules, each \"freeze PATTERN\", \"train PATTERN\", \"lr PATTERN 1e-4\", \"lr PATTERN \
+                     x0.5\" or \"decay PATTERN 0.1\"";
         let strategy = StrategyConfig {
-            name: name.unwrap_or(Strategy::Full),
+            name: name.unwrap_or_else(Strategy::full),
             rules: choice(s, "strategy.rules", rules)?.unwrap_or_default(),
             dropout: number(s, "strategy.dropout", "a number in [0, 1)", |p| {
                 (0.0..1.0).contains(&p)
             })?,
         };
-        if model.init == Init::Random && strategy.name != Strategy::Full {
+        if model.init == Init::Random && strategy.name.freezes() {
             let origin = s.origin("strategy.name").or(s.origin("model.init"));
             return Err(Error::config(
                 origin.map_or_else(String::new, Origin::to_string),
@@ -226,7 +235,7 @@ impl RunConfig {
                 "leave strategy.name at \"full\"",
             ));
         }
-        let optimizer = optimizer(s, strategy.name, model.init)?;
+        let optimizer = optimizer(s, &strategy.name, model.init)?;
         let train = TrainConfig {
             epochs: count(s, "train.epochs")?.unwrap_or(3),
             batch: match (count(s, "train.batch_size")?, count(s, "train.max_tokens")?) {
@@ -243,6 +252,7 @@ impl RunConfig {
                 .unwrap_or(Precision::F32),
             device: choice(s, "train.device", "\"cpu\", \"cuda:N\" or \"auto\"")?
                 .unwrap_or_default(),
+            audit: choice(s, "train.audit", "true or false")?.unwrap_or(true),
             seed: s
                 .get(
                     "train.seed",
@@ -262,6 +272,14 @@ impl RunConfig {
                 .map_or(256, |(mib, _)| mib),
             cache_dir: path(s, "train.cache_dir")?,
         };
+        if strategy.name.gradual.is_some() && train.epochs < 2 {
+            let origin = s.origin("train.epochs").or(s.origin("strategy.name"));
+            return Err(Error::config(
+                origin.map_or_else(String::new, Origin::to_string),
+                "`strategy.name` has gradual, which thaws more layers in each epoch, and `train.epochs` is 1",
+                "train for more epochs, or leave out gradual",
+            ));
+        }
         let output = OutputConfig {
             dir: required(path(s, "output.dir")?, "output.dir", "--out DIR")?,
         };
@@ -415,6 +433,24 @@ fn choice<T: serde::de::DeserializeOwned>(
     expected: &str,
 ) -> Result<Option<T>> {
     Ok(s.get(key, expected, |_| true)?.map(|(value, _)| value))
+}
+
+/// A value that is read from words, whose mistakes have messages of their own.
+fn worded<T>(s: &Settings, key: &str, expected: &str) -> Result<Option<T>>
+where
+    T: std::str::FromStr<Err = String>,
+{
+    let Some((text, origin)) = s.get(key, expected, |_: &String| true)? else {
+        return Ok(None);
+    };
+    text.parse().map(Some).map_err(|what| {
+        let shown = text.escape_debug();
+        Error::config(
+            origin,
+            format!("`{key}` is \"{shown}\", expected {expected}"),
+            what,
+        )
+    })
 }
 
 /// An absolute path: one from a file is relative to the file's directory, others to the working directory.

@@ -6,7 +6,7 @@ use super::{
 use crate::error::{Error, Result};
 
 /// Checks `[optimizer]` and fills in the defaults, which depend on what is trained.
-pub(super) fn optimizer(s: &Settings, strategy: Strategy, init: Init) -> Result<OptimizerConfig> {
+pub(super) fn optimizer(s: &Settings, strategy: &Strategy, init: Init) -> Result<OptimizerConfig> {
     #[derive(serde::Deserialize, Clone, Copy, PartialEq)]
     #[serde(rename_all = "lowercase")]
     enum Kind {

@@ -37,7 +37,7 @@ fn defaults_are_filled_in() {
         (config.data.text.as_str(), config.data.label.as_deref()),
         ("text", Some("label"))
     );
-    assert_eq!(config.strategy.name, Strategy::Full);
+    assert_eq!(config.strategy.name, Strategy::full());
     assert_eq!(config.optimizer.lr, 5e-5);
     assert_eq!(
         config.optimizer.kind,
@@ -62,9 +62,13 @@ fn default_learning_rate_follows_strategy_and_optimizer() {
         ("head", "adamw", 1e-3),
         ("last:2", "adamw", 1e-4),
         ("full", "adamw", 5e-5),
+        ("norms+bitfit", "adamw", 1e-3),
+        ("last:2+bitfit+gradual", "adamw", 1e-4),
+        ("llrd", "adamw", 5e-5),
         ("head", "sgd", 1e-1),
         ("last:2", "sgd", 1e-2),
         ("full", "sgd", 5e-3),
+        ("bitfit", "sgd", 1e-1),
     ] {
         let text = format!("[strategy]\nname = \"{strategy}\"\n[optimizer]\nkind = \"{kind}\"\n");
         assert_eq!(
@@ -107,6 +111,7 @@ max_tokens = 4096
 accumulate = 2
 group_by_length = true
 precision = "bf16"
+audit = false
 seed = 9223372036854775807
 threads = 2
 cache = "memory"
@@ -308,7 +313,7 @@ fn flags_override_set_overrides_the_file() {
     let config = RunConfig::resolve(settings).unwrap();
     assert_eq!((config.optimizer.lr, config.train.epochs), (2.0, 9));
     assert_eq!(config.train.batch, BatchSize::Tokens(64));
-    assert_eq!(config.strategy.name, Strategy::Last(3));
+    assert_eq!(config.strategy.name, Strategy::of(Part::Last(3)));
     assert_eq!(config.strategy.rules.len(), 1);
     assert_eq!(config.data.label.as_deref(), Some("1"));
 }
@@ -451,4 +456,22 @@ fn where_frozen_outputs_are_kept() {
         let (message, _) = said(train(text));
         assert!(message.contains(expected), "{message}");
     }
+}
+
+#[test]
+fn strategies_that_contradict_the_rest_say_what_to_do() {
+    let (message, help) = said(minimal_with("[strategy]\nname = \"full+norms\"\n"));
+    assert!(
+        message.starts_with("/exp/run.toml:9: `strategy.name` is \"full+norms\", expected head"),
+        "{message}"
+    );
+    assert!(help.contains("leave out what is beside it"), "{help}");
+    let text = "[strategy]\nname = \"gradual\"\n[train]\nepochs = 1\n";
+    let (message, help) = said(minimal_with(text));
+    assert!(message.starts_with("/exp/run.toml:11: "), "{message}");
+    assert!(help.contains("leave out gradual"), "{help}");
+    let text = "[strategy]\nname = \"gradual:2+llrd\"\nrules = [\"lr *.bias x2\", \"decay * 0\"]\n";
+    let config = minimal_with(text).unwrap();
+    assert_eq!(config.strategy.name.to_string(), "full+gradual:2+llrd:0.9");
+    assert_eq!(config.strategy.rules.len(), 2);
 }

@@ -1,12 +1,10 @@
 //! The values a configuration's keys take, where they are more than numbers and strings.
 
-use std::fmt;
-use std::str::FromStr;
-
 use graft_tensor::DType;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
-use crate::nearest::nearest;
+use super::rules::Rule;
+use super::strategy::Strategy;
 
 /// What a run learns to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -123,90 +121,6 @@ impl<'de> Deserialize<'de> for Warmup {
     }
 }
 
-/// Which parameters a run trains, before any rules.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Strategy {
-    /// The classification head alone; the pretrained trunk is frozen.
-    Head,
-    /// The last K layers of the trunk, what comes after them, and the head; K is 1 or more.
-    Last(usize),
-    /// Every parameter.
-    Full,
-}
-
-impl fmt::Display for Strategy {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Strategy::Head => f.write_str("head"),
-            Strategy::Last(layers) => write!(f, "last:{layers}"),
-            Strategy::Full => f.write_str("full"),
-        }
-    }
-}
-
-impl FromStr for Strategy {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        match text {
-            "head" => return Ok(Strategy::Head),
-            "full" => return Ok(Strategy::Full),
-            _ => {}
-        }
-        if let Some(layers) = text.strip_prefix("last:") {
-            return match layers.parse() {
-                Ok(layers) if layers >= 1 => Ok(Strategy::Last(layers)),
-                _ => Err(format!(
-                    "`{layers}` in `{text}` is no number of layers, 1 or more"
-                )),
-            };
-        }
-        Err(match nearest(text, ["head", "last:1", "full", "last"]) {
-            Some("last" | "last:1") => "how many layers? write last:2".to_owned(),
-            Some(near) => format!("did you mean `{near}`?"),
-            None => "expected head, last:K or full".to_owned(),
-        })
-    }
-}
-
-/// One rule over parameter names: `freeze PATTERN` or `train PATTERN`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Rule {
-    /// Whether matching parameters are trained (else frozen).
-    pub train: bool,
-    /// A parameter name in which each `*` stands for any run of characters, dots included.
-    pub pattern: String,
-}
-
-impl fmt::Display for Rule {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let verb = if self.train { "train" } else { "freeze" };
-        write!(f, "{verb} {}", self.pattern)
-    }
-}
-
-impl FromStr for Rule {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let mut words = text.split_whitespace();
-        let (verb, pattern, rest) = (words.next(), words.next(), words.next());
-        let train = match verb {
-            Some("train") => true,
-            Some("freeze") => false,
-            _ => return Err(format!("`{text}` begins with neither `freeze` nor `train`")),
-        };
-        match (pattern, rest) {
-            (Some(pattern), None) => Ok(Rule {
-                train,
-                pattern: pattern.to_owned(),
-            }),
-            (None, _) => Err(format!("`{text}` names no parameters")),
-            (_, Some(_)) => Err(format!("`{text}` has more than one pattern")),
-        }
-    }
-}
-
 /// Serde by way of `Display` and `FromStr`.
 macro_rules! as_string {
     ($($name:ident),*) => {$(
@@ -228,39 +142,6 @@ as_string!(Strategy, Rule);
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn strategies_print_as_they_parse() {
-        for text in ["head", "full", "last:1", "last:12"] {
-            assert_eq!(text.parse::<Strategy>().unwrap().to_string(), text);
-        }
-        assert!(
-            "last:0"
-                .parse::<Strategy>()
-                .unwrap_err()
-                .contains("1 or more")
-        );
-        assert!("last:x".parse::<Strategy>().unwrap_err().contains("`x`"));
-        assert!("heads".parse::<Strategy>().unwrap_err().contains("`head`"));
-        assert!("last".parse::<Strategy>().unwrap_err().contains("last:2"));
-        assert!("".parse::<Strategy>().is_err());
-    }
-
-    #[test]
-    fn rules_are_a_verb_and_one_pattern() {
-        let rule: Rule = " train  encoder.layer.5.* ".parse().unwrap();
-        assert_eq!(
-            rule,
-            Rule {
-                train: true,
-                pattern: "encoder.layer.5.*".into()
-            }
-        );
-        assert_eq!("freeze *".parse::<Rule>().unwrap().to_string(), "freeze *");
-        for bad in ["", "freeze", "thaw *", "train a b"] {
-            assert!(bad.parse::<Rule>().is_err(), "{bad}");
-        }
-    }
 
     #[test]
     fn warmup_rounds_up_and_never_passes_the_end() {

@@ -78,19 +78,19 @@ enum Spill {
 }
 
 impl Features {
-    /// For a run whose training begins at `cut`: nothing if it is not worth keeping. `dir` is where a file may be while
-    /// the run goes on.
+    /// For `epochs` whose training begins at `cut`: nothing if it is not worth keeping. `dir` is where a file may be while
+    /// the run goes on. What lies below the cut must still be what `hashes` says.
     pub fn new(
         config: &RunConfig,
         model: &Model,
         hashes: &Hashes,
-        cut: Option<Cut>,
+        (cut, epochs): (Option<Cut>, usize),
         dir: &Path,
     ) -> Option<Features> {
         let train = &config.train;
         // The embeddings alone are computed as fast as they are read.
         let cut = cut.filter(|&cut| cut != Cut::Layer(0))?;
-        let again = train.epochs > 1 || train.cache_dir.is_some();
+        let again = epochs > 1 || train.cache_dir.is_some();
         if train.cache == CacheKind::Off || !again {
             return None;
         }

@@ -109,11 +109,18 @@ impl Task for Classify {
         config: &RunConfig,
         model: &Model,
         before: &Hashes,
-        set: &TrainableSet,
+        (set, epochs): (&TrainableSet, usize),
         dir: &Path,
     ) {
+        // What an earlier cut gave is of no use any more; its file goes before there is another.
+        if let Some(features) = self.features.take() {
+            let features = features
+                .into_inner()
+                .unwrap_or_else(PoisonError::into_inner);
+            self.notes.extend(features.finish());
+        }
         let cut = model.network.cut(set);
-        self.features = Features::new(config, model, before, cut, dir).map(Mutex::new);
+        self.features = Features::new(config, model, before, (cut, epochs), dir).map(Mutex::new);
     }
 
     fn take_notes(&mut self) -> Vec<String> {

@@ -34,13 +34,14 @@ pub(crate) trait Task: Sync + Sized {
     /// Whatever is wrong with either.
     fn load(config: &RunConfig, memory: &Memory) -> Result<Loaded<Self, Self::Network>>;
 
-    /// Told once, before the first step, what will be trained; `dir` is where files may be while the run goes on.
+    /// Told before the first step, and whenever more is thawed, what will be trained from now on and for how many epochs;
+    /// `dir` is where files may be while the run goes on.
     fn begin(
         &mut self,
         _config: &RunConfig,
         _model: &Model<Self::Network>,
         _before: &Hashes,
-        _set: &TrainableSet,
+        _trained: (&TrainableSet, usize),
         _dir: &Path,
     ) {
     }
