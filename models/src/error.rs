@@ -201,6 +201,17 @@ pub enum Error {
         help: String,
     },
 
+    /// A difference between two weight files that cannot be used, or not with this file.
+    #[error("{file}: {reason}; {help}")]
+    Delta {
+        /// The delta, or the file that does not belong to it.
+        file: String,
+        /// What is wrong.
+        reason: String,
+        /// One thing to do.
+        help: String,
+    },
+
     /// A file name that could lead out of the model's directory.
     #[error(
         "{file}: `{}` is not a plain file name ({reason}); refusing to follow it",

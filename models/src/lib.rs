@@ -4,7 +4,7 @@
 //! configuration; [`load_parameters`] fills them from a checkpoint and accounts for every tensor in it. The other
 //! modules are about files: where a model lies ([`source`]), its weights ([`safetensors`]; also [`torch`] and
 //! [`llmc`]), its `config.json` ([`config`]), its tokenizer ([`tokenizer`]), its template for conversations ([`chat`]),
-//! and directories that are replaced in one step ([`atomic`]).
+//! exact differences between weights ([`delta`]), and directories that are replaced in one step ([`atomic`]).
 //!
 //! Files come from strangers. Every reader here treats its input as hostile: sizes are checked before anything is
 //! allocated, names before they become paths, and whatever is refused is refused with the file, the place in it and
@@ -18,6 +18,7 @@ pub mod chat;
 mod classifier;
 pub mod config;
 mod decoder;
+pub mod delta;
 mod detokenize;
 mod encoder;
 pub mod error;

@@ -371,12 +371,12 @@ impl ModelSource {
         }
     }
 
-    /// Opens one file of the model's weights; `None` if there is none of that name.
-    pub(crate) fn weights(&self, name: &str, format: Format) -> Result<Option<WeightsFile>> {
+    /// The bytes of a large file and its name in messages; `None` if there is none of that name.
+    pub(crate) fn bytes(&self, name: &str) -> Result<Option<(String, Box<dyn ByteSource>)>> {
         if !self.has_file(name) {
             return Ok(None);
         }
-        let (shown, bytes): (String, Box<dyn ByteSource>) = match &self.place {
+        Ok(Some(match &self.place {
             Place::Directory { dir, .. } | Place::Llmc { dir, .. } => {
                 let path = dir.join(name);
                 (path.display().to_string(), plain_file(&path)?)
@@ -384,6 +384,13 @@ impl ModelSource {
             Place::Archive(archive) => {
                 (archive.display_entry(name), Box::new(archive.stream(name)?))
             }
+        }))
+    }
+
+    /// Opens one file of the model's weights; `None` if there is none of that name.
+    pub(crate) fn weights(&self, name: &str, format: Format) -> Result<Option<WeightsFile>> {
+        let Some((shown, bytes)) = self.bytes(name)? else {
+            return Ok(None);
         };
         Ok(Some(match format {
             Format::Safetensors => {

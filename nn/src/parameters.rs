@@ -78,6 +78,30 @@ impl Parameters {
         }
     }
 
+    /// The same parameters over an allocator that only counts, for a plan: no value is read or kept.
+    ///
+    /// # Errors
+    /// None for parameters that could be declared.
+    pub fn planned(&self) -> Result<Parameters> {
+        let memory = Memory::planned().with(Category::Weights);
+        let plan = |one: &Parameter| -> Result<Parameter> {
+            let empty = |value: &Tensor| Tensor::empty(&memory, value.dtype(), value.shape());
+            Ok(Parameter {
+                name: one.name.clone(),
+                shape: one.shape,
+                init: one.init,
+                value: one.value.as_ref().map(empty).transpose()?,
+            })
+        };
+        Ok(Parameters {
+            list: self.list.iter().map(plan).collect::<Result<_>>()?,
+            by_name: self.by_name.clone(),
+            memory,
+            dtype: self.dtype,
+            compute: self.compute,
+        })
+    }
+
     /// Activations of another type than the values: bf16 beside f32, the master weights, whose
     /// gradients and optimizer state stay f32.
     ///

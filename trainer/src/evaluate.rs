@@ -12,6 +12,7 @@ use crate::error::Result;
 use crate::features::Features;
 use crate::metrics::Confusion;
 use crate::model::Model;
+use crate::plan::{heaviest_if, read_all};
 
 /// Tokens of one batch of an evaluation: enough to keep every core busy, few enough to need less memory than a
 /// training step.
@@ -29,7 +30,9 @@ pub fn logits(
 ) -> Result<Vec<Vec<f32>>> {
     let labels = model.config.num_labels();
     let mut all = Vec::with_capacity(data.encodings.len());
-    for batch in in_order(&data.lengths, EVALUATION_BATCH) {
+    let planned = model.parameters.memory().is_planned();
+    let batches = in_order(&data.lengths, EVALUATION_BATCH);
+    for batch in heaviest_if(planned, batches, &data.lengths) {
         let mut f = Forward::evaluate(&model.parameters);
         let packed = data.pack(&batch);
         let logits = match &mut features {
@@ -40,8 +43,11 @@ pub fn logits(
             }
             None => model.network.forward(&mut f, &packed)?,
         };
-        let values = logits.value().to_vec::<f32>()?;
+        let values = read_all(logits.value())?;
         all.extend(values.chunks(labels).map(<[f32]>::to_vec));
+    }
+    if planned {
+        all.resize(data.encodings.len(), vec![0.0; labels]);
     }
     Ok(all)
 }

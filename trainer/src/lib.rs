@@ -22,6 +22,7 @@ pub mod metrics;
 pub mod model;
 mod nearest;
 pub mod perplexity;
+pub mod plan;
 pub mod predict;
 pub mod progress;
 pub mod report;

@@ -318,6 +318,15 @@ impl<N: Network> Model<N> {
                     });
                 };
                 match from {
+                    // A plan needs shapes alone.
+                    _ if memory.is_planned() => {
+                        parameters.initialise(0)?;
+                        let mut hashes = hashes.lock().unwrap_or_else(PoisonError::into_inner);
+                        for (_, parameter) in parameters.iter() {
+                            hashes.insert(parameter.name().to_owned(), Ok(String::new()));
+                        }
+                        Ok(LoadReport::default())
+                    }
                     Weights::Stored { new_head } => Ok(load_parameters_with(
                         &mut parameters,
                         &config,

@@ -7,6 +7,7 @@ use crate::batch::{BatchSize, in_order};
 use crate::documents::Documents;
 use crate::error::Result;
 use crate::model::Model;
+use crate::plan::{heaviest_if, read_one};
 
 /// Tokens of one batch of an evaluation, as for classifiers.
 const EVALUATION_BATCH: BatchSize = BatchSize::Tokens(2048);
@@ -27,10 +28,13 @@ impl Perplexity {
     /// As the model's forward pass.
     pub fn of(model: &Model<CausalLm>, data: &Documents) -> Result<Perplexity> {
         let (mut sum, mut tokens) = (0.0, 0);
-        for batch in in_order(data.lengths(), EVALUATION_BATCH) {
+        let planned = model.parameters.memory().is_planned();
+        let batches = in_order(data.lengths(), EVALUATION_BATCH);
+        for batch in heaviest_if(planned, batches, data.lengths()) {
             let (packed, next) = data.pack(&batch);
             let mut f = Forward::evaluate(&model.parameters);
-            sum += model.network.loss(&mut f, &packed, &next)?.value().item()?;
+            let loss = model.network.loss(&mut f, &packed, &next)?;
+            sum += read_one(loss.value())?;
             tokens += batch.iter().map(|&i| data.targets(i)).sum::<usize>();
         }
         Ok(Perplexity {

@@ -74,6 +74,8 @@ pub struct RunReport {
     pub peak_rss: Option<u64>,
     /// The most bytes that the tensors of each category took.
     pub usage: Vec<(graft_tensor::Category, usize)>,
+    /// The most bytes that they took together.
+    pub peak_tensors: usize,
     /// The run directory.
     pub out: String,
 }
@@ -164,7 +166,11 @@ impl fmt::Display for RunReport {
                     format!("{category} {:.1}", *bytes as f64 / f64::from(1 << 20))
                 })
                 .collect();
-            table.row("of tensors, MiB", parts.join(", "));
+            let together = self.peak_tensors as f64 / f64::from(1 << 20);
+            table.row(
+                "of tensors, MiB",
+                format!("{}; together {together:.1}", parts.join(", ")),
+            );
         }
         if let Some(kept) = &self.kept {
             let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
@@ -288,6 +294,7 @@ mod tests {
             }),
             peak_rss: Some(3 << 20),
             usage: vec![],
+            peak_tensors: 0,
             out: "runs/a".into(),
         };
         let want = "  strategy        head

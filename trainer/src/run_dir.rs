@@ -250,6 +250,8 @@ pub enum Record {
         tokens: u64,
         /// Duration of the whole run.
         seconds: f64,
+        /// The most bytes that all tensors took together.
+        peak_tensors: u64,
         /// Largest resident memory of the process, in bytes, where the system tells.
         #[serde(skip_serializing_if = "Option::is_none")]
         peak_rss: Option<u64>,
@@ -329,6 +331,7 @@ mod tests {
                 best_epoch: 1,
                 tokens: 7,
                 seconds: 0.5,
+                peak_tensors: 9,
                 peak_rss: None,
             },
         ];
@@ -398,6 +401,7 @@ mod tests {
             best_epoch: 1,
             tokens: 1,
             seconds: 1.0,
+            peak_tensors: 9,
             peak_rss: None,
         };
         let mut abandoned = RunDir::create(&config(2)).unwrap();

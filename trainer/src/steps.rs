@@ -4,13 +4,14 @@ use std::sync::mpsc::sync_channel;
 use std::time::{Duration, Instant};
 
 use graft_autograd::Gradients;
-use graft_nn::optimizer::Rule as UpdateRule;
+use graft_nn::optimizer::{Rule as UpdateRule, Step};
 use graft_nn::{Audit, Decay, Forward, Optimizer, Rates, Schedule, TrainableSet};
-use graft_tensor::{Category, Memory, Usage};
+use graft_tensor::{Memory, Usage};
 
 use crate::config::{OptimizerKind, RunConfig, Schedule as ConfigSchedule};
 use crate::error::{Error, Result, list_names};
 use crate::model::{Model, Network};
+use crate::plan::read_one;
 use crate::progress::Progress;
 use crate::run_dir::{Record, RunDir};
 use crate::task::Task;
@@ -198,35 +199,12 @@ impl<'a> Loop<'a> {
             let examples = || group.iter().flatten().copied();
             let targets: usize = examples().map(|i| task.targets(i)).sum();
             let tokens: u64 = examples().map(|i| task.lengths()[i] as u64).sum();
-            let mut gradients = Gradients::new();
-            let mut loss = 0.0;
-            for batch in prepared.take(group.len()) {
-                let seed = self.config.train.seed;
-                let mut f = Forward::train(&model.parameters, set, seed, self.passes);
-                self.passes += 1;
-                let share = task.loss(&mut f, model, batch, targets)?;
-                let value = share.value().clone();
-                f.backward(share, &mut gradients)?;
-                // A GPU has all of its work by now, before this machine waits for it.
-                loss += value.item()?;
-            }
-            if !loss.is_finite() {
-                return Err(diverged(self.step + 1, format!("the loss is {loss}")));
-            }
-            let lr = self.config.optimizer.lr * self.schedule.factor(self.step);
-            let clip = Some(self.config.optimizer.clip_norm).filter(|&norm| norm > 0.0);
-            if let Some(audit) = &mut self.audit {
-                audit.before(&gradients)?;
-            }
-            let done = self
-                .optimizer
-                .step(&mut model.parameters, set, &mut gradients, lr, clip)?;
-            self.audit(model, loss, done.gradient_norm, lr)?;
+            let mut batches = prepared.take(group.len());
+            let (loss, lr, done) = self.step(&mut batches, targets, model, (task, set))?;
             let took = started.elapsed();
-            if self.step == 0 {
+            if self.step == 1 {
                 self.startup = self.begun.elapsed();
             }
-            self.step += 1;
             self.tokens += tokens;
             self.elapsed += took;
             epoch_tokens += tokens;
@@ -253,6 +231,46 @@ impl<'a> Loop<'a> {
         })
     }
 
+    /// One optimizer step over some batches with so many targets together: its loss, its learning rate, and what the
+    /// optimizer did.
+    ///
+    /// # Errors
+    /// As [`Loop::epoch`].
+    pub fn step<T: Task>(
+        &mut self,
+        batches: &mut dyn Iterator<Item = T::Batch>,
+        targets: usize,
+        model: &mut Model<T::Network>,
+        (task, set): (&T, &TrainableSet),
+    ) -> Result<(f64, f64, Step)> {
+        let mut gradients = Gradients::new();
+        let mut loss = 0.0;
+        for batch in batches {
+            let seed = self.config.train.seed;
+            let mut f = Forward::train(&model.parameters, set, seed, self.passes);
+            self.passes += 1;
+            let share = task.loss(&mut f, model, batch, targets)?;
+            let value = share.value().clone();
+            f.backward(share, &mut gradients)?;
+            // A GPU has all of its work by now, before this machine waits for it.
+            loss += read_one(&value)?;
+        }
+        if !loss.is_finite() {
+            return Err(diverged(self.step + 1, format!("the loss is {loss}")));
+        }
+        let lr = self.config.optimizer.lr * self.schedule.factor(self.step);
+        let clip = Some(self.config.optimizer.clip_norm).filter(|&norm| norm > 0.0);
+        if let Some(audit) = &mut self.audit {
+            audit.before(&gradients)?;
+        }
+        let done = self
+            .optimizer
+            .step(&mut model.parameters, set, &mut gradients, lr, clip)?;
+        self.audit(model, loss, done.gradient_norm, lr)?;
+        self.step += 1;
+        Ok((loss, lr, done))
+    }
+
     /// Looks at what the step did, while the audit goes on.
     fn audit<N: Network>(&mut self, model: &Model<N>, loss: f64, norm: f64, lr: f64) -> Result<()> {
         let Some(audit) = &mut self.audit else {
@@ -274,10 +292,9 @@ impl<'a> Loop<'a> {
         }
     }
 
-    /// Memory by category, at the worst moments of the run.
-    pub fn usage(&self, memory: &Memory) -> Vec<(Category, usize)> {
-        let usage = self.usage.unwrap_or_else(|| memory.usage());
-        Category::ALL.map(|c| (c, usage.peak(c))).to_vec()
+    /// Memory of tensors at the worst moments of the run.
+    pub fn usage(&self, memory: &Memory) -> Usage {
+        self.usage.unwrap_or_else(|| memory.usage())
     }
 }
 

@@ -10,6 +10,7 @@ use std::time::Instant;
 use graft_nn::TrainableSet;
 use graft_tensor::ops::optimizer::all_finite;
 use graft_tensor::ops::random::{Key, shuffle};
+use graft_tensor::{Category, Memory};
 
 use crate::batch::{BatchSize, epoch_batches};
 use crate::certificate::{Certificate, TensorEntry};
@@ -17,6 +18,7 @@ use crate::config::{RunConfig, TaskKind};
 use crate::course::Course;
 use crate::error::{Error, Result};
 use crate::model::{ASIDE_FILE, Hashes, Model, Network};
+use crate::plan::{Plan, check, rehearse};
 use crate::progress::Progress;
 use crate::report::{BestEvaluation, RunReport, peak_rss, thousands};
 use crate::run_dir::{Record, RunDir};
@@ -50,6 +52,22 @@ pub fn train(config: &RunConfig) -> Result<RunReport> {
     }
 }
 
+/// What a run needs of memory, by category. No weight is read.
+///
+/// # Errors
+/// Data, model or settings that cannot be used.
+pub fn plan(config: &RunConfig) -> Result<Plan> {
+    fn of<T: Task>(config: &RunConfig) -> Result<Plan> {
+        let loaded = T::load(config, &Memory::planned())?;
+        let (mut model, mut task) = (loaded.model, loaded.meanwhile);
+        rehearse(config, &mut task, &mut model, &loaded.hashes)
+    }
+    match config.task.kind {
+        TaskKind::Classify => of::<Classify>(config),
+        TaskKind::Clm => of::<Clm>(config),
+    }
+}
+
 fn run<T: Task>(config: &RunConfig) -> Result<RunReport> {
     let begun = Instant::now();
     let mut run_dir = RunDir::create(config)?;
@@ -60,6 +78,7 @@ fn run<T: Task>(config: &RunConfig) -> Result<RunReport> {
         .parameters
         .compute_in(config.train.precision.dtype())?;
     let course = Course::new(config, &model.network, &model.parameters)?;
+    check(config, &mut task, &mut model, &before)?;
     let trainable = course.all().count(&model.parameters) as u64;
     let epochs = plan_epochs(config, task.lengths());
     let accumulate = config.train.accumulate;
@@ -141,12 +160,13 @@ fn run<T: Task>(config: &RunConfig) -> Result<RunReport> {
     let kept_epoch = best.as_ref().map_or(epochs.len(), |(epoch, _)| *epoch);
     let set = course.set(kept_epoch - 1);
     let certificate = certify(config, &model, set, &before, &run_dir)?;
-    let peak = peak_rss();
+    let (peak, usage) = (peak_rss(), trainer.usage(&memory));
     run_dir.metrics().write(&Record::End {
         steps: trainer.step,
         best_epoch: kept_epoch,
         tokens: trainer.tokens,
         seconds: begun.elapsed().as_secs_f64(),
+        peak_tensors: usage.peak_total as u64,
         peak_rss: peak,
     })?;
     let out = run_dir.target().display().to_string();
@@ -176,7 +196,8 @@ fn run<T: Task>(config: &RunConfig) -> Result<RunReport> {
             measures: result.measures(),
         }),
         peak_rss: peak,
-        usage: trainer.usage(&memory),
+        usage: Category::ALL.map(|c| (c, usage.peak(c))).to_vec(),
+        peak_tensors: usage.peak_total,
         out,
     })
 }
@@ -198,7 +219,7 @@ fn weights_are_finite<N: Network>(model: &Model<N>, set: &TrainableSet, step: u6
 }
 
 /// The batches of every epoch, planned ahead: with a token budget their number differs, and the schedule needs the sum.
-fn plan_epochs(config: &RunConfig, lengths: &[usize]) -> Vec<Vec<Vec<usize>>> {
+pub(crate) fn plan_epochs(config: &RunConfig, lengths: &[usize]) -> Vec<Vec<Vec<usize>>> {
     let window = config.train.group_by_length.then_some(GROUP_WINDOW);
     (0..config.train.epochs)
         .map(|epoch| {

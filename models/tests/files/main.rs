@@ -2,6 +2,7 @@
 
 mod config;
 mod decoder_config;
+mod delta;
 mod llmc;
 mod safetensors_hostile;
 mod safetensors_oracle;

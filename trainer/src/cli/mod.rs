@@ -4,6 +4,7 @@
 //! clap reports.
 
 mod commands;
+mod delta;
 mod generate;
 mod run_args;
 
@@ -16,6 +17,7 @@ use std::process::ExitCode;
 use clap::{Args, Parser, Subcommand};
 use miette::{Diagnostic, GraphicalReportHandler, GraphicalTheme};
 
+pub use delta::{ApplyArgs, DiffArgs, RevertArgs};
 pub use generate::GenerateArgs;
 pub use run_args::RunArgs;
 
@@ -37,6 +39,8 @@ pub struct Cli {
 pub enum Command {
     /// Train a classifier or a language model on your data.
     Train(Box<TrainArgs>),
+    /// Say what memory a training would need, without running it.
+    Plan(Box<PlanArgs>),
     /// Measure a trained classifier on labelled data, or a language model on documents.
     Eval(EvalArgs),
     /// Label texts.
@@ -53,6 +57,12 @@ pub enum Command {
     Doctor,
     /// Check that a run's model is what its certificate says, tensor by tensor.
     Verify(VerifyArgs),
+    /// Write what makes one model's weights out of another's, exactly.
+    Diff(DiffArgs),
+    /// Make the tuned model's weights out of the base and a difference.
+    Apply(ApplyArgs),
+    /// Make the base's weights out of the tuned model and a difference.
+    Revert(RevertArgs),
 }
 
 /// Arguments of `trainer train`.
@@ -69,6 +79,23 @@ pub struct TrainArgs {
     /// The run's settings.
     #[command(flatten)]
     pub run: RunArgs,
+}
+
+/// Arguments of `trainer plan`.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Takes what `trainer train` takes, and runs the same code on tensors without numbers: no weight is read.
+
+Example:
+  trainer plan --model DIR --train train.jsonl --strategy last:2 --batch-size 32"
+)]
+pub struct PlanArgs {
+    /// The run's settings.
+    #[command(flatten)]
+    pub run: RunArgs,
+    /// Where the run would be: cpu.
+    #[arg(long, value_name = "DEVICE", default_value = "cpu", value_parser = ["cpu"])]
+    pub device: String,
 }
 
 /// The columns of a data file.
@@ -223,6 +250,7 @@ where
     };
     let outcome = match &cli.command {
         Command::Train(args) => train(args),
+        Command::Plan(args) => plan(args),
         Command::Eval(args) => commands::eval(args),
         Command::Predict(args) => commands::predict(args),
         Command::Generate(args) => generate::run(args),
@@ -233,6 +261,9 @@ where
         Command::Config(args) => config(args),
         Command::Doctor => print(&crate::device::doctor()),
         Command::Verify(args) => verify(args),
+        Command::Diff(args) => delta::diff(args),
+        Command::Apply(args) => delta::apply(args),
+        Command::Revert(args) => delta::revert(args),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
@@ -246,6 +277,13 @@ where
 fn train(args: &TrainArgs) -> Result<()> {
     let report = crate::train::train(&args.run.resolve()?)?;
     print(&report.to_string())
+}
+
+fn plan(args: &PlanArgs) -> Result<()> {
+    let mut run = args.run.clone();
+    // Nothing is written: a plan needs no place for it.
+    run.out.get_or_insert_with(|| PathBuf::from(".graft-plan"));
+    print(&crate::train::plan(&run.resolve()?)?.to_string())
 }
 
 fn config(args: &ConfigArgs) -> Result<()> {

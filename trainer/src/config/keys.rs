@@ -160,6 +160,10 @@ pub const KEYS: &[Key] = &[
         "MiB of memory for them at most, 0 or more; 256",
     ),
     key(
+        "train.memory_limit",
+        "MiB of memory that a run may need by its plan, 0 for no limit; what the machine has free",
+    ),
+    key(
         "train.cache_dir",
         "directory where they are kept for later runs on the same frozen layers and texts (classify); none, they go with the run",
     ),

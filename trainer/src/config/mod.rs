@@ -164,6 +164,9 @@ pub struct TrainConfig {
     pub cache: CacheKind,
     /// MiB of them in memory at most; default 256.
     pub cache_memory: usize,
+    /// MiB that the run may take, 0 for no limit; none: what the machine has.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub memory_limit: Option<usize>,
     /// Directory where they outlive the run; none: they go when it ends.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cache_dir: Option<PathBuf>,
@@ -270,6 +273,13 @@ impl RunConfig {
                     |_: &usize| true,
                 )?
                 .map_or(256, |(mib, _)| mib),
+            memory_limit: s
+                .get(
+                    "train.memory_limit",
+                    "a whole number, 0 or more",
+                    |_: &usize| true,
+                )?
+                .map(|(mib, _)| mib),
             cache_dir: path(s, "train.cache_dir")?,
         };
         if strategy.name.gradual.is_some() && train.epochs < 2 {

@@ -116,6 +116,7 @@ seed = 9223372036854775807
 threads = 2
 cache = "memory"
 cache_memory = 0
+memory_limit = 4096
 cache_dir = "kept"
 [output]
 dir = "o"

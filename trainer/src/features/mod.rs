@@ -24,6 +24,7 @@ use crate::config::{CacheKind, RunConfig};
 use crate::encode::Encoded;
 use crate::error::Result;
 use crate::model::{Hashes, Model};
+use crate::plan::read_all;
 use file::{Entries, FILE_LIMIT, Place, write_all};
 
 /// SHA-256 of a text's token ids and types.
@@ -139,6 +140,12 @@ impl Features {
     /// Where the trunk ends.
     pub fn cut(&self) -> Cut {
         self.cut
+    }
+
+    /// Bytes that the rows of a data set would take; those of texts that stand twice, twice.
+    pub fn keeps(&self, data: &Encoded) -> u64 {
+        let all: Vec<usize> = (0..data.lengths.len()).collect();
+        4 * self.numbers(data, &all) as u64
     }
 
     /// What is kept now.
@@ -274,7 +281,7 @@ impl Features {
         }
         let mut f = Forward::evaluate(&model.parameters);
         let below = model.network.below(&mut f, self.cut, &data.pack(batch))?;
-        Ok(below.value().to_vec::<f32>()?)
+        read_all(below.value())
     }
 
     /// Appends the rows of a text to `to`, if they are kept; forgets them if they turn out damaged.

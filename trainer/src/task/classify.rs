@@ -123,6 +123,18 @@ impl Task for Classify {
         self.features = Features::new(config, model, before, (cut, epochs), dir).map(Mutex::new);
     }
 
+    fn keeps(&self) -> u64 {
+        let Some(features) = &self.features else {
+            return 0;
+        };
+        let features = lock(features);
+        let data = [Some(&self.training), self.evaluation.as_ref()];
+        data.into_iter()
+            .flatten()
+            .map(|data| features.keeps(&data.encoded))
+            .sum()
+    }
+
     fn take_notes(&mut self) -> Vec<String> {
         let mut notes = std::mem::take(&mut self.notes);
         if let Some(features) = &self.features {

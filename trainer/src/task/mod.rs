@@ -46,6 +46,11 @@ pub(crate) trait Task: Sync + Sized {
     ) {
     }
 
+    /// Bytes of memory that what is kept of frozen layers would take, without a limit.
+    fn keeps(&self) -> u64 {
+        0
+    }
+
     /// What the user should know since the last call.
     fn take_notes(&mut self) -> Vec<String>;
 
