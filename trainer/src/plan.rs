@@ -183,8 +183,9 @@ fn run<T: Task>(
             .flat_map(|epoch| epoch.chunks(accumulate))
             .collect();
         let chosen = heaviest(&groups, &lengths);
-        // The first once more: from then on, the optimizer has its state.
-        for &group in chosen.iter().chain(chosen.first()) {
+        // Behind the first step, and not in it, the optimizer has its state.
+        let others = chosen.iter().filter(|&&group| group > 0);
+        for &group in [0].iter().chain(others) {
             let batches = groups[group];
             for batch in batches {
                 let tokens = batch.iter().map(|&i| lengths[i]).sum();
