@@ -279,6 +279,10 @@ fn cases() -> Vec<Case> {
 }
 
 fn main() {
+    rayon::scope(|_| run())
+}
+
+fn run() {
     let wanted: Vec<String> = std::env::args()
         .skip(1)
         .filter(|x| !x.starts_with("--"))

@@ -5,6 +5,7 @@
 //! calling thread, because waking another costs more than they do.
 
 use rayon::prelude::*;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Element-operations below which a problem stays on the calling thread.
 pub const GRAIN: usize = 32 * 1024;
@@ -204,13 +205,63 @@ pub fn reduce_chunks<T: Sync, R: Send>(
 }
 
 /// Calls `work` for each of `0..count`, in order on this thread or, if `parallel`, on any.
-pub(crate) fn each(count: usize, parallel: bool, work: impl Fn(usize) + Sync + Send) {
-    if parallel && count > 1 {
-        (0..count).into_par_iter().with_max_len(1).for_each(work);
+pub(crate) fn each(count: usize, parallel: bool, work: impl Fn(usize) + Sync) {
+    in_lanes(count, parallel, |claim| {
+        let mut i = claim();
+        while i < count {
+            work(i);
+            i = claim();
+        }
+    });
+}
+
+/// Runs `lane` on this thread and, if `parallel`, on others, at most `most` at a time. Lanes share
+/// pieces of work by asking for the number of the next one, which rises from 0.
+pub(crate) fn in_lanes(
+    most: usize,
+    parallel: bool,
+    lane: impl Fn(&(dyn Fn() -> usize + Sync)) + Sync,
+) {
+    let next = AtomicUsize::new(0);
+    let claim = || next.fetch_add(1, Ordering::Relaxed);
+    let lanes = most.min(rayon::current_num_threads());
+    if parallel && lanes > 1 {
+        (0..lanes)
+            .into_par_iter()
+            .with_max_len(1)
+            .for_each(|_| lane(&claim));
     } else {
-        (0..count).for_each(work);
+        lane(&claim);
     }
 }
+
+/// How many pieces of work are finished, for pieces that need the results of earlier ones.
+#[derive(Default)]
+pub(crate) struct Finished(AtomicUsize);
+
+impl Finished {
+    /// One more is.
+    pub(crate) fn add(&self) {
+        self.0.fetch_add(1, Ordering::Release);
+    }
+
+    /// Waits for the first `count`. These must have been claimed: then somebody is at work on them,
+    /// and the wait ends, however many lanes have begun.
+    pub(crate) fn wait(&self, count: usize) {
+        let mut turns = 0;
+        while self.0.load(Ordering::Acquire) < count {
+            turns += 1;
+            if turns < SPINS {
+                std::hint::spin_loop();
+            } else {
+                std::thread::yield_now();
+            }
+        }
+    }
+}
+
+/// Looks at a counter before a waiting thread offers its core to others: about 50 µs.
+const SPINS: usize = 2048;
 
 /// The rows of block `index` when `count` rows are cut into `blocks` parts that differ in size
 /// by at most one. For reductions with a fixed number of partial sums.

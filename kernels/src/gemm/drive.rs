@@ -1,12 +1,12 @@
 //! The loops over blocks around the tasks, and who runs them.
 
 use super::pack::Pack;
-use super::plan::{ALIGN, Plan};
+use super::plan::{ALIGN, Block, Plan};
 use super::task::{Pass, Task};
 use super::tile::Kernel;
 use super::{Epilogue, MatRef, Operands};
 use crate::element::{Float, same};
-use crate::parallel::each;
+use crate::parallel::{Finished, in_lanes};
 use half::bf16;
 
 /// Distance in bytes at which addresses meet in the same lines of the first cache level.
@@ -73,76 +73,147 @@ pub(super) fn product<A, B, C, K>(
         .pre_activation
         .map_or(std::ptr::null_mut(), |pre| pre.as_mut_ptr());
 
-    for j0 in (0..n).step_by(plan.nb) {
-        let nb = plan.nb.min(n - j0);
-        for i0 in (0..m).step_by(plan.mb) {
-            let mb = plan.mb.min(m - i0);
-            // One block even if k is 0: it writes the zeros and the bias.
-            for step in (0..steps.max(1)).step_by(plan.kb.max(1)) {
-                let l0 = step * K::STEP;
-                let depth = (plan.kb * K::STEP).min(k - l0);
-                let at = i0 * n + j0;
-                // wrapping_add: with k = 0 there may be no element to point to, and none is read.
-                let pack_a = Shared(Pack {
-                    kernel,
-                    src: a
-                        .data
-                        .as_ptr()
-                        .wrapping_add(i0 * a.row_stride + l0 * a.col_stride),
-                    stride: a.row_stride,
-                    k_stride: a.col_stride,
-                    len: mb,
-                    depth,
-                    width: shape.mr,
-                    rounds,
-                    dst: a_pack,
-                });
-                let pack_b = Shared(Pack {
-                    kernel,
-                    src: b
-                        .data
-                        .as_ptr()
-                        .wrapping_add(l0 * b.row_stride + j0 * b.col_stride),
-                    stride: b.col_stride,
-                    k_stride: b.row_stride,
-                    len: nb,
-                    depth,
-                    width: shape.nr,
-                    rounds,
-                    dst: b_pack,
-                });
-                let pass = Shared(Pass {
-                    kernel,
-                    a: if in_place {
-                        pack_a.0.src.cast()
-                    } else {
-                        a_pack
-                    },
-                    b: b_pack,
-                    a_stride: if in_place { a.row_stride / K::STEP } else { 0 },
-                    steps: depth.div_ceil(K::STEP),
-                    c: c.wrapping_add(at),
-                    pre: if pre.is_null() {
-                        pre
-                    } else {
-                        pre.wrapping_add(at)
-                    },
-                    ldc: n,
-                    partial: if wide {
-                        c.wrapping_add(at).cast()
-                    } else {
-                        partial
-                    },
-                    ldp: if wide { n } else { plan.nb },
-                    first: l0 == 0,
-                    last: l0 + depth == k,
-                    accumulate,
-                    bias: epilogue.bias.map(|bias| &bias[j0..j0 + nb]),
-                    activation: epilogue.activation,
-                });
-                stages(&plan, mb, nb, pack_a, pack_b, pass, parallel);
+    let (a, b, c, pre) = (Shared(a), Shared(b), Shared(c), Shared(pre));
+    let (a_pack, b_pack, partial) = (Shared(a_pack), Shared(b_pack), Shared(partial));
+    let (bias, activation) = (epilogue.bias, epilogue.activation);
+    let finished = Finished::default();
+    in_lanes(plan.tasks(), parallel, |claim| {
+        let (a, b, c, pre) = (a.get(), b.get(), c.get(), pre.get());
+        let mut piece = claim();
+        let mut begun = 0;
+        for block in plan.blocks(m, n, steps) {
+            let Block {
+                i0,
+                j0,
+                step,
+                mb,
+                nb,
+                grid_m,
+                grid_n,
+            } = block;
+            let l0 = step * K::STEP;
+            let depth = (plan.kb * K::STEP).min(k - l0);
+            let at = i0 * n + j0;
+            // wrapping_add: with k = 0 there may be no element to point to, and none is read.
+            let pack_a = Pack {
+                kernel,
+                src: a
+                    .data
+                    .as_ptr()
+                    .wrapping_add(i0 * a.row_stride + l0 * a.col_stride),
+                stride: a.row_stride,
+                k_stride: a.col_stride,
+                len: mb,
+                depth,
+                width: shape.mr,
+                rounds,
+                dst: a_pack.get(),
+            };
+            let pack_b = Pack {
+                kernel,
+                src: b
+                    .data
+                    .as_ptr()
+                    .wrapping_add(l0 * b.row_stride + j0 * b.col_stride),
+                stride: b.col_stride,
+                k_stride: b.row_stride,
+                len: nb,
+                depth,
+                width: shape.nr,
+                rounds,
+                dst: b_pack.get(),
+            };
+            let pass = Pass {
+                kernel,
+                a: if in_place {
+                    pack_a.src.cast()
+                } else {
+                    a_pack.get()
+                },
+                b: b_pack.get(),
+                a_stride: if in_place { a.row_stride / K::STEP } else { 0 },
+                steps: depth.div_ceil(K::STEP),
+                c: c.wrapping_add(at),
+                pre: if pre.is_null() {
+                    pre
+                } else {
+                    pre.wrapping_add(at)
+                },
+                ldc: n,
+                partial: if wide {
+                    c.wrapping_add(at).cast()
+                } else {
+                    partial.get()
+                },
+                ldp: if wide { n } else { plan.nb },
+                first: l0 == 0,
+                last: l0 + depth == k,
+                accumulate,
+                bias: bias.map(|bias| &bias[j0..j0 + nb]),
+                activation,
+            };
+            let early = Early::new(&plan, &block, !in_place, shape.nr);
+            // A stage begins when all that comes before it is finished: it reads what was packed,
+            // or its packing overwrites what was read.
+            while piece < begun + early.count() {
+                finished.wait(begun);
+                match piece - begun {
+                    i if i < early.a => pack_a.part(plan.mt, i),
+                    i => pack_b.part(early.b_step, i - early.a),
+                }
+                finished.add();
+                piece = claim();
             }
+            begun += early.count();
+            while piece < begun + grid_m * grid_n {
+                finished.wait(begun);
+                let (row, col) = ((piece - begun) / grid_n, (piece - begun) % grid_n);
+                if !in_place && early.a == 0 {
+                    pack_a.part(plan.mt, row);
+                }
+                if early.b == 0 {
+                    pack_b.part(plan.nt, col);
+                }
+                kernel.call(Task {
+                    pass: &pass,
+                    rows: (row * plan.mt, mb.min((row + 1) * plan.mt)),
+                    cols: (col * plan.nt, nb.min((col + 1) * plan.nt)),
+                });
+                finished.add();
+                piece = claim();
+            }
+            begun += grid_m * grid_n;
         }
+    });
+}
+
+/// How many parts of a block of A, and of B, are packed in a stage before the tasks.
+///
+/// None where the grid has one row or one column: then the task that alone needs a part packs it,
+/// and finds it in its own cache.
+struct Early {
+    a: usize,
+    b: usize,
+    /// Columns of a part of B.
+    b_step: usize,
+}
+
+impl Early {
+    fn new(plan: &Plan, block: &Block, packs_a: bool, panel: usize) -> Early {
+        let Block { grid_m, grid_n, .. } = *block;
+        let a = if packs_a && grid_n > 1 { grid_m } else { 0 };
+        // A B of one task would be packed by one thread while the others wait: in panels instead.
+        let (b_step, b) = match (grid_m, grid_n) {
+            (1, 1) => (plan.nt, 1),
+            (_, 1) => (panel, block.nb.div_ceil(panel)),
+            (1, _) => (plan.nt, 0),
+            _ => (plan.nt, grid_n),
+        };
+        Early { a, b, b_step }
+    }
+
+    fn count(&self) -> usize {
+        self.a + self.b
     }
 }
 
@@ -163,55 +234,3 @@ fn in_place<A: Float, K: Kernel>(a: &MatRef<A>, rounds: bool) -> bool {
         && !stride.is_multiple_of(L1_SETS)
 }
 
-/// Packs both blocks, those of A unless tiles read it in place, and runs the grid of tasks over them.
-///
-/// Packing is a stage of its own, unless the grid has one row or one column: then the task that
-/// alone needs a part packs it, and finds it in its own cache.
-fn stages<A, B, C, K>(
-    plan: &Plan,
-    mb: usize,
-    nb: usize,
-    pack_a: Shared<Pack<A, K>>,
-    pack_b: Shared<Pack<B, K>>,
-    pass: Shared<Pass<C, K>>,
-    parallel: bool,
-) where
-    A: Float,
-    B: Float<Acc = A::Acc>,
-    C: Float<Acc = A::Acc>,
-    K: Kernel,
-{
-    let (grid_m, grid_n) = (mb.div_ceil(plan.mt), nb.div_ceil(plan.nt));
-    let packs_a = pass.0.a_stride == 0;
-    let (a_early, b_early) = (packs_a && grid_n > 1, grid_n == 1 || grid_m > 1);
-    let early_a = if a_early { grid_m } else { 0 };
-    let early_b = if b_early { grid_n } else { 0 };
-    // A B of one task would be packed by one thread while the others wait: in panels instead.
-    let (b_step, early_b) = if early_b == 1 && grid_m > 1 {
-        (pack_b.0.width, nb.div_ceil(pack_b.0.width))
-    } else {
-        (plan.nt, early_b)
-    };
-    each(early_a + early_b, parallel, |i| {
-        if i < early_a {
-            pack_a.get().part(plan.mt, i);
-        } else {
-            pack_b.get().part(b_step, i - early_a);
-        }
-    });
-    each(grid_m * grid_n, parallel, |i| {
-        let (row, col) = (i / grid_n, i % grid_n);
-        if packs_a && !a_early {
-            pack_a.get().part(plan.mt, row);
-        }
-        if !b_early {
-            pack_b.get().part(plan.nt, col);
-        }
-        let pass = &pass.get();
-        pass.kernel.call(Task {
-            pass,
-            rows: (row * plan.mt, mb.min((row + 1) * plan.mt)),
-            cols: (col * plan.nt, nb.min((col + 1) * plan.nt)),
-        });
-    });
-}

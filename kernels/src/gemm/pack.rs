@@ -5,6 +5,7 @@
 //! (row, k) and the width is MR, for B it is (column, k) and the width is NR. What lies past the
 //! matrix's edge is 0.
 
+use super::task::prefetch;
 use super::tile::{Job, Kernel};
 use crate::element::{Float, Real, same};
 use half::{bf16, f16};
@@ -28,8 +29,9 @@ pub(super) struct Pack<T: Float, K> {
     pub dst: *mut T::Acc,
 }
 
-/// Panels that are filled side by side, so that reads of a row stay long.
-const TOGETHER: usize = 16;
+/// Rows that are packed side by side: each panel receives whole cache lines of them, and there are
+/// as many streams of reading.
+const DEEP: usize = 8;
 
 impl<T: Float, K: Kernel> Job for Pack<T, K> {
     #[inline(always)]
@@ -113,17 +115,16 @@ impl<T: Float, K: Kernel> Pack<T, K> {
         // inside the source, and ceil(len / width) panels inside the destination.
         unsafe {
             if stride == 1 {
-                let mut first = 0;
-                while first < whole {
-                    let count = TOGETHER.min(whole - first);
-                    for l in 0..depth {
-                        let from = src.add(l * k_stride + first * width);
-                        let to = dst.add(first * panel + l * width);
-                        for p in 0..count {
-                            widen_row(kernel, from.add(p * width), to.add(p * panel), width);
+                for l in (0..depth).step_by(DEEP) {
+                    let deep = DEEP.min(depth - l);
+                    for p in 0..whole {
+                        let from = src.add(l * k_stride + p * width);
+                        let to = dst.add(p * panel + l * width);
+                        for r in 0..deep {
+                            prefetch(from.wrapping_add((DEEP + r) * k_stride), width);
+                            widen_row(kernel, from.add(r * k_stride), to.add(r * width), width);
                         }
                     }
-                    first += count;
                 }
             } else {
                 for p in 0..whole {

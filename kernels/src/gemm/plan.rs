@@ -46,6 +46,19 @@ pub(super) struct Plan {
     pub parallel: bool,
 }
 
+/// `mb` rows from i0 and `nb` columns from j0, over the block of k that begins with `step`.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Block {
+    pub i0: usize,
+    pub j0: usize,
+    pub step: usize,
+    pub mb: usize,
+    pub nb: usize,
+    /// Rows and columns of tasks.
+    pub grid_m: usize,
+    pub grid_n: usize,
+}
+
 /// Equal parts of `len`, as few as `most` allows, each a multiple of `unit`; at least `unit`.
 fn part(len: usize, most: usize, unit: usize) -> usize {
     len.div_ceil(len.div_ceil(most).max(1))
@@ -85,6 +98,33 @@ impl Plan {
             nt,
             parallel,
         }
+    }
+
+    /// Tasks of a whole block.
+    pub fn tasks(&self) -> usize {
+        self.mb.div_ceil(self.mt) * self.nb.div_ceil(self.nt)
+    }
+
+    /// The blocks of `[m, k] · [k, n]`, k in steps, in the order in which they are computed. There
+    /// is one even if k is 0: it writes the zeros and the bias.
+    pub fn blocks(self, m: usize, n: usize, k: usize) -> impl Iterator<Item = Block> {
+        let Plan { mb, nb, kb, .. } = self;
+        (0..n).step_by(nb).flat_map(move |j0| {
+            (0..m).step_by(mb).flat_map(move |i0| {
+                (0..k.max(1)).step_by(kb.max(1)).map(move |step| {
+                    let (mb, nb) = (mb.min(m - i0), nb.min(n - j0));
+                    Block {
+                        i0,
+                        j0,
+                        step,
+                        mb,
+                        nb,
+                        grid_m: mb.div_ceil(self.mt),
+                        grid_n: nb.div_ceil(self.nt),
+                    }
+                })
+            })
+        })
     }
 
     /// Elements of packed A, of packed B, and of sums between blocks of k (for short types).
