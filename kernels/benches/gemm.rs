@@ -4,7 +4,8 @@
 //! `cargo bench -p graft-kernels --bench gemm [-- part-of-a-name ... [peers]]`
 //!
 //! The peaks are measured in the same run: every thread issues independent multiply-adds from
-//! registers. Each number is the best of several repeats, since other programs may be running.
+//! registers, and reads memory. Products of few rows (`generate`) are set against the latter: what they
+//! cost is reading the weight. Each number is the best of several repeats, since other programs may be running.
 //! `bf16` is bf16 throughout, `mixed` what a step in bf16 computes: f32 weights beside bf16
 //! activations, and the gradients of weights (TN) in f32. With `peers`, f32 products are repeated
 //! with the two crates.
@@ -112,6 +113,25 @@ fn peaks() -> [f64; 2] {
     }
     #[cfg(not(target_arch = "x86_64"))]
     [0.0; 2]
+}
+
+/// Bytes that all threads together read in a second from memory that no cache holds, in GB/s.
+fn memory() -> f64 {
+    let numbers = vec![1u64; 64 << 20];
+    let part = numbers.len() / rayon::current_num_threads();
+    let seconds = best(|| {
+        rayon::broadcast(|context| {
+            let mut sums = [0u64; 32];
+            let numbers = &numbers[context.index() * part..][..part];
+            for x in numbers.as_chunks::<32>().0 {
+                for (sum, x) in sums.iter_mut().zip(x) {
+                    *sum = sum.wrapping_add(*x);
+                }
+            }
+            black_box(sums)
+        });
+    });
+    (part * rayon::current_num_threads() * 8) as f64 / seconds / 1e9
 }
 
 /// One measured case.
@@ -227,13 +247,16 @@ fn peers(case: &Case) -> [f64; 2] {
 /// The cases, by group.
 fn cases() -> Vec<Case> {
     let mut cases = Vec::new();
-    let mut add = |group, m, n, k| {
+    let mut add = |group: &'static str, m, n, k| {
         // The gradient of a weight has the same three sizes as m = in, n = out, k = tokens.
         for (sizes, transposed) in [
             ([m, n, k], [false, false]),
             ([m, n, k], [false, true]),
             ([k, n, m], [true, false]),
         ] {
+            if group == "generate" && transposed[0] {
+                continue;
+            }
             cases.push(Case {
                 group,
                 sizes,
@@ -254,8 +277,10 @@ fn cases() -> Vec<Case> {
     }
     add("vocabulary", 1024, 50257, 768);
     add("deep", 384, 384, 4096);
-    for m in [1, 2, 4, 8] {
-        add("generate", m, 3072, 768);
+    for m in [1, 2, 4, 8, 16] {
+        for (k, n) in [(768, 768), (768, 3072), (3072, 768), (768, 50257)] {
+            add("generate", m, n, k);
+        }
     }
     add("head", 4096, 12, 768);
     add("head", 8, 2, 768);
@@ -290,8 +315,9 @@ fn run() {
     let with_peers = wanted.iter().any(|part| part == "peers");
     let wanted: Vec<String> = wanted.into_iter().filter(|part| part != "peers").collect();
     let mut peak = peaks();
+    let memory = memory();
     println!(
-        "{} threads, {:?}, peak {:.0} GFLOP/s in f32, {:.0} in bf16",
+        "{} threads, {:?}, peak {:.0} GFLOP/s in f32, {:.0} in bf16, {memory:.1} GB/s of memory",
         rayon::current_num_threads(),
         Isa::detect(),
         peak[0],
@@ -339,6 +365,17 @@ fn run() {
                 "f64" => peak[0] / 2.0,
                 _ => peak[0],
             };
+            if case.group == "generate" {
+                // What counts is how fast the weight is read.
+                let bytes = n * k * if dtype == "bf16" || dtype == "f16" { 2 } else { 4 };
+                println!(
+                    "{:<12} {size:>16} {what:>14} {:>9.1} {:>8.1} GB/s of {memory:.1}",
+                    case.group,
+                    seconds * 1e6,
+                    bytes as f64 / seconds / 1e9
+                );
+                continue;
+            }
             let line = |what: &str, seconds: f64| {
                 let speed = 2.0 * (m * n) as f64 * k as f64 / seconds / 1e9;
                 println!(

@@ -29,3 +29,19 @@ impl<T> Shared<T> {
         unsafe { std::slice::from_raw_parts_mut(self.0.add(first), len) }
     }
 }
+
+/// A pointer that lanes share.
+#[derive(Clone, Copy)]
+pub(crate) struct Pointer<P>(pub P);
+
+// SAFETY: using the pointer is unsafe on its own; who does so vouches that nobody else writes there.
+unsafe impl<P> Sync for Pointer<P> {}
+// SAFETY: as above.
+unsafe impl<P> Send for Pointer<P> {}
+
+impl<P: Copy> Pointer<P> {
+    /// The pointer. A method, so that closures capture the whole.
+    pub(crate) fn get(&self) -> P {
+        self.0
+    }
+}

@@ -4,8 +4,9 @@
 //! ```text
 //! RAYON_NUM_THREADS=2 cargo bench -p graft-tests --bench gpt2 -- step
 //! ```
-//! Prints a JSON object: for `step` the median of the steps after the first two and the peak memory, for `decode` the
-//! median time of a token and how many bytes of weights were read in a second.
+//! The modes are `step`, `step_bf16` (activations in bf16 beside f32 weights), `decode` and `decode_bf16` (weights in
+//! bf16). Prints a JSON object: for a step the median of the steps after the first two and the peak memory, for
+//! decoding the median time of a token, how many bytes of weights were read in a second, and how many can be.
 
 use std::time::Instant;
 
@@ -13,7 +14,7 @@ use graft_autograd::Gradients;
 use graft_models::{CausalLm, DecoderConfig, KvCache, TokenBatch};
 use graft_nn::optimizer::Rule;
 use graft_nn::{Forward, FreezePolicy, Optimizer, Parameters};
-use graft_tensor::{DType, Memory};
+use graft_tensor::{DType, Memory, ops};
 use serde_json::json;
 
 const SEQUENCES: usize = 4;
@@ -28,21 +29,34 @@ const CONFIG: &str = r#"{
 }"#;
 
 fn main() {
+    rayon::scope(|_| run());
+}
+
+fn run() {
     let mode = std::env::args()
         .skip(1)
         .find(|argument| !argument.starts_with("--"))
         .unwrap_or_else(|| "step".into());
     let config = DecoderConfig::parse("config.json", CONFIG.as_bytes()).expect("a valid config");
-    let mut parameters = Parameters::new(&Memory::cpu(), DType::F32);
-    let lm = CausalLm::new(&mut parameters, &config).expect("the model is supported");
-    parameters.initialise(0).expect("memory suffices");
-    let result = match mode.as_str() {
-        "step" => steps(&mut parameters, &lm),
-        "decode" => decode(&parameters, &lm, &config),
+    // Training computes in bf16 beside f32 weights, decoding reads bf16 weights.
+    let stored = match mode.as_str() {
+        "step" | "step_bf16" | "decode" => DType::F32,
+        "decode_bf16" => DType::Bf16,
         other => {
-            eprintln!("unknown mode {other}: use step or decode");
+            eprintln!("unknown mode {other}: use step, step_bf16, decode or decode_bf16");
             std::process::exit(1);
         }
+    };
+    let mut parameters = Parameters::new(&Memory::cpu(), stored);
+    let lm = CausalLm::new(&mut parameters, &config).expect("the model is supported");
+    parameters.initialise(0).expect("memory suffices");
+    if mode == "step_bf16" {
+        parameters.compute_in(DType::Bf16).expect("it goes with f32");
+    }
+    let result = if mode.starts_with("step") {
+        steps(&mut parameters, &lm)
+    } else {
+        decode(&parameters, &lm, &config, stored)
     };
     println!("{result}");
 }
@@ -93,7 +107,12 @@ fn steps(parameters: &mut Parameters, lm: &CausalLm) -> serde_json::Value {
     })
 }
 
-fn decode(parameters: &Parameters, lm: &CausalLm, config: &DecoderConfig) -> serde_json::Value {
+fn decode(
+    parameters: &Parameters,
+    lm: &CausalLm,
+    config: &DecoderConfig,
+    stored: DType,
+) -> serde_json::Value {
     let capacity = TOKENS + NEW_TOKENS;
     let mut cache = KvCache::new(parameters, config, 1, capacity).expect("memory suffices");
     let mut new = ids(TOKENS);
@@ -103,17 +122,41 @@ fn decode(parameters: &Parameters, lm: &CausalLm, config: &DecoderConfig) -> ser
         let batch = TokenBatch::of_ids([new.as_slice()]);
         let mut f = Forward::evaluate(parameters);
         let logits = lm.advance(&mut f, &batch, &mut cache).expect("it fits");
-        let logits = logits.value().slice::<f32>().expect("f32");
+        let logits = ops::cast(f.memory(), logits.value(), DType::F32).expect("memory suffices");
+        let logits = logits.slice::<f32>().expect("f32");
         let best = |a: usize, b: usize| if logits[b] > logits[a] { b } else { a };
         new = vec![(0..logits.len()).reduce(best).expect("a vocabulary") as i64];
         times.push(started.elapsed().as_secs_f64());
     }
     let prompt = times.remove(0);
     let token = median(times);
+    let bytes = (parameters.count() * stored.size()) as f64;
     json!({
         "threads": rayon::current_num_threads(),
         "prompt_s": prompt,
         "median_token_s": token,
-        "weights_gb_per_s": 4e-9 * parameters.count() as f64 / token,
+        "weights_gb_per_s": 1e-9 * bytes / token,
+        "memory_gb_per_s": memory_bandwidth(),
     })
+}
+
+/// Gigabytes that all threads together read in a second from memory that no cache holds.
+fn memory_bandwidth() -> f64 {
+    let numbers = vec![1u64; 64 << 20];
+    let part = numbers.len() / rayon::current_num_threads();
+    let reading = || {
+        let started = Instant::now();
+        rayon::broadcast(|context| {
+            let mut sums = [0u64; 32];
+            for x in numbers[context.index() * part..][..part].as_chunks::<32>().0 {
+                for (sum, x) in sums.iter_mut().zip(x) {
+                    *sum = sum.wrapping_add(*x);
+                }
+            }
+            std::hint::black_box(sums)
+        });
+        started.elapsed().as_secs_f64()
+    };
+    let fastest = (0..5).map(|_| reading()).fold(f64::INFINITY, f64::min);
+    1e-9 * (numbers.len() * 8) as f64 / fastest
 }

@@ -1,5 +1,6 @@
 //! The loops over blocks around the tasks, and who runs them.
 
+use super::few;
 use super::pack::Pack;
 use super::plan::{ALIGN, Block, Plan};
 use super::task::{Pass, Task};
@@ -7,6 +8,7 @@ use super::tile::Kernel;
 use super::{Epilogue, MatRef, Operands};
 use crate::element::{Float, same};
 use crate::parallel::{Finished, in_lanes};
+use crate::shared::Pointer;
 use half::bf16;
 
 /// Distance in bytes at which addresses meet in the same lines of the first cache level.
@@ -18,22 +20,8 @@ pub(super) fn workspace<T: Float, K: Kernel>(m: usize, n: usize, k: usize) -> us
     let steps = k.div_ceil(K::STEP);
     let plan = Plan::new(m, n, steps, K::shape(size));
     let areas = plan.areas(steps, !same::<T, T::Acc>());
-    areas.iter().sum::<usize>() + ALIGN / size
-}
-
-/// Lets rayon's threads see a value with raw pointers in it.
-#[derive(Clone, Copy)]
-struct Shared<V>(V);
-// SAFETY: every use hands the threads disjoint parts to write, and nothing is read in a stage in
-// which it is written.
-unsafe impl<V> Sync for Shared<V> {}
-// SAFETY: as above.
-unsafe impl<V> Send for Shared<V> {}
-
-impl<V: Copy> Shared<V> {
-    fn get(&self) -> V {
-        self.0
-    }
+    let packed = areas.iter().sum::<usize>();
+    packed.max(few::workspace(m, steps)) + ALIGN / size
 }
 
 /// One product, m, n >= 1; sizes have been checked.
@@ -61,6 +49,12 @@ pub(super) fn product<A, B, C, K>(
     let parallel = parallel && plan.parallel;
     let wide = same::<C, C::Acc>();
     let rounds = operands == Operands::Bf16;
+    if few::takes::<B, K>(m, &b, rounds) {
+        few::product(
+            kernel, &plan, a, b, c, accumulate, epilogue, workspace, parallel,
+        );
+        return;
+    }
     let [a_len, b_len, partial_len] = plan.areas(steps, !wide);
     let skip = workspace.as_ptr().align_offset(ALIGN).min(ALIGN / size);
     let (a_pack, rest) = workspace[skip..].split_at_mut(a_len);
@@ -73,12 +67,12 @@ pub(super) fn product<A, B, C, K>(
         .pre_activation
         .map_or(std::ptr::null_mut(), |pre| pre.as_mut_ptr());
 
-    let (a, b, c, pre) = (Shared(a), Shared(b), Shared(c), Shared(pre));
-    let (a_pack, b_pack, partial) = (Shared(a_pack), Shared(b_pack), Shared(partial));
+    let (c, pre) = (Pointer(c), Pointer(pre));
+    let (a_pack, b_pack, partial) = (Pointer(a_pack), Pointer(b_pack), Pointer(partial));
     let (bias, activation) = (epilogue.bias, epilogue.activation);
     let finished = Finished::default();
     in_lanes(plan.tasks(), parallel, |claim| {
-        let (a, b, c, pre) = (a.get(), b.get(), c.get(), pre.get());
+        let (c, pre) = (c.get(), pre.get());
         let mut piece = claim();
         let mut begun = 0;
         for block in plan.blocks(m, n, steps) {

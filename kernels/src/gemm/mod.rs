@@ -9,6 +9,7 @@
 //! therefore never changes a bit, and neither does the number of other rows and columns.
 
 mod drive;
+mod few;
 mod pack;
 mod plan;
 mod task;

@@ -202,6 +202,25 @@ unsafe fn finish<T: Float, K: Kernel>(pass: &Pass<T, K>, sums: &mut [T::Acc], i:
             partial.copy_from_slice(sums);
             return;
         }
+        complete(pass, sums, i, j);
+    }
+}
+
+/// Takes the whole sums of columns j.. of row i to C, with all that happens on the way.
+///
+/// # Safety
+/// As [`finish`].
+#[inline(always)]
+pub(super) unsafe fn complete<T: Float, K: Kernel>(
+    pass: &Pass<T, K>,
+    sums: &mut [T::Acc],
+    i: usize,
+    j: usize,
+) {
+    let width = sums.len();
+    let wide = same::<T, T::Acc>();
+    // SAFETY: by the caller.
+    unsafe {
         let c = std::slice::from_raw_parts_mut(pass.c.add(i * pass.ldc + j), width);
         if pass.accumulate && !wide {
             for (x, &y) in sums.iter_mut().zip(&*c) {

@@ -2,6 +2,7 @@
 //! registers.
 
 use super::Operands;
+use super::few::Columns;
 use super::pack::Pack;
 use crate::element::{Float, Real, same};
 use crate::simd::{self, Arch, Baseline, Isa};
@@ -131,6 +132,20 @@ pub(super) unsafe trait Kernel: Copy + Send + Sync {
         _add: bool,
     ) {
         unreachable!("gemm: a kernel without tiles of rows")
+    }
+
+    /// Whether [`Kernel::columns`] is there for a B of T.
+    fn streams<T: Float>() -> bool {
+        false
+    }
+
+    /// Sums of columns of a product of few rows, from B where it lies, in the order of
+    /// [`Kernel::tile`].
+    ///
+    /// # Safety
+    /// As [`Columns`] says, with all of it inside the buffers.
+    unsafe fn columns<T: Float>(self, _: &Columns<T>) {
+        unreachable!("gemm: a kernel that packs every B")
     }
 
     /// Rounds a block to bf16 and packs it into panels of pairs, `[depth / 2, width, 2]`; for a

@@ -1,10 +1,12 @@
 //! Register tiles of AVX-512 and of AVX2 with FMA.
 
+mod few;
 mod pairs;
 mod rows;
 
 use super::{Job, Kernel};
 use crate::element::{Float, Real, same};
+use crate::gemm::few::Columns;
 use crate::gemm::pack::Pack;
 use crate::simd::{Fused, Isa};
 use half::{bf16, f16};
@@ -217,6 +219,35 @@ macro_rules! implement {
     };
 }
 
+/// What kernels of AVX-512 have beside tiles of packed operands, for `f32` as the computing type.
+macro_rules! rows_and_columns {
+    ($rows:path, $columns:path) => {
+        const ROWS: bool = true;
+
+        #[inline(always)]
+        unsafe fn tile_rows<R: Real>(
+            self,
+            steps: usize,
+            a: *const R,
+            a_stride: usize,
+            b: *const R,
+            size: (usize, usize),
+            out: *mut R,
+            stride: usize,
+            add: bool,
+        ) {
+            // SAFETY: by the caller; R is f32.
+            unsafe { $rows(steps, a.cast(), a_stride, b.cast(), size, out.cast(), stride, add) }
+        }
+
+        #[inline(always)]
+        unsafe fn columns<T: Float>(self, columns: &Columns<T>) {
+            // SAFETY: by the caller; self proves the instructions.
+            unsafe { $columns(columns) }
+        }
+    };
+}
+
 implement!(
     Avx2,
     "avx2,fma,f16c",
@@ -232,22 +263,10 @@ implement! {
     128,
     choose_avx512_f32,
     choose_avx512_f64,
-    const ROWS: bool = true;
+    rows_and_columns!(rows::choose_f32, few::columns_f32);
 
-    #[inline(always)]
-    unsafe fn tile_rows<R: Real>(
-        self,
-        steps: usize,
-        a: *const R,
-        a_stride: usize,
-        b: *const R,
-        size: (usize, usize),
-        out: *mut R,
-        stride: usize,
-        add: bool,
-    ) {
-        // SAFETY: by the caller; R is f32.
-        unsafe { rows::choose_f32(steps, a.cast(), a_stride, b.cast(), size, out.cast(), stride, add) }
+    fn streams<T: Float>() -> bool {
+        same::<T::Acc, f32>()
     }
 
     #[inline(always)]
@@ -298,22 +317,10 @@ implement! {
     choose_avx512_f64,
     const STEP: usize = 2;
     const DEPTH_BYTES: usize = 4 * 384;
-    const ROWS: bool = true;
+    rows_and_columns!(rows::choose_bf16, few::columns_pairs);
 
-    #[inline(always)]
-    unsafe fn tile_rows<R: Real>(
-        self,
-        steps: usize,
-        a: *const R,
-        a_stride: usize,
-        b: *const R,
-        size: (usize, usize),
-        out: *mut R,
-        stride: usize,
-        add: bool,
-    ) {
-        // SAFETY: by the caller; R is f32, the only type that products of bf16 are summed in.
-        unsafe { rows::choose_bf16(steps, a.cast(), a_stride, b.cast(), size, out.cast(), stride, add) }
+    fn streams<T: Float>() -> bool {
+        same::<T, f32>() || same::<T, bf16>()
     }
 
     #[inline(always)]

@@ -52,7 +52,7 @@ fn mask(count: usize) -> u32 {
 /// T is `f32` or `bf16`; `count` elements are read.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
-unsafe fn load32<T: Float>(src: *const T, count: usize) -> __m512i {
+pub(super) unsafe fn load32<T: Float>(src: *const T, count: usize) -> __m512i {
     // SAFETY: masked elements are not touched; a bf16 register is 512 bits.
     unsafe {
         if same::<T, bf16>() {
@@ -178,6 +178,25 @@ unsafe fn square<T: Float, const WIDTH: usize, const ROWS: usize>(
     }
 }
 
+/// The orders in which the elements of two rows become words, the first 16 and the last 16: element
+/// 2i of a result comes from element i of the first row, 2i + 1 from that of the second.
+#[inline]
+#[target_feature(enable = "avx512f")]
+pub(super) fn interleaving() -> (__m512i, __m512i) {
+    let mut order = [[0u16; 32]; 2];
+    for i in 0..32u16 {
+        order[0][i as usize] = i / 2 + i % 2 * 32;
+        order[1][i as usize] = 16 + i / 2 + i % 2 * 32;
+    }
+    // SAFETY: 64 bytes each.
+    unsafe {
+        (
+            _mm512_loadu_si512(order[0].as_ptr().cast()),
+            _mm512_loadu_si512(order[1].as_ptr().cast()),
+        )
+    }
+}
+
 /// Rows of k are contiguous across the panel: two of them make a row of words.
 ///
 /// # Safety
@@ -187,19 +206,7 @@ unsafe fn square<T: Float, const WIDTH: usize, const ROWS: usize>(
 unsafe fn interleave<T: Float, const WIDTH: usize>(block: Block<T>) {
     let words = block.depth.div_ceil(2);
     let panels = block.len.div_ceil(WIDTH);
-    // Element 2i of a result comes from element i of the first operand, 2i + 1 of the second.
-    let mut order = [[0u16; 32]; 2];
-    for i in 0..32u16 {
-        order[0][i as usize] = i / 2 + i % 2 * 32;
-        order[1][i as usize] = 16 + i / 2 + i % 2 * 32;
-    }
-    // SAFETY: 64 bytes each.
-    let (low, high) = unsafe {
-        (
-            _mm512_loadu_si512(order[0].as_ptr().cast()),
-            _mm512_loadu_si512(order[1].as_ptr().cast()),
-        )
-    };
+    let (low, high) = interleaving();
     for first in (0..panels).step_by(TOGETHER) {
         for w in 0..words {
             for p in first..panels.min(first + TOGETHER) {
