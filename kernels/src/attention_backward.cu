@@ -30,22 +30,6 @@ EXPORT attention_dots_bf16(const bf16 *out, const bf16 *dout, float *y, i64 toke
 
 #ifdef TENSOR_CORES
 
-// From the product `s` of a query and a key and that, `dp`, of the gradient of the output and the
-// value: the weight behind the dropout, in `s`, and the gradient of the score before the cap, short
-// of the scale, in `dp`. lse2: the log-sum-exp to base 2.
-__device__ __forceinline__ void gradient(const Attention &p, float &s, float &dp, float lse2,
-                                         float dot, bool seen, bool kept) {
-    float slope = 1;
-    if (p.cap > 0) {
-        s = tanh_near(s * inside_cap(p));
-        slope = 1 - s * s;
-    }
-    float weight = seen ? exp2_near(fmaf(s, exponent(p), -lse2)) : 0;
-    float grow = kept ? p.kept : 0;
-    s = weight * grow;
-    dp = weight * fmaf(dp, grow, -dot) * slope;
-}
-
 // The gradients of a block of keys and values.
 // DK, DV: which sums are kept: both need more registers than there are where D is 256.
 template <class E, int QUERIES, bool DK, bool DV>
@@ -96,7 +80,7 @@ __device__ __forceinline__ void gradient_of_keys(const bf16 *q, const bf16 *k, c
     load_tile<E, KEYS>(values, v, v_stride, first, len, p.dims);
     load(0, 0);
 
-    int g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
+    int t = threadIdx.x % 4;
     int key = first + E::row(), unit = first + E::unit();
     float c = exponent(p);
     bool plain = p.cap == 0 && p.keep == 0;
@@ -128,58 +112,40 @@ __device__ __forceinline__ void gradient_of_keys(const bf16 *q, const bf16 *k, c
         }
         if (plain) {
             E::template wait<DK>(s);
-            if (!all_visible(p, query, QUERIES, unit, UNIT, len)) hide_by_key(p, s, query, key, len);
-#pragma unroll
-            for (int n = 0; n < N; n++)
-#pragma unroll
-                for (int e = 0; e < 2; e++) {
-                    float lse2 = row_lse[8 * n + 2 * t + e] * LOG2_E;
-#pragma unroll
-                    for (int m = 0; m < M; m++)
-#pragma unroll
-                        for (int i = e; i < 4; i += 2)
-                            s[m][n][i] = exp2_near(fmaf(s[m][n][i], c, -lse2));
-                }
-            if constexpr (DV) {
-                E::accumulate(dvs, s, grads);
-                E::commit();
-            }
-            if constexpr (DK) {
-                E::template wait<DV>(dp);
-#pragma unroll
-                for (int n = 0; n < N; n++)
-#pragma unroll
-                    for (int e = 0; e < 2; e++) {
-                        float dot = row_dots[8 * n + 2 * t + e];
-#pragma unroll
-                        for (int m = 0; m < M; m++)
-#pragma unroll
-                            for (int i = e; i < 4; i += 2)
-                                dp[m][n][i] = s[m][n][i] * (dp[m][n][i] - dot);
-                    }
-            }
         } else {
             E::template wait<0>(s);
-            if constexpr (DK) E::template wait<0>(dp);
-#pragma unroll
-            for (int m = 0; m < M; m++) {
-#pragma unroll
-                for (int n = 0; n < N; n++) {
-                    keep_order(); // or the numbers of all columns are loaded first
-#pragma unroll
-                    for (int e = 0; e < 4; e++) {
-                        int j = key + 16 * m + g + e / 2 * 8, column = 8 * n + 2 * t + e % 2;
-                        bool seen = visible(p, query + column, j, len);
-                        float none = 0;
-                        gradient(p, s[m][n][e], DK ? dp[m][n][e] : none,
-                                 row_lse[column] * LOG2_E, row_dots[column], seen,
-                                 bits[m] >> (4 * n + e) & 1);
-                    }
-                }
+            if constexpr (DK) {
+                E::template wait<0>(dp);
+                EACH(M, N, {
+                    float grow = bits[m] >> (4 * n + e) & 1 ? p.kept : 0;
+                    dp[m][n][e] = fmaf(dp[m][n][e], grow, -row_dots[8 * n + 2 * t + e % 2]);
+                })
             }
-            if constexpr (DV) {
-                E::accumulate(dvs, s, grads);
-                E::commit();
+            if (p.cap > 0) {
+                squeeze(p, s);
+                if constexpr (DK) EACH(M, N, { dp[m][n][e] *= 1 - s[m][n][e] * s[m][n][e]; })
+            }
+        }
+        if (!all_visible(p, query, QUERIES, unit, UNIT, len)) hide_by_key(p, s, query, key, len);
+        EACH(M, N, {
+            float lse2 = row_lse[8 * n + 2 * t + e % 2] * LOG2_E;
+            s[m][n][e] = exp2_near(fmaf(s[m][n][e], c, -lse2));
+        })
+        if (!plain) {
+            if constexpr (DK) EACH(M, N, { dp[m][n][e] *= s[m][n][e]; })
+            EACH(M, N, { s[m][n][e] *= bits[m] >> (4 * n + e) & 1 ? p.kept : 0; })
+        }
+        if constexpr (DV) {
+            E::accumulate(dvs, s, grads);
+            E::commit();
+        }
+        if (plain) {
+            if constexpr (DK) {
+                E::template wait<DV>(dp);
+                EACH(M, N, {
+                    float dot = row_dots[8 * n + 2 * t + e % 2];
+                    dp[m][n][e] = s[m][n][e] * (dp[m][n][e] - dot);
+                })
             }
         }
         if constexpr (DK) {
@@ -254,7 +220,7 @@ __device__ __forceinline__ void gradient_of_queries(const bf16 *q, const bf16 *k
     load_tile<E, QUERIES>(grads, dout, width, first, len, p.dims);
     load(block, 0);
 
-    int g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
+    int g = threadIdx.x % 32 / 4;
     int query = first + E::row(), unit = first + E::unit();
     float c = exponent(p);
     bool plain = p.cap == 0 && p.keep == 0;
@@ -288,36 +254,25 @@ __device__ __forceinline__ void gradient_of_queries(const bf16 *q, const bf16 *k
         E::commit();
         if (plain) {
             E::template wait<1>(s);
-            if (!all_visible(p, unit, UNIT, block, KEYS, len)) hide(p, s, query, block, len);
-#pragma unroll
-            for (int m = 0; m < M; m++)
-#pragma unroll
-                for (int n = 0; n < N; n++)
-#pragma unroll
-                    for (int e = 0; e < 4; e++)
-                        s[m][n][e] = exp2_near(fmaf(s[m][n][e], c, -lse2[m][e / 2]));
-            E::template wait<0>(dp);
-#pragma unroll
-            for (int m = 0; m < M; m++)
-#pragma unroll
-                for (int n = 0; n < N; n++)
-#pragma unroll
-                    for (int e = 0; e < 4; e++)
-                        dp[m][n][e] = s[m][n][e] * (dp[m][n][e] - dot[m][e / 2]);
         } else {
             E::template wait<0>(s);
             E::template wait<0>(dp);
-#pragma unroll
-            for (int m = 0; m < M; m++) {
-#pragma unroll
-                for (int n = 0; n < N; n++)
-#pragma unroll
-                    for (int e = 0; e < 4; e++) {
-                        int i = query + 16 * m + g + e / 2 * 8, j = block + 8 * n + 2 * t + e % 2;
-                        gradient(p, s[m][n][e], dp[m][n][e], lse2[m][e / 2], dot[m][e / 2],
-                                 visible(p, i, j, len), bits[m] >> (4 * n + e) & 1);
-                    }
+            EACH(M, N, {
+                float grow = bits[m] >> (4 * n + e) & 1 ? p.kept : 0;
+                dp[m][n][e] = fmaf(dp[m][n][e], grow, -dot[m][e / 2]);
+            })
+            if (p.cap > 0) {
+                squeeze(p, s);
+                EACH(M, N, { dp[m][n][e] *= 1 - s[m][n][e] * s[m][n][e]; })
             }
+        }
+        if (!all_visible(p, unit, UNIT, block, KEYS, len)) hide(p, s, query, block, len);
+        EACH(M, N, { s[m][n][e] = exp2_near(fmaf(s[m][n][e], c, -lse2[m][e / 2])); })
+        if (plain) {
+            E::template wait<0>(dp);
+            EACH(M, N, { dp[m][n][e] = s[m][n][e] * (dp[m][n][e] - dot[m][e / 2]); })
+        } else {
+            EACH(M, N, { dp[m][n][e] *= s[m][n][e]; })
         }
         E::accumulate(sums, dp, keys + stage * KEYS * D);
         E::commit();

@@ -63,15 +63,7 @@ __device__ __forceinline__ void forward(const bf16 *q, const bf16 *k, const bf16
         E::scores(s, own, keys + stage * KEYS * D);
         E::commit();
         E::template wait<0>(s);
-        if (p.cap > 0) {
-            float inside = inside_cap(p);
-#pragma unroll
-            for (int m = 0; m < M; m++)
-#pragma unroll
-                for (int n = 0; n < KEYS / 8; n++)
-#pragma unroll
-                    for (int e = 0; e < 4; e++) s[m][n][e] = tanh_near(s[m][n][e] * inside);
-        }
+        if (p.cap > 0) squeeze(p, s);
         if (!all_visible(p, unit, UNIT, block, KEYS, kept.len))
             hide(p, s, position, block, kept.len);
 #pragma unroll

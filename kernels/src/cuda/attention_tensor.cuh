@@ -226,6 +226,26 @@ template <int A, int B> __device__ __forceinline__ void clear(float (&sums)[A][B
             for (int e = 0; e < 4; e++) sums[m][n][e] = 0;
 }
 
+// Runs `...` for each element e of each C m, n.
+#define EACH(M, N, ...)                                                                             \
+    {                                                                                               \
+        _Pragma("unroll") for (int m = 0; m < M; m++)                                               \
+            _Pragma("unroll") for (int n = 0; n < N; n++)                                           \
+                _Pragma("unroll") for (int e = 0; e < 4; e++) __VA_ARGS__                           \
+    }
+
+// tanh with an absolute error of a few units of 1: enough beside scores of bf16 products.
+__device__ __forceinline__ float tanh_near(float x) {
+    return 1.0f - __fdividef(2.0f, 1.0f + exp2_near(2 * LOG2_E * x));
+}
+
+// Products of queries and keys become the tanh that the cap takes of them.
+template <int M, int N>
+__device__ __forceinline__ void squeeze(const Attention &p, float (&s)[M][N][4]) {
+    float inside = inside_cap(p);
+    EACH(M, N, { s[m][n][e] = tanh_near(s[m][n][e] * inside); })
+}
+
 // Scores of what is not seen become -infinity: rows are queries from `query` on, columns keys.
 template <int M, int N>
 __device__ __forceinline__ void hide(const Attention &p, float (&s)[M][N][4], int query, int key,
@@ -324,11 +344,6 @@ __device__ __forceinline__ void store(const float (&sums)[M][N][4], float by, bf
                     *(u32 *)(y + 8 * n) =
                         pack_bf16(sums[m][n][2 * r] * by, sums[m][n][2 * r + 1] * by);
         }
-}
-
-// tanh with an absolute error of a few units of 1: enough beside scores of bf16 products.
-__device__ __forceinline__ float tanh_near(float x) {
-    return 1.0f - __fdividef(2.0f, 1.0f + exp2_near(2 * LOG2_E * x));
 }
 
 #endif

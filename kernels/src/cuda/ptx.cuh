@@ -76,9 +76,6 @@ __device__ __forceinline__ u32 pack_bf16(float low, float high) {
     return r;
 }
 
-// What reads or writes memory after this is not moved before it by the compiler.
-__device__ __forceinline__ void keep_order() { asm volatile("" ::: "memory"); }
-
 // 2^x with a relative error below 2^-22; 0 for results below 2^-126.
 __device__ __forceinline__ float exp2_near(float x) {
     float y;

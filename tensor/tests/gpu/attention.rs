@@ -41,9 +41,10 @@ fn run(
 }
 
 /// Asserts that a result is the one in f32 of the same inputs. In f32 that leaves the order of sums;
-/// in bf16 the weights and their gradients are rounded before they are summed (2^-9 of each term),
-/// and the result is (2^-9 of itself, hence of the largest). `terms`: the least size of what is
-/// summed, where the sum may be next to nothing.
+/// in bf16 the output, the weights and their gradients are rounded before they are summed (2^-9 of
+/// each term, which add up to some deviations in the worst of 10^5 elements), and the result is (2^-9
+/// of itself, hence of the largest). `terms`: the least size of what is summed, where the sum may be
+/// next to nothing.
 #[track_caller]
 fn assert_near(what: &str, found: &Tensor, expected: &Tensor, terms: f64) {
     let values = expected.to_f64().unwrap();
@@ -51,9 +52,11 @@ fn assert_near(what: &str, found: &Tensor, expected: &Tensor, terms: f64) {
     let size = (squares / values.len().max(1) as f64).sqrt().max(1e-30);
     let largest = values.iter().fold(0.0, |most: f64, x| most.max(x.abs()));
     let tolerance = if found.dtype() == DType::F32 {
-        4e-5
+        // Sums over a head and over keys or queries, at most 2000 of them, of numbers that are known
+        // to 2^-22: the error of their differences grows as the root.
+        1e-4
     } else {
-        (16.0 + largest / size) / 256.0
+        (24.0 + 2.0 * largest / size) / 256.0
     };
     let found = ops::cast(cpu(), &found.to_memory(cpu()).unwrap(), DType::F32).unwrap();
     assert_close(what, &found, expected, tolerance * (terms / size).max(1.0));
