@@ -22,7 +22,7 @@
 #define __forceinline__ inline
 #define __noinline__
 #define __restrict__
-#define __align__(n) alignas(n)
+#define __align__(n) __attribute__((aligned(n)))
 #define __launch_bounds__(...)
 #define __grid_constant__
 #define __shared__ static thread_local
@@ -168,6 +168,15 @@ inline int __all_sync(unsigned mask, int predicate) { return __ballot_sync(mask,
 
 // --- Numbers.
 
+struct alignas(8) float2 {
+    float x, y;
+};
+inline float2 make_float2(float x, float y) { return float2{x, y}; }
+struct alignas(16) float4 {
+    float x, y, z, w;
+};
+inline float4 make_float4(float x, float y, float z, float w) { return float4{x, y, z, w}; }
+
 inline float __uint_as_float(unsigned x) { float y; memcpy(&y, &x, 4); return y; }
 inline float __int_as_float(int x) { float y; memcpy(&y, &x, 4); return y; }
 inline unsigned __float_as_uint(float x) { unsigned y; memcpy(&y, &x, 4); return y; }
@@ -180,6 +189,13 @@ inline float __expf(float x) { return expf(x); }
 inline float __logf(float x) { return logf(x); }
 inline float __fdividef(float a, float b) { return a / b; }
 inline float __frcp_rn(float x) { return 1.0f / x; }
+
+// Those of activation.cuh, for which numbers below the smallest normal one are 0.
+inline float normal_or_zero(float x) { return fabsf(x) < 1.17549435e-38f ? copysignf(0, x) : x; }
+inline float exp2_fast(float x) { return normal_or_zero(exp2f(normal_or_zero(x))); }
+inline float exp2_near(float x) { return exp2_fast(x); }
+inline float reciprocal_fast(float x) { return normal_or_zero(1.0f / normal_or_zero(x)); }
+
 inline float __fmaf_rn(float a, float b, float c) { return fmaf(a, b, c); }
 inline float __fadd_rn(float a, float b) { return a + b; }
 inline float __fsub_rn(float a, float b) { return a - b; }

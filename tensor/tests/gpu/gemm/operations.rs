@@ -1,7 +1,9 @@
 //! The operations that are products against the CPU's.
 
 use graft_kernels::activation::Activation;
-use graft_tensor::ops::{Linear, WeightLayout, input_gradient, linear, matmul, weight_gradient};
+use graft_tensor::ops::{
+    self, Linear, WeightLayout, input_gradient, linear, matmul, weight_gradient,
+};
 use graft_tensor::{DType, Tensor};
 
 use crate::common::{assert_close, assert_same, cpu, gpu, normal, on_gpu};
@@ -53,6 +55,11 @@ fn linear_and_its_gradients_as_here() {
                     assert_eq!(pre.is_some(), gpre.is_some());
                     if let (Some(pre), Some(gpre)) = (&pre, &gpre) {
                         assert_near("the pre-activation", gpre, pre, inputs);
+                    }
+                    if let (Some(kind), Some(gpre)) = (activation, &gpre) {
+                        // What backward computes again of it has the same bits.
+                        let rebuilt = ops::activation(gpu(), kind, gpre).unwrap();
+                        assert_same("the activation again", &rebuilt, &gy);
                     }
                     let again = linear(gpu(), &p, &gx, &gw, gb, save).unwrap().0;
                     assert_same("linear again", &again, &gy);
