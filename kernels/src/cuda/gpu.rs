@@ -4,10 +4,12 @@ use std::ffi::c_void;
 use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Instant;
 
 use super::driver::{self, Driver};
 use super::launch::{Arg, Launch};
 use super::module::Target;
+use super::profile::Profile;
 use super::simulation::{self, Simulation};
 use super::{Error, Result, Scalar, Slice, SliceMut};
 
@@ -40,6 +42,7 @@ pub struct Gpu(Arc<Inner>);
 
 struct Inner {
     limits: Limits,
+    profile: Option<Profile>,
     backend: Backend,
 }
 
@@ -66,7 +69,12 @@ impl Gpu {
                 (limits, Backend::Driver(driver))
             }
         };
-        Ok(Gpu(Arc::new(Inner { limits, backend })))
+        let profile = Profile::wanted();
+        Ok(Gpu(Arc::new(Inner {
+            limits,
+            profile,
+            backend,
+        })))
     }
 
     /// What every device of this machine has; those that cannot be used as an error.
@@ -250,12 +258,21 @@ impl Gpu {
             };
         }
         let parameters = parameters.as_mut_ptr();
-        match &self.0.backend {
+        let run = || match &self.0.backend {
             Backend::Driver(driver) => {
                 driver.launch(&self.0.limits, file, name, launch, parameters)
             }
             Backend::Simulation(simulation) => simulation.launch(name, launch, parameters),
-        }
+        };
+        let Some(profile) = &self.0.profile else {
+            return run();
+        };
+        self.synchronize()?;
+        let started = Instant::now();
+        run()?;
+        self.synchronize()?;
+        profile.add(name, started.elapsed());
+        Ok(())
     }
 }
 

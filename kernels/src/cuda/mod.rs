@@ -27,6 +27,7 @@ pub mod nvrtc;
 pub mod optimizer;
 mod pointwise;
 pub mod pool;
+mod profile;
 pub mod reduce;
 pub mod rope;
 mod rows;
