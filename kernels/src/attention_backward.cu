@@ -1,32 +1,8 @@
-// The backward pass of attention on tensor cores, without atomic sums: `attention_dots` has each
-// query's output . gradient; `attention_keys` takes the keys of a block and runs over the queries
-// that see them, of each head of the group in turn, for the gradients of keys and values;
-// `attention_queries` takes the queries of a block and runs over the keys that they see. Both
-// compute the scores again, from the log-sum-exp that the forward pass kept.
+// The backward pass of attention on tensor cores, without atomic sums: `attention_keys` takes the keys
+// of a block and runs over the queries that see them, of each head of the group in turn, for the
+// gradients of keys and values; `attention_queries` takes the queries of a block and runs over the
+// keys that they see. Both compute the scores again, from the log-sum-exp that the forward pass kept.
 #include "attention_tensor.cuh"
-
-// dots[head, token] = the sum over the head's dimensions of out * dout; a warp each.
-template <class T>
-__device__ __forceinline__ void dots(const T *out, const T *dout, float *dots, i64 tokens,
-                                     int heads, int dims) {
-    i64 number = ((i64)blockIdx.x * blockDim.x + threadIdx.x) / 32;
-    if (number >= tokens * heads) return;
-    i64 token = number / heads, head = number % heads;
-    out += number * dims;
-    dout += number * dims;
-    float sum = 0;
-    for (int d = threadIdx.x % 32; d < dims; d += 32) sum = fmaf(widen(out[d]), widen(dout[d]), sum);
-    sum = warp_sum(sum);
-    if (threadIdx.x % 32 == 0) dots[head * tokens + token] = sum;
-}
-EXPORT attention_dots_f32(const float *out, const float *dout, float *y, i64 tokens, int heads,
-                          int dims) {
-    dots(out, dout, y, tokens, heads, dims);
-}
-EXPORT attention_dots_bf16(const bf16 *out, const bf16 *dout, float *y, i64 tokens, int heads,
-                           int dims) {
-    dots(out, dout, y, tokens, heads, dims);
-}
 
 #ifdef TENSOR_CORES
 

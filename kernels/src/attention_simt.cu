@@ -346,6 +346,29 @@ __device__ __forceinline__ void gradient_of_queries(Elements q, Elements k, Elem
             sums.store(i, p.scale, dq, ((start + row + i) * p.heads + here.head) * p.dims, p.dims);
 }
 
+// dots[head, token] = the sum over the head's dimensions of out * dout; a warp each.
+template <class T>
+__device__ __forceinline__ void dots(const T *out, const T *dout, float *dots, i64 tokens,
+                                     int heads, int dims) {
+    i64 number = ((i64)blockIdx.x * blockDim.x + threadIdx.x) / 32;
+    if (number >= tokens * heads) return;
+    i64 token = number / heads, head = number % heads;
+    out += number * dims;
+    dout += number * dims;
+    float sum = 0;
+    for (int d = threadIdx.x % 32; d < dims; d += 32) sum = fmaf(widen(out[d]), widen(dout[d]), sum);
+    sum = warp_sum(sum);
+    if (threadIdx.x % 32 == 0) dots[head * tokens + token] = sum;
+}
+EXPORT attention_dots_f32(const float *out, const float *dout, float *y, i64 tokens, int heads,
+                          int dims) {
+    dots(out, dout, y, tokens, heads, dims);
+}
+EXPORT attention_dots_bf16(const bf16 *out, const bf16 *dout, float *y, i64 tokens, int heads,
+                           int dims) {
+    dots(out, dout, y, tokens, heads, dims);
+}
+
 #define SIMT(D, I, J)                                                                               \
     EXPORT __launch_bounds__(THREADS, 2) attention_simt_##D(                                           \
         void *q, void *k, void *v, i64 q_stride, i64 k_stride, i64 v_stride, const i64 *offsets,    \

@@ -1,37 +1,12 @@
-// Products by warpgroups, four warps each, for attention on Hopper: operands in shared memory in rows
-// of 128 bytes whose chunks of 16 bytes change places with the row's number modulo 8, each tile from
-// a multiple of 1024 bytes on.
+// Products by warpgroups as attention needs them: operands as `wgmma_operand` describes them.
 #pragma once
 
-#include "ptx.cuh"
+#include "hopper.cuh"
 
 #if !defined(GRAFT_SIMULATION) && defined(__CUDA_ARCH_FEAT_SM90_ALL)
 
-// Ordinary and asynchronous copies to shared memory before this are seen by products after it.
-__device__ __forceinline__ void group_see_copies() {
-    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
-}
-
-// Before products that read registers which other instructions wrote.
-__device__ __forceinline__ void group_fence() {
-    asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
-}
-__device__ __forceinline__ void group_commit() {
-    asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
-}
-// Waits until at most PENDING groups of products are under way.
-template <int PENDING> __device__ __forceinline__ void group_wait() {
-    asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(PENDING) : "memory");
-}
-// The sums have other values from here on.
-__device__ __forceinline__ void group_touch(float &x) { asm volatile("" : "+f"(x)::"memory"); }
-
-// An operand: 8 rows are followed by the next 8. `leading`: if rows are k, bytes from 64 elements of
-// the other dimension to the next 64; else without meaning.
-__device__ __forceinline__ u64 group_operand(const void *at, int leading) {
-    return (u64)(shared_address(at) >> 4) | (u64)(leading >> 4) << 16 | (u64)(1024 >> 4) << 32 |
-           (u64)1 << 62;
-}
+// What products write has other values from here on.
+__device__ __forceinline__ void wgmma_touch(float &x) { asm volatile("" : "+f"(x)::"memory"); }
 
 #define SUMS4(d, i) "+f"(d[i][0]), "+f"(d[i][1]), "+f"(d[i][2]), "+f"(d[i][3])
 #define SUMS16(d, i) SUMS4(d, i), SUMS4(d, i + 1), SUMS4(d, i + 2), SUMS4(d, i + 3)
@@ -40,7 +15,7 @@ __device__ __forceinline__ u64 group_operand(const void *at, int leading) {
 // in shared memory. Warp w of the group has rows 16 w .. + 16 of d, as the C of `mma.m16n8k16` side
 // by side. Below, the same with a in registers, each warp's 16 rows as the A of `mma.m16n8k16`;
 // ACROSS: rows of b in shared memory are k.
-__device__ __forceinline__ void group_product(float (&d)[8][4], u64 a, u64 b, bool add) {
+__device__ __forceinline__ void wgmma_product(float (&d)[8][4], u64 a, u64 b, bool add) {
     asm volatile("{\n"
                  ".reg .pred p;\n"
                  "setp.ne.b32 p, %34, 0;\n"
@@ -54,7 +29,7 @@ __device__ __forceinline__ void group_product(float (&d)[8][4], u64 a, u64 b, bo
                  : "l"(a), "l"(b), "r"((int)add));
 }
 template <bool ACROSS>
-__device__ __forceinline__ void group_product(float (&d)[8][4], const u32 (&a)[4], u64 b,
+__device__ __forceinline__ void wgmma_product(float (&d)[8][4], const u32 (&a)[4], u64 b,
                                               bool add) {
     asm volatile("{\n"
                  ".reg .pred p;\n"
@@ -70,7 +45,7 @@ __device__ __forceinline__ void group_product(float (&d)[8][4], const u32 (&a)[4
                    "n"((int)ACROSS));
 }
 
-__device__ __forceinline__ void group_product(float (&d)[16][4], u64 a, u64 b, bool add) {
+__device__ __forceinline__ void wgmma_product(float (&d)[16][4], u64 a, u64 b, bool add) {
     asm volatile("{\n"
                  ".reg .pred p;\n"
                  "setp.ne.b32 p, %66, 0;\n"
@@ -88,7 +63,7 @@ __device__ __forceinline__ void group_product(float (&d)[16][4], u64 a, u64 b, b
                  : "l"(a), "l"(b), "r"((int)add));
 }
 template <bool ACROSS>
-__device__ __forceinline__ void group_product(float (&d)[16][4], const u32 (&a)[4], u64 b,
+__device__ __forceinline__ void wgmma_product(float (&d)[16][4], const u32 (&a)[4], u64 b,
                                               bool add) {
     asm volatile("{\n"
                  ".reg .pred p;\n"

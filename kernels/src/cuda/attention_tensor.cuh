@@ -157,15 +157,15 @@ template <int DIMS, int COUNT> struct Groups {
     static __device__ __forceinline__ int row() { return 16 * (threadIdx.x / 32); }
     static __device__ __forceinline__ int unit() { return 64 * (threadIdx.x / 128); }
 
-    static __device__ __forceinline__ void see_copies() { group_see_copies(); }
-    static __device__ __forceinline__ void commit() { group_commit(); }
+    static __device__ __forceinline__ void see_copies() { fence_shared_async(); }
+    static __device__ __forceinline__ void commit() { wgmma_commit(); }
     template <int PENDING, int B>
     static __device__ __forceinline__ void wait(float (&sums)[1][B][4]) {
-        group_wait<PENDING>();
+        wgmma_wait<PENDING>();
 #pragma unroll
         for (int n = 0; n < B; n++)
 #pragma unroll
-            for (int e = 0; e < 4; e++) group_touch(sums[0][n][e]);
+            for (int e = 0; e < 4; e++) wgmma_touch(sums[0][n][e]);
     }
 
     // In registers.
@@ -182,21 +182,21 @@ template <int DIMS, int COUNT> struct Groups {
     template <int N>
     static __device__ __forceinline__ void scores(float (&s)[1][N][4], const Own &own,
                                                   const bf16 *other) {
-        u64 b = group_operand(other, 0);
-        group_fence();
+        u64 b = wgmma_operand(other, 0, 1024);
+        wgmma_fence();
 #pragma unroll
         for (int k = 0; k < D / 16; k++)
-            group_product<false>(s[0], own.a[k], b + k / 4 * (8 * N * 8) + k % 4 * 2, k > 0);
+            wgmma_product<false>(s[0], own.a[k], b + k / 4 * (8 * N * 8) + k % 4 * 2, k > 0);
     }
 
     template <int N>
     static __device__ __forceinline__ void scores(float (&s)[1][N][4], const bf16 *own,
                                                   const bf16 *other) {
-        u64 a = group_operand(own + unit() * 64, 0), b = group_operand(other, 0);
-        group_fence();
+        u64 a = wgmma_operand(own + unit() * 64, 0, 1024), b = wgmma_operand(other, 0, 1024);
+        wgmma_fence();
 #pragma unroll
         for (int k = 0; k < D / 16; k++)
-            group_product(s[0], a + k / 4 * (ROWS * 8) + k % 4 * 2,
+            wgmma_product(s[0], a + k / 4 * (ROWS * 8) + k % 4 * 2,
                           b + k / 4 * (8 * N * 8) + k % 4 * 2, k > 0);
     }
 
@@ -207,11 +207,11 @@ template <int DIMS, int COUNT> struct Groups {
         u32 a[N / 2][4];
 #pragma unroll
         for (int k = 0; k < N / 2; k++) round_to_a(a[k], weights[0], k);
-        u64 b = group_operand(other, 8 * N * 128);
-        group_fence();
+        u64 b = wgmma_operand(other, 8 * N * 128, 1024);
+        wgmma_fence();
 #pragma unroll
         for (int k = 0; k < N / 2; k++)
-            group_product<true>(sums[0], a[k], b + k * (16 * 8), true);
+            wgmma_product<true>(sums[0], a[k], b + k * (16 * 8), true);
     }
 };
 

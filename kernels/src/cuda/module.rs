@@ -80,10 +80,10 @@ macro_rules! sources {
 // What a later device can do better is a further target of the source, or a source for it alone.
 sources! {
     "activation" for Sm70 "compute_70" Sm80 "compute_80";
-    "attention_backward" for Sm70 "compute_70" Sm80 "compute_80" Sm90a "compute_90a";
-    "attention_cached" for Sm70 "compute_70" Sm80 "compute_80";
-    "attention_forward" for Sm70 "compute_70" Sm80 "compute_80" Sm90a "compute_90a";
-    "attention_simt" for Sm70 "compute_70" Sm80 "compute_80";
+    "attention_backward" for Sm80 "compute_80" Sm90a "compute_90a";
+    "attention_cached" for Sm70 "compute_70";
+    "attention_forward" for Sm80 "compute_80" Sm90a "compute_90a";
+    "attention_simt" for Sm70 "compute_70";
     "binary" for Sm70 "compute_70" Sm80 "compute_80";
     "copy" for Sm70 "compute_70" Sm80 "compute_80";
     "cross_entropy" for Sm70 "compute_70" Sm80 "compute_80";

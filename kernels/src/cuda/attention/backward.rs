@@ -81,7 +81,7 @@ pub fn attention_backward(
         p.heads as u32,
         p.head_dim as u32
     ];
-    gpu.launch("attention_backward", name, launch, args)?;
+    gpu.launch("attention_simt", name, launch, args)?;
     let pass = Pass {
         gpu,
         p,
