@@ -26,12 +26,12 @@ __device__ __forceinline__ Cut cut(const S *x, const D *y, int n) {
     return c;
 }
 
-// y = cap * tanh(x / cap). Few models have a cap: called, so that the others do not carry it along.
+// y = cap * tanh(x / cap), called for the sake of the kernels' size.
 __device__ __noinline__ float soft_cap(float x, float cap) { return cap * tanhf(x / cap); }
 
-// That, or x without a cap.
-__device__ __forceinline__ float capped(float x, float cap) {
-    return cap > 0 ? soft_cap(x, cap) : x;
+// That, or x for kernels without a cap.
+template <bool CAP> __device__ __forceinline__ float capped(float x, float cap) {
+    return CAP ? soft_cap(x, cap) : x;
 }
 
 // What has been seen of a row: its largest element, the sum of exp(x - largest), the sum of x.
@@ -64,22 +64,22 @@ struct Loss {
     i64 ignore;   // the target of rows that do not count
     float keep;   // 1 - smoothing
     float smooth; // smoothing / classes
-    float cap;    // of the logits; 0 for none
+    float cap;    // of the logits, for kernels that have one
     int classes;
 };
 
 // dx = gradient of the loss of a row, times `scale`; may be x itself.
-template <int ROW, int V, class S, class D>
+template <int ROW, int V, bool CAP, class S, class D>
 __device__ __forceinline__ void gradient(const S *x, D *dx, int thread, i64 target, float lse,
                                          float scale, const Loss &p) {
     float at_target = p.keep * scale;
     bool counts = target != p.ignore;
     auto of = [=](float logit, int i) -> D {
         if (!counts) return narrow<D>(0);
-        float y = capped(logit, p.cap);
+        float y = capped<CAP>(logit, p.cap);
         float g = (expf(y - lse) - p.smooth) * scale;
         if (i == target) g -= at_target;
-        if (p.cap > 0) {
+        if (CAP) {
             float t = y / p.cap;
             g *= 1 - t * t;
         }
@@ -104,7 +104,7 @@ __device__ __forceinline__ void gradient(const S *x, D *dx, int thread, i64 targ
 
 // losses[r] and lse[r] of logits [rows, classes], and, unless it is null, the gradient of the sum of
 // the losses, which may overwrite the logits.
-template <int ROW, int V, class S, class D>
+template <int ROW, int V, bool CAP, class S, class D>
 __device__ void cross_entropy(const S *logits, const i64 *targets, float *losses, float *lse,
                               D *dlogits, i64 rows, const Loss &p) {
     int thread = threadIdx.x % ROW;
@@ -120,7 +120,7 @@ __device__ void cross_entropy(const S *logits, const i64 *targets, float *losses
         float most = -INFINITE;
 #pragma unroll
         for (int v = 0; v < V; v++) {
-            y[v] = capped(widen(from.at[v]), p.cap);
+            y[v] = capped<CAP>(widen(from.at[v]), p.cap);
             most = fmaxf(most, y[v]);
         }
         seen.rise(most);
@@ -129,7 +129,7 @@ __device__ void cross_entropy(const S *logits, const i64 *targets, float *losses
     }
 #pragma unroll 1
     for (int i = thread; i < c.alone; i += ROW) {
-        float y = capped(widen(x[c.place(i)]), p.cap);
+        float y = capped<CAP>(widen(x[c.place(i)]), p.cap);
         seen.rise(y);
         seen.add(y);
     }
@@ -144,7 +144,7 @@ __device__ void cross_entropy(const S *logits, const i64 *targets, float *losses
         lse[row] = of_row;
         float loss = 0;
         if (target != p.ignore) {
-            loss = of_row - p.keep * capped(widen(x[target]), p.cap);
+            loss = of_row - p.keep * capped<CAP>(widen(x[target]), p.cap);
             if (p.smooth != 0) loss -= p.smooth * total;
         }
         losses[row] = loss;
@@ -155,18 +155,21 @@ __device__ void cross_entropy(const S *logits, const i64 *targets, float *losses
         __syncwarp();
     else
         __syncthreads();
-    gradient<ROW, V>(x, dlogits + row * p.classes, thread, target, of_row, 1, p);
+    gradient<ROW, V, CAP>(x, dlogits + row * p.classes, thread, target, of_row, 1, p);
 }
-#define FORWARD(name, ROW, V, S, D)                                                                \
+#define FORWARD(name, ROW, V, CAP, S, D)                                                           \
     EXPORT name(const S *logits, const i64 *targets, float *losses, float *lse, D *dlogits,        \
                 i64 rows, Loss p) {                                                                \
-        cross_entropy<ROW, V>(logits, targets, losses, lse, dlogits, rows, p);                     \
+        cross_entropy<ROW, V, CAP>(logits, targets, losses, lse, dlogits, rows, p);                \
     }
-FORWARD(cross_entropy_f32_f32, THREADS, 4, float, float)
-FORWARD(cross_entropy_f32_bf16, THREADS, 4, float, bf16)
-FORWARD(cross_entropy_bf16_bf16, THREADS, 8, bf16, bf16)
-FORWARD(cross_entropy_f32_f32_narrow, 32, 1, float, float)
-FORWARD(cross_entropy_bf16_bf16_narrow, 32, 1, bf16, bf16)
+FORWARD(cross_entropy_f32_f32, THREADS, 4, false, float, float)
+FORWARD(cross_entropy_f32_bf16, THREADS, 4, false, float, bf16)
+FORWARD(cross_entropy_bf16_bf16, THREADS, 8, false, bf16, bf16)
+FORWARD(cross_entropy_f32_f32_narrow, 32, 1, false, float, float)
+FORWARD(cross_entropy_bf16_bf16_narrow, 32, 1, false, bf16, bf16)
+FORWARD(cross_entropy_f32_f32_capped, THREADS, 4, true, float, float)
+FORWARD(cross_entropy_f32_bf16_capped, THREADS, 4, true, float, bf16)
+FORWARD(cross_entropy_bf16_bf16_capped, THREADS, 4, true, bf16, bf16)
 
 // dlogits = the gradient of the losses' sum, times dy[0]; from lse [rows].
 template <int ROW, int V, class T>
@@ -175,7 +178,7 @@ __device__ void cross_entropy_backward(const T *logits, const i64 *targets, cons
     i64 row = (i64)blockIdx.x * (THREADS / ROW) + threadIdx.x / ROW;
     if (row >= rows) return;
     i64 at = row * p.classes;
-    gradient<ROW, V>(logits + at, dlogits + at, threadIdx.x % ROW, targets[row], lse[row], *dy, p);
+    gradient<ROW, V, false>(logits + at, dlogits + at, threadIdx.x % ROW, targets[row], lse[row], *dy, p);
 }
 #define BACKWARD(name, ROW, V, T)                                                                  \
     EXPORT name(const T *logits, const i64 *targets, const float *lse, const float *dy,            \

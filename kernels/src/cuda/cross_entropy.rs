@@ -37,14 +37,17 @@ impl Loss {
         bytes
     }
 
-    /// The launch for `rows` rows, and which of two kernels it is for: `[wide, narrow]`. One kernel
-    /// alone is the wide one.
-    fn launch(&self, rows: usize, names: [&'static str; 2]) -> (Launch, &'static str) {
-        if self.classes > NARROW || names[0] == names[1] {
-            (Launch::linear(rows, THREADS), names[0])
+    /// The launch for `rows` rows, and which of the kernels it is for: `[wide, narrow, capped]`, of
+    /// which only the narrow one has a warp for a row.
+    fn launch(&self, rows: usize, names: [&'static str; 3]) -> (Launch, &'static str) {
+        let [wide, narrow, capped] = names;
+        if self.cap.is_some() {
+            (Launch::linear(rows, THREADS), capped)
+        } else if self.classes > NARROW || narrow == wide {
+            (Launch::linear(rows, THREADS), wide)
         } else {
             let blocks = rows.div_ceil(THREADS as usize / 32);
-            (Launch::linear(blocks, THREADS), names[1])
+            (Launch::linear(blocks, THREADS), narrow)
         }
     }
 
@@ -137,11 +140,21 @@ fn forward(
     }
     let (dlogits, to) = gradient.unwrap_or((0, logits.scalar()));
     let names = match (logits.scalar(), to) {
-        (Scalar::F32, Scalar::F32) => ["cross_entropy_f32_f32", "cross_entropy_f32_f32_narrow"],
-        (Scalar::F32, Scalar::Bf16) => ["cross_entropy_f32_bf16"; 2],
-        (Scalar::Bf16, Scalar::Bf16) => {
-            ["cross_entropy_bf16_bf16", "cross_entropy_bf16_bf16_narrow"]
-        }
+        (Scalar::F32, Scalar::F32) => [
+            "cross_entropy_f32_f32",
+            "cross_entropy_f32_f32_narrow",
+            "cross_entropy_f32_f32_capped",
+        ],
+        (Scalar::F32, Scalar::Bf16) => [
+            "cross_entropy_f32_bf16",
+            "cross_entropy_f32_bf16",
+            "cross_entropy_f32_bf16_capped",
+        ],
+        (Scalar::Bf16, Scalar::Bf16) => [
+            "cross_entropy_bf16_bf16",
+            "cross_entropy_bf16_bf16_narrow",
+            "cross_entropy_bf16_bf16_capped",
+        ],
         (Scalar::Bf16 | Scalar::F32, found) | (found, _) => return Err(refused(found)),
     };
     let (launch, name) = p.launch(rows, names);
@@ -151,7 +164,8 @@ fn forward(
 }
 
 /// `dlogits` = the gradient of the losses' sum times `dy[0]`, from the `lse` that [`cross_entropy`]
-/// gave; types and shapes as there, dlogits as logits, dy f32.
+/// gave; types and shapes as there, dlogits as logits, dy f32. There is none for logits with a cap:
+/// [`cross_entropy_with_gradient`] gives theirs.
 ///
 /// # Errors
 /// Logits that are neither f32 nor bf16.
@@ -168,6 +182,10 @@ pub fn cross_entropy_backward(
     dlogits: SliceMut<'_>,
 ) -> Result<()> {
     p.check(logits.count(), targets);
+    assert!(
+        p.cap.is_none(),
+        "cross_entropy_backward: of logits that are what they are"
+    );
     let rows = targets.count();
     assert_eq!((lse.count(), lse.scalar()), (rows, Scalar::F32), "lse");
     assert_eq!((dy.count(), dy.scalar()), (1, Scalar::F32), "dy");
@@ -177,10 +195,12 @@ pub fn cross_entropy_backward(
         Scalar::F32 => [
             "cross_entropy_backward_f32",
             "cross_entropy_backward_f32_narrow",
+            "cross_entropy_backward_f32",
         ],
         Scalar::Bf16 => [
             "cross_entropy_backward_bf16",
             "cross_entropy_backward_bf16_narrow",
+            "cross_entropy_backward_bf16",
         ],
         found => return Err(refused(found)),
     };

@@ -6,6 +6,7 @@ use graft_kernels::gemm::{Batch, Epilogue, MatRef, Operands};
 use graft_kernels::{Float, gemm as kernel, reduce as kernel_reduce};
 use half::{bf16, f16};
 
+use super::elementwise::add_assign;
 use super::{accumulator, cast, parameter, parameter_dtype, rows_of, same_dtype, workspace};
 use crate::error::{Error, Result};
 use crate::tensor::TensorElement;
@@ -362,6 +363,32 @@ pub(super) fn matmul_as(
         }
     });
     Ok(c)
+}
+
+/// `sum += a·b` for two matrices, or the beginning of that sum, in `dtype`.
+pub(super) fn add_product(
+    mem: &Memory,
+    operands: Operands,
+    (a, b): (&Tensor, &Tensor),
+    sum: &mut Option<Tensor>,
+    dtype: DType,
+) -> Result<()> {
+    let Some(c) = sum else {
+        *sum = Some(matmul_as(mem, operands, a, b, dtype)?);
+        return Ok(());
+    };
+    let Some(on) = mem.gpu() else {
+        return add_assign(c, &matmul_as(mem, operands, a, b, dtype)?);
+    };
+    let products = products(operands, single(c.count()), a, b, dtype)?;
+    let mut scratch = products_workspace(mem, &products)?;
+    on.run(|gpu| {
+        let (a, b) = (a.device_strided()?, b.device_strided()?);
+        let (c, scratch) = (c.device_mut()?, scratch.device_mut()?);
+        let none = cuda::gemm::Epilogue::default();
+        cuda::gemm::gemm(gpu, &products, a, b, c, true, none, scratch)?;
+        Ok(())
+    })
 }
 
 /// Products of the matrices that the last two dimensions of `a` and `b` are, for a GPU.

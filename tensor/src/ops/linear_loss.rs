@@ -4,7 +4,9 @@
 use graft_kernels::cuda::cross_entropy as on_gpu;
 use graft_kernels::{Float, cross_entropy as kernel, softcap};
 
-use super::linalg::{Linear, WeightLayout, linear_as, matmul_as, operands, sum_to_columns};
+use super::linalg::{
+    Linear, WeightLayout, add_product, linear_as, matmul_as, operands, sum_to_columns,
+};
 use super::loss::{IGNORE, check_targets, of_gpu, total};
 use super::{accumulator, cast, elementwise::add_assign, index::write_rows, indices, parameter};
 use crate::error::{Error, Result};
@@ -306,8 +308,8 @@ fn by_rows(
             }
         }
         if needs[1] {
-            let part = matmul_as(m, multiplied, &dlogits.t()?, &x, DType::F32)?;
-            add(&mut dweight, part)?;
+            let factors = (&dlogits.t()?, &x);
+            add_product(m, multiplied, factors, &mut dweight, DType::F32)?;
         }
         if needs[2] {
             add(&mut dbias, sum_to_columns(m, &dlogits, DType::F32)?)?;

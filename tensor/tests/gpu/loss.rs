@@ -8,7 +8,7 @@ use graft_tensor::ops::{affine, cast};
 use graft_tensor::{DType, Memory, Tensor};
 use proptest::prelude::*;
 
-use crate::common::{assert_close, assert_same, cpu, gpu, integers, normal, on_gpu};
+use crate::common::{assert_same, cpu, gpu, integers, normal, on_gpu};
 use crate::within::assert_within;
 
 /// Targets in `0..classes`, of which every fifth is left out.
@@ -153,24 +153,23 @@ fn check_linear(
     let (sum, gradients) = run(cpu());
     let (found, there) = run(gpu());
     let what = format!("{of_input} by {of_weight}, {rows} x {inputs} x {classes}, cap {cap:?}");
-    // Products of numbers that were rounded to bf16 differ by the order of their sums alone, except
-    // that a bf16 result is rounded; gradients of logits are rounded before or after they are scaled.
+    // Logits are sums in another order, or rounded to bf16 as well.
     let short = of_input == DType::Bf16;
     let logits_short = short && of_weight == DType::Bf16;
     let of_loss = if logits_short { 2e-3 } else { 2e-5 };
-    assert_within(
-        &format!("loss of {what}"),
-        &found,
-        &sum,
-        of_loss * rows as f64,
-    );
+    let allowed = of_loss * rows as f64;
+    assert_within(&format!("loss of {what}"), &found, &sum, allowed);
     for (i, (found, expected)) in there.iter().zip(&gradients).enumerate() {
         assert_eq!(found.is_some(), needs[i]);
         let (Some(found), Some(expected)) = (found, expected) else {
             continue;
         };
-        let allowed = if short { 0.05 } else { 3e-5 };
-        assert_close(&format!("gradient {i} of {what}"), found, expected, allowed);
+        // Each term is a gradient of a logit, which in bf16 is rounded before or after it is scaled: by
+        // 1/512 of it both times. Few are large, those of the targets, and make the largest elements.
+        let largest = expected.to_f64().unwrap().into_iter().map(f64::abs);
+        let relative = if short { 1.0 / 128.0 } else { 1e-5 };
+        let allowed = relative * largest.fold(0.0, f64::max);
+        assert_within(&format!("gradient {i} of {what}"), found, expected, allowed);
     }
     let (again, once_more) = run(gpu());
     assert_same("a second time", &again, &found);
