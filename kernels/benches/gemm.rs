@@ -367,7 +367,13 @@ fn run() {
             };
             if case.group == "generate" {
                 // What counts is how fast the weight is read.
-                let bytes = n * k * if dtype == "bf16" || dtype == "f16" { 2 } else { 4 };
+                let bytes = n
+                    * k
+                    * if dtype == "bf16" || dtype == "f16" {
+                        2
+                    } else {
+                        4
+                    };
                 println!(
                     "{:<12} {size:>16} {what:>14} {:>9.1} {:>8.1} GB/s of {memory:.1}",
                     case.group,

@@ -51,7 +51,9 @@ fn run() {
     let lm = CausalLm::new(&mut parameters, &config).expect("the model is supported");
     parameters.initialise(0).expect("memory suffices");
     if mode == "step_bf16" {
-        parameters.compute_in(DType::Bf16).expect("it goes with f32");
+        parameters
+            .compute_in(DType::Bf16)
+            .expect("it goes with f32");
     }
     let result = if mode.starts_with("step") {
         steps(&mut parameters, &lm)
@@ -148,7 +150,10 @@ fn memory_bandwidth() -> f64 {
         let started = Instant::now();
         rayon::broadcast(|context| {
             let mut sums = [0u64; 32];
-            for x in numbers[context.index() * part..][..part].as_chunks::<32>().0 {
+            for x in numbers[context.index() * part..][..part]
+                .as_chunks::<32>()
+                .0
+            {
                 for (sum, x) in sums.iter_mut().zip(x) {
                     *sum = sum.wrapping_add(*x);
                 }

@@ -227,4 +227,3 @@ fn in_place<A: Float, K: Kernel>(a: &MatRef<A>, rounds: bool) -> bool {
         && a.row_stride > 0
         && !stride.is_multiple_of(L1_SETS)
 }
-

@@ -136,7 +136,11 @@ fn pack<A: Float, K: Kernel>(a: &MatRef<A>, words: &mut [A::Acc], steps: usize) 
                 at(step).widen()
             } else {
                 let half = |l: usize| {
-                    let x = if l < a.cols { at(l).widen() } else { A::Acc::ZERO };
+                    let x = if l < a.cols {
+                        at(l).widen()
+                    } else {
+                        A::Acc::ZERO
+                    };
                     u32::from(bf16::narrow(x.to_f64() as f32).to_bits())
                 };
                 let bits = half(2 * step) | half(2 * step + 1) << 16;

@@ -237,7 +237,18 @@ macro_rules! rows_and_columns {
             add: bool,
         ) {
             // SAFETY: by the caller; R is f32.
-            unsafe { $rows(steps, a.cast(), a_stride, b.cast(), size, out.cast(), stride, add) }
+            unsafe {
+                $rows(
+                    steps,
+                    a.cast(),
+                    a_stride,
+                    b.cast(),
+                    size,
+                    out.cast(),
+                    stride,
+                    add,
+                )
+            }
         }
 
         #[inline(always)]

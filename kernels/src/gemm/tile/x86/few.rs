@@ -241,13 +241,7 @@ macro_rules! along {
     };
 }
 
-along!(
-    along_f32,
-    "avx512f,avx512bw",
-    load16,
-    _mm512_fmadd_ps,
-    1
-);
+along!(along_f32, "avx512f,avx512bw", load16, _mm512_fmadd_ps, 1);
 along!(
     along_pairs,
     "avx512f,avx512bw,avx512vl,avx512bf16",
