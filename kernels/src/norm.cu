@@ -5,12 +5,12 @@
 
 // s = x + residual; y = (s - mean) rstd weight + bias with CENTRED (layer norm), else s rstd (weight +
 // offset). residual, weight, bias and sum (which receives s) may be null; mean is written if CENTRED.
-// The variance is that of the corrected two-pass algorithm, as in norm.rs.
+// The variance is put together of those of each thread's elements, so that rows far from zero keep it.
 template <class T, bool CENTRED>
 __device__ void norm(const T *x, const T *residual, const float *weight, const float *bias,
                      float offset, float eps, T *y, T *sum, float *mean, float *rstd, i64 rows,
                      int columns, bool wide, bool wide_parameters, bool keep) {
-    constexpr int N = Wide<T>::N;
+    constexpr int N = ROW_GROUP;
     i64 r = own_row();
     if (r >= rows) return; // a whole warp
     Row<T, ADDED> row(x, residual, r, columns, wide, keep);
@@ -18,50 +18,59 @@ __device__ void norm(const T *x, const T *residual, const float *weight, const f
     float inverse = 1.f / columns;
     T *to = sum ? sum + r * columns : nullptr;
 
-    float total = 0;
+    // Distances from a first mean of each thread: their sum and that of their squares.
+    float count = 0, near = 0, distances = 0, squares = 0;
     row.first([&](int i, Item &item) {
         if (to) row.write(to, i, item.a);
+        if (!CENTRED) {
+#pragma unroll
+            for (int e = 0; e < N; e++) squares = fmaf(item.a[e], item.a[e], squares);
+            return;
+        }
+        int there = min(row.left(i), N);
+        if (i == (int)threadIdx.x) {
+            float all = 0;
+#pragma unroll
+            for (int e = 0; e < N; e++) all += item.a[e];
+            near = all / there;
+        }
+        count += there;
 #pragma unroll
         for (int e = 0; e < N; e++) {
-            float s = item.a[e];
-            total = CENTRED ? total + s : fmaf(s, s, total);
+            float d = item.a[e] - near;
+            if (e >= there) d = 0;
+            distances += d;
+            squares = fmaf(d, d, squares);
         }
     });
-    total = row_sum(total);
 
-    float shift = 0, scale;
+    float centre = 0, scale;
     if (CENTRED) {
-        float first = total * inverse, deviations = 0, squares = 0;
-        row.again([&](int i, Item &item) {
-            int left = row.left(i);
-#pragma unroll
-            for (int e = 0; e < N; e++) {
-                float d = e < left ? item.a[e] - first : 0.f;
-                deviations += d;
-                squares = fmaf(d, d, squares);
-            }
-        });
-        row_sums(deviations, squares);
-        float correction = deviations * inverse;
-        float variance = fmaxf(squares * inverse - correction * correction, 0.f);
-        shift = first + correction;
-        scale = 1.f / sqrtf(variance + eps);
+        Moments moments;
+        float rest = count > 0 ? distances / count : 0.f;
+        moments.count = count;
+        moments.mean = near + rest;
+        moments.squares = fmaf(-rest, distances, squares);
+        moments = row_moments(moments);
+        centre = moments.mean;
+        scale = 1.f / sqrtf(fmaxf(moments.squares * inverse, 0.f) + eps);
     } else {
-        scale = 1.f / sqrtf(total * inverse + eps);
+        scale = 1.f / sqrtf(row_sum(squares) * inverse + eps);
     }
     if (threadIdx.x == 0) {
-        if (CENTRED) mean[r] = shift;
+        if (CENTRED) mean[r] = centre;
         rstd[r] = scale;
     }
 
     T *out = y + r * columns;
     row.again([&](int i, Item &item) {
-        float w[N], b[N], result[N];
-        if (weight) load_floats(w, weight, i * N, columns, wide_parameters);
-        if (bias) load_floats(b, bias, i * N, columns, wide_parameters);
+        Elements<float, N> w, b;
+        if (weight) w = load_floats(weight, i * N, columns, wide_parameters);
+        if (bias) b = load_floats(bias, i * N, columns, wide_parameters);
+        float result[N];
 #pragma unroll
         for (int e = 0; e < N; e++) {
-            float v = (item.a[e] - shift) * scale;
+            float v = (item.a[e] - centre) * scale;
             if (weight) v *= CENTRED ? w[e] : w[e] + offset;
             if (bias) v += b[e];
             result[e] = v;
@@ -77,7 +86,7 @@ template <class T, bool CENTRED>
 __device__ void norm_backward(const T *s, const float *weight, float offset, const float *mean,
                               const float *rstd, const T *dy, T *dx, i64 rows, int columns,
                               bool wide, bool wide_parameters, bool keep) {
-    constexpr int N = Wide<T>::N;
+    constexpr int N = ROW_GROUP;
     i64 r = own_row();
     if (r >= rows) return;
     Row<T, BOTH> row(s, dy, r, columns, wide, keep);
@@ -86,8 +95,8 @@ __device__ void norm_backward(const T *s, const float *weight, float offset, con
 
     float sum = 0, dot = 0;
     row.first([&](int i, Item &item) {
-        float w[N];
-        if (weight) load_floats(w, weight, i * N, columns, wide_parameters);
+        Elements<float, N> w;
+        if (weight) w = load_floats(weight, i * N, columns, wide_parameters);
 #pragma unroll
         for (int e = 0; e < N; e++) {
             float g = item.b[e];
@@ -102,8 +111,9 @@ __device__ void norm_backward(const T *s, const float *weight, float offset, con
 
     T *out = dx + r * columns;
     row.again([&](int i, Item &item) {
-        float w[N], result[N];
-        if (weight) load_floats(w, weight, i * N, columns, wide_parameters);
+        Elements<float, N> w;
+        if (weight) w = load_floats(weight, i * N, columns, wide_parameters);
+        float result[N];
 #pragma unroll
         for (int e = 0; e < N; e++) {
             float g = item.b[e];
@@ -191,7 +201,7 @@ EXPORT norm_join(const float *x, float *y, int parts, int columns) {
 template <class T>
 __device__ void l2(const T *x, float eps, T *y, float *scales, i64 rows, int columns, bool wide,
                    bool keep) {
-    constexpr int N = Wide<T>::N;
+    constexpr int N = ROW_GROUP;
     i64 r = own_row();
     if (r >= rows) return;
     Row<T, ONE> row(x, nullptr, r, columns, wide, keep);
@@ -222,7 +232,7 @@ __device__ void l2(const T *x, float eps, T *y, float *scales, i64 rows, int col
 template <class T>
 __device__ void l2_backward(const T *y, const float *scales, const T *dy, T *dx, i64 rows,
                             int columns, bool wide, bool keep) {
-    constexpr int N = Wide<T>::N;
+    constexpr int N = ROW_GROUP;
     i64 r = own_row();
     if (r >= rows) return;
     Row<T, BOTH> row(y, dy, r, columns, wide, keep);

@@ -13,7 +13,7 @@ template <class T> __device__ __forceinline__ float exponential(float x) {
 // y = e^x / sum e^x, or with `log` x - ln sum e^x
 template <class T>
 __device__ void softmax(const T *x, T *y, i64 rows, int columns, bool log, bool wide, bool keep) {
-    constexpr int N = Wide<T>::N;
+    constexpr int N = ROW_GROUP;
     i64 r = own_row();
     if (r >= rows) return; // a whole warp
     Row<T, ONE> row(x, nullptr, r, columns, wide, keep);
@@ -52,7 +52,7 @@ __device__ void softmax(const T *x, T *y, i64 rows, int columns, bool log, bool 
 template <class T>
 __device__ void softmax_backward(const T *y, const T *dy, T *dx, i64 rows, int columns, bool log,
                                  bool wide, bool keep) {
-    constexpr int N = Wide<T>::N;
+    constexpr int N = ROW_GROUP;
     i64 r = own_row();
     if (r >= rows) return;
     Row<T, BOTH> row(y, dy, r, columns, wide, keep);

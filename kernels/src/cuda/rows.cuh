@@ -9,6 +9,9 @@
 
 #include "pack.cuh"
 
+// Elements of a group: of bf16 8 bytes, so that what goes with them in f32 is 16, and neighbouring
+// threads read neighbouring bytes of both.
+#define ROW_GROUP 4
 // Most warps of a row.
 #define ROW_WARPS 16
 
@@ -30,6 +33,44 @@ __device__ __forceinline__ void row_sums(float &a, float &b) {
         a += parts[0][warp];
         b += parts[1][warp];
     }
+}
+
+// How many numbers there are, their mean, and the sum of the squares of their distances from it.
+struct Moments {
+    float count, mean, squares;
+};
+
+// Those of two sets together: T. Chan, G. Golub, R. LeVeque, "Updating formulae and a pairwise
+// algorithm for computing sample variances", COMPSTAT 1982.
+__device__ __forceinline__ Moments both(const Moments &a, const Moments &b) {
+    Moments ab;
+    ab.count = a.count + b.count;
+    float share = ab.count > 0 ? b.count / ab.count : 0.f, apart = b.mean - a.mean;
+    ab.mean = fmaf(apart, share, a.mean);
+    ab.squares = a.squares + fmaf(apart * apart, a.count * share, b.squares);
+    return ab;
+}
+
+// Those of all threads of a row together. Every thread has the result.
+__device__ __forceinline__ Moments row_moments(Moments mine) {
+    __shared__ Moments parts[ROW_WARPS];
+#pragma unroll
+    for (int lane = 16; lane > 0; lane /= 2) {
+        Moments other;
+        other.count = __shfl_xor_sync(0xffffffffu, mine.count, lane);
+        other.mean = __shfl_xor_sync(0xffffffffu, mine.mean, lane);
+        other.squares = __shfl_xor_sync(0xffffffffu, mine.squares, lane);
+        // In the same order in both lanes, so that they have the same bits.
+        mine = threadIdx.x & lane ? both(other, mine) : both(mine, other);
+    }
+    int warps = blockDim.x / 32;
+    if (warps == 1) return mine;
+    __syncthreads();
+    if (threadIdx.x % 32 == 0) parts[threadIdx.x / 32] = mine;
+    __syncthreads();
+    mine = parts[0];
+    for (int warp = 1; warp < warps; warp++) mine = both(mine, parts[warp]);
+    return mine;
 }
 
 __device__ __forceinline__ float row_sum(float a) {
@@ -65,19 +106,20 @@ enum Reads {
     BOTH,  // a and b, each for itself
 };
 
-// One row: `first` over its groups of 16 bytes, then `again` as often as need be. Elements beyond the
-// last column are 0.
+// One row: `first` over its groups, then `again` as often as need be. Elements beyond the last column
+// are 0.
 template <class T, Reads R> struct Row {
-    static constexpr int N = Wide<T>::N;
+    static constexpr int N = ROW_GROUP;
     // Groups that are loaded before the first of them is used
-    static constexpr int BATCH = R == ONE ? 4 : 2;
+    static constexpr int BATCH = R == ONE || sizeof(T) == 2 ? 4 : 2;
+    typedef Elements<T, N> Some;
     const T *a, *b;
-    Group<T> *kept; // of a, then those of b if BOTH; null: rows are read again
+    Some *kept; // of a, then those of b if BOTH; null: rows are read again
     int columns, groups;
-    bool wide; // whether rows can be read 16 bytes at a time
+    bool wide; // whether groups can be read by one instruction
 
     struct Item {
-        Group<T> a, b;
+        Some a, b;
     };
 
     // Row `row` of [rows, columns]. `keep`: there is shared memory for it.
@@ -88,19 +130,19 @@ template <class T, Reads R> struct Row {
         a = all_a + row * columns;
         b = all_b ? all_b + row * columns : nullptr;
         int slots = R == BOTH ? 2 * groups : groups;
-        kept = keep ? (Group<T> *)shared + (i64)threadIdx.y * slots : nullptr;
+        kept = keep ? (Some *)shared + (i64)threadIdx.y * slots : nullptr;
     }
 
     // Elements of group i that there are.
     __device__ __forceinline__ int left(int i) const { return columns - i * N; }
 
-    __device__ __forceinline__ Group<T> read(const T *p, int i) const {
+    __device__ __forceinline__ Some read(const T *p, int i) const {
         p += (i64)i * N;
         return wide ? load<N>(p) : load_some<N>(p, left(i));
     }
 
     // Stores group i of the row that begins at p.
-    __device__ __forceinline__ void write(T *p, int i, const Group<T> &group) const {
+    __device__ __forceinline__ void write(T *p, int i, const Some &group) const {
         p += (i64)i * N;
         if (wide) store(p, group);
         else store_some(p, left(i), group);
@@ -148,7 +190,7 @@ template <class T, Reads R> struct Row {
     }
 
     template <class Work> __device__ __forceinline__ void again(Work work) const {
-#pragma unroll 1
+#pragma unroll 2
         for (int i = threadIdx.x; i < groups; i += blockDim.x) {
             Item item;
             if (kept) {
@@ -166,19 +208,8 @@ template <class T, Reads R> struct Row {
 // The row that this thread belongs to.
 __device__ __forceinline__ i64 own_row() { return (i64)blockIdx.x * blockDim.y + threadIdx.y; }
 
-// N floats of a parameter, from column `first` on; zeros beyond the last.
-template <int N>
-__device__ __forceinline__ void load_floats(float (&to)[N], const float *p, int first, int columns,
-                                            bool wide) {
-    if (wide) {
-#pragma unroll
-        for (int four = 0; four < N; four += 4) {
-            Elements<float, 4> some = load<4>(p + first + four);
-#pragma unroll
-            for (int e = 0; e < 4; e++) to[four + e] = some[e];
-        }
-    } else {
-#pragma unroll
-        for (int e = 0; e < N; e++) to[e] = first + e < columns ? p[first + e] : 0.f;
-    }
+// ROW_GROUP floats of a parameter, from column `first` on; zeros beyond the last.
+__device__ __forceinline__ Elements<float, ROW_GROUP> load_floats(const float *p, int first,
+                                                                  int columns, bool wide) {
+    return wide ? load<ROW_GROUP>(p + first) : load_some<ROW_GROUP>(p + first, columns - first);
 }

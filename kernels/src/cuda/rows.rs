@@ -3,10 +3,13 @@
 use super::pointwise::group;
 use super::{Gpu, Launch, Scalar};
 
-/// A row of at most this many groups of 16 bytes belongs to one warp,
-const WARP_GROUPS: usize = 128;
-/// and one of at most this many to 128 threads.
-const BLOCK_GROUPS: usize = 512;
+/// Elements that a thread has at a time, as in `rows.cuh`.
+const GROUP: usize = 4;
+/// A row of at most this many groups belongs to one warp,
+const WARP_GROUPS: usize = 512;
+/// and one of at most this many to 128 threads: the more elements a thread has, the less the sums over
+/// threads weigh.
+const BLOCK_GROUPS: usize = 2048;
 /// Rows of a block whose rows belong to warps.
 const WARP_ROWS: u32 = 4;
 /// Bytes of shared memory that the sums of `rows.cuh` take, at most.
@@ -20,7 +23,7 @@ pub(super) struct Rows {
     pub keep: bool,
     /// Columns as kernels take them
     pub columns: i32,
-    /// Whether every row of these tensors can be read 16 bytes at a time
+    /// Whether every group of these tensors can be read by one instruction
     pub wide: bool,
 }
 
@@ -35,7 +38,7 @@ impl Rows {
         addresses: &[u64],
     ) -> Rows {
         let width = i32::try_from(columns).expect("a row has less than 2^31 columns");
-        let groups = columns.div_ceil(group(scalar));
+        let groups = columns.div_ceil(GROUP);
         let block = if groups <= WARP_GROUPS {
             [32, WARP_ROWS, 1]
         } else if groups <= BLOCK_GROUPS {
@@ -43,18 +46,20 @@ impl Rows {
         } else {
             [512, 1, 1]
         };
-        let slots = |a_row: usize| 16 * kept * a_row * block[1] as usize;
-        let keep = slots(groups) + SUMS <= gpu.limits().shared;
-        let shared = slots(if keep { groups } else { block[0] as usize });
+        let slots = GROUP * scalar.size() * kept * groups * block[1] as usize;
+        let keep = slots + SUMS <= gpu.limits().shared;
         let launch = Launch {
             block,
             ..Launch::linear(rows.div_ceil(block[1] as usize), 1)
         };
         Rows {
-            launch: launch.with_shared(shared),
+            launch: launch.with_shared(if keep { slots } else { 0 }),
             keep,
             columns: width,
-            wide: wide(scalar, columns, addresses),
+            wide: columns.is_multiple_of(GROUP)
+                && addresses
+                    .iter()
+                    .all(|a| a.is_multiple_of((GROUP * scalar.size()) as u64)),
         }
     }
 }

@@ -194,6 +194,7 @@ inline float __frcp_rn(float x) { return 1.0f / x; }
 inline float normal_or_zero(float x) { return fabsf(x) < 1.17549435e-38f ? copysignf(0, x) : x; }
 inline float exp2_fast(float x) { return normal_or_zero(exp2f(normal_or_zero(x))); }
 inline float exp2_near(float x) { return exp2_fast(x); }
+inline void keep_order() {}
 inline float reciprocal_fast(float x) { return normal_or_zero(1.0f / normal_or_zero(x)); }
 
 inline float __fmaf_rn(float a, float b, float c) { return fmaf(a, b, c); }
