@@ -244,6 +244,9 @@ impl Audit {
 
 /// True if every element is zero.
 fn is_zero(x: &Tensor) -> Result<bool> {
+    if x.is_on_device() {
+        return Ok(sum_squares(x)? == 0.0);
+    }
     if x.dtype() == DType::F32 && x.is_contiguous() {
         return Ok(x.slice::<f32>()?.iter().all(|&x| x == 0.0));
     }
@@ -252,7 +255,7 @@ fn is_zero(x: &Tensor) -> Result<bool> {
 
 /// A number that is another one after any change of a single element, and after all but one in 2^64 of other changes.
 fn checksum(x: &Tensor) -> Result<u64> {
-    if x.dtype() == DType::F32 && x.is_contiguous() {
+    if x.dtype() == DType::F32 && x.is_contiguous() && !x.is_on_device() {
         return Ok(mix(x.slice::<f32>()?, |x| u64::from(x.to_bits())));
     }
     Ok(mix(&x.to_bytes()?, |&byte| u64::from(byte)))

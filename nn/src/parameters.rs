@@ -83,7 +83,7 @@ impl Parameters {
     /// # Errors
     /// None for parameters that could be declared.
     pub fn planned(&self) -> Result<Parameters> {
-        let memory = Memory::planned().with(Category::Weights);
+        let memory = Memory::planned_for(self.memory.device()).with(Category::Weights);
         let plan = |one: &Parameter| -> Result<Parameter> {
             let empty = |value: &Tensor| Tensor::empty(&memory, value.dtype(), value.shape());
             Ok(Parameter {

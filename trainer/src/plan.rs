@@ -9,7 +9,7 @@ use std::path::Path;
 use std::time::Instant;
 
 use graft_models::Strategy as Part;
-use graft_tensor::{Category, Tensor, Usage};
+use graft_tensor::{Category, Device, Tensor, Usage};
 
 use crate::batch::BatchSize;
 use crate::config::{CacheKind, Precision, RunConfig, Strategy};
@@ -103,11 +103,14 @@ pub(crate) fn heaviest_if(
         .collect()
 }
 
+/// How heavy a batch is, from the lengths of all examples.
+type Measure = fn(&[usize], &[usize]) -> usize;
+
 /// The numbers of the groups of batches that could need the most memory.
 fn heaviest(groups: &[&[Vec<usize>]], lengths: &[usize]) -> Vec<usize> {
     // Activations grow with the tokens; what attention keeps grows with their products too, and what is kept for each
     // sequence with the sequences.
-    let measures: [fn(&[usize], &[usize]) -> usize; 4] = [
+    let measures: [Measure; 4] = [
         |batch, lengths| batch.iter().map(|&i| lengths[i]).sum(),
         |batch, lengths| batch.iter().map(|&i| lengths[i] * lengths[i]).sum(),
         |batch, lengths| batch.iter().map(|&i| lengths[i]).max().unwrap_or(0),
@@ -219,6 +222,8 @@ pub(crate) fn check<T: Task>(
     let limit = match config.train.memory_limit {
         Some(0) => return Ok(()),
         Some(mib) => (mib as u64).saturating_mul(1 << 20),
+        // What a GPU has free, it says itself when it is asked for more.
+        None if model.parameters.memory().device() != Device::Cpu => return Ok(()),
         None => match available() {
             // What the weights take is part of the plan.
             Some(free) => free + model.parameters.memory().usage().held as u64,

@@ -16,6 +16,7 @@ use crate::batch::{BatchSize, epoch_batches};
 use crate::certificate::{Certificate, TensorEntry};
 use crate::config::{RunConfig, TaskKind};
 use crate::course::Course;
+use crate::device::DeviceChoice;
 use crate::error::{Error, Result};
 use crate::model::{ASIDE_FILE, Hashes, Model, Network};
 use crate::plan::{Plan, check, rehearse};
@@ -58,7 +59,12 @@ pub fn train(config: &RunConfig) -> Result<RunReport> {
 /// Data, model or settings that cannot be used.
 pub fn plan(config: &RunConfig) -> Result<Plan> {
     fn of<T: Task>(config: &RunConfig) -> Result<Plan> {
-        let loaded = T::load(config, &Memory::planned())?;
+        // A plan for a GPU needs none.
+        let device = match config.train.device {
+            DeviceChoice::On(device) => device,
+            DeviceChoice::Auto => config.train.device.open()?.0.device(),
+        };
+        let loaded = T::load(config, &Memory::planned_for(device))?;
         let (mut model, mut task) = (loaded.model, loaded.meanwhile);
         rehearse(config, &mut task, &mut model, &loaded.hashes)
     }

@@ -276,6 +276,8 @@ fn outputs_replace_no_input() {
     assert_eq!(std::fs::read(&base).unwrap(), before);
 }
 
+type Change = Box<dyn Fn(Vec<u8>) -> Vec<u8>>;
+
 /// The delta with one entry rewritten.
 fn tampered(delta: &Path, out: &Path, name: &str, change: &dyn Fn(Vec<u8>) -> Vec<u8>) {
     let mut zip = zip::ZipArchive::new(std::fs::File::open(delta).unwrap()).unwrap();
@@ -314,7 +316,7 @@ fn damaged_deltas_are_refused() {
             text.replace(from, to).into_bytes()
         }
     };
-    let cases: [(&str, Box<dyn Fn(Vec<u8>) -> Vec<u8>>, &str); 9] = [
+    let cases: [(&str, Change, &str); 9] = [
         (
             "xor/1/0",
             Box::new(|mut bytes| {

@@ -162,8 +162,11 @@ fn set(p: &mut Parameters, name: &str, f: impl Fn(f64) -> f64) {
     p.set(id, tensor(&value)).unwrap();
 }
 
+/// Wires a model otherwise.
+type Seed = fn(&mut Model);
+
 /// A fault, what of it must be said, and after which step at the latest.
-type Fault = (&'static str, fn(&mut Model), &'static [&'static str], usize);
+type Fault = (&'static str, Seed, &'static [&'static str], usize);
 
 const DEAD: &str = "its gradient";
 const ROUNDED: &str = "did not move";
@@ -402,7 +405,7 @@ fn what_the_tape_and_the_optimizer_refuse_is_not_passed_over() {
 }
 
 /// What is right, or only looks odd at first: no finding and nothing open.
-const GOOD: [(&str, fn(&mut Model)); 12] = [
+const GOOD: [(&str, Seed); 12] = [
     ("as it should be", |_| {}),
     ("nothing but the adapter", |m| {
         m.policy = vec!["freeze *", "train down.*", "train up.*"];

@@ -93,9 +93,6 @@ pub struct PlanArgs {
     /// The run's settings.
     #[command(flatten)]
     pub run: RunArgs,
-    /// Where the run would be: cpu.
-    #[arg(long, value_name = "DEVICE", default_value = "cpu", value_parser = ["cpu"])]
-    pub device: String,
 }
 
 /// The columns of a data file.
