@@ -2,8 +2,7 @@
 
 use graft_nn::{FreezePolicy, ParamId, Parameters, Rates, TrainableSet};
 
-use crate::config::{Gradual, RunConfig, Strategy};
-use crate::config::{Rule, StrategyConfig};
+use crate::config::{Gradual, Rule, RunConfig, Strategy, StrategyConfig};
 use crate::error::{Error, Result};
 use crate::model::Network;
 

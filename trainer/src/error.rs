@@ -66,14 +66,14 @@ pub enum Error {
         "step {step} of training is not what it should be:{}",
         listed(findings)
     )]
-    #[diagnostic(help(
-        "freeze what should not be trained, or correct the rates; train.audit=false trains all the same"
-    ))]
     Audit {
         /// The optimizer step, from 1.
         step: u64,
         /// What is wrong.
         findings: Vec<graft_nn::Finding>,
+        /// One thing to do.
+        #[help]
+        help: &'static str,
     },
     /// A model's files cannot be read or written; the message has its own help.
     #[error(transparent)]
@@ -141,6 +141,29 @@ impl Error {
             action,
             path: path.to_path_buf(),
             source,
+            help,
+        }
+    }
+}
+
+impl Error {
+    /// What the audit of a step found; the help follows from the gravest finding.
+    pub fn audit(step: u64, findings: Vec<graft_nn::Finding>) -> Error {
+        use graft_nn::Finding;
+        let any = |wanted: fn(&Finding) -> bool| findings.iter().any(wanted);
+        let help = if any(|f| matches!(f, Finding::FrozenMoved { .. })) {
+            "this is a defect of the trainer: please report it with the configuration"
+        } else if any(|f| matches!(f, Finding::NotFinite { .. })) {
+            "lower optimizer.lr, or raise optimizer.warmup"
+        } else if any(|f| matches!(f, Finding::ZeroGradient { .. })) {
+            "freeze it with a rule, or look at what lies between it and the loss; train.audit=false trains all the same"
+        } else {
+            "raise optimizer.lr, optimizer.clip_norm or the rate of the rule, or freeze it; train.audit=false trains all \
+             the same"
+        };
+        Error::Audit {
+            step,
+            findings,
             help,
         }
     }

@@ -12,7 +12,7 @@ use graft_models::Strategy as Part;
 use graft_tensor::{Category, Device, Tensor, Usage};
 
 use crate::batch::BatchSize;
-use crate::config::{CacheKind, Precision, RunConfig, Strategy};
+use crate::config::{CacheKind, Init, Precision, RunConfig, Strategy};
 use crate::course::Course;
 use crate::error::{Error, Result};
 use crate::model::{Hashes, Model};
@@ -297,7 +297,9 @@ fn fitting<T: Task>(
         found.extend(fits(&short, "train.precision=bf16".to_owned()));
     }
     for part in [Part::Last(2), Part::Head] {
-        if config.strategy.name.parts != [part] {
+        // Random weights are not for freezing.
+        let freezes = config.model.init == Init::Pretrained;
+        if freezes && config.strategy.name.parts != [part] {
             let mut less = config.clone();
             less.strategy.name = Strategy::of(part);
             less.strategy.rules.clear();

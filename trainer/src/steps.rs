@@ -285,10 +285,7 @@ impl<'a> Loop<'a> {
         }
         match findings.is_empty() {
             true => Ok(()),
-            false => Err(Error::Audit {
-                step: self.step + 1,
-                findings,
-            }),
+            false => Err(Error::audit(self.step + 1, findings)),
         }
     }
 

@@ -136,3 +136,32 @@ fn rules_set_rate_and_decay() {
     let said = refused("lr bert.* 0", &[]);
     assert!(said.contains("lr PATTERN 1e-4"), "{said}");
 }
+
+#[test]
+fn inspect_shows_what_comes_of_them() {
+    let model = fixture("tiny-bert");
+    let said = TRAINER.succeeds([
+        "inspect",
+        model.to_str().unwrap(),
+        "--strategy",
+        "last:2+llrd:0.5",
+        "--rule",
+        "lr classifier.* 1e-3",
+        "--rule",
+        "decay *.query.weight 0.3",
+    ]);
+    let line = |name: &str| {
+        let found = said.out.lines().find(|line| line.starts_with(name));
+        found
+            .unwrap_or_else(|| panic!("{name}: {}", said.out))
+            .trim_end()
+    };
+    // The default rate of this strategy is 1e-4.
+    assert!(line("classifier.weight").ends_with("  train  lr x10"));
+    assert!(line("bert.pooler.dense.bias").ends_with("  train"));
+    assert!(line("bert.encoder.layer.1.output.dense.bias").ends_with("  train  lr x0.5"));
+    let query = line("bert.encoder.layer.0.attention.self.query.weight");
+    assert!(query.ends_with("  train  lr x0.25  decay 0.3"), "{query}");
+    assert!(line("bert.embeddings.LayerNorm.bias").ends_with("  freeze"));
+    assert!(said.out.contains("last:2+llrd:0.5 trains"), "{}", said.out);
+}
