@@ -3,7 +3,7 @@
 
 use super::forward::score;
 use super::plan::{Cursor, Plan, take};
-use super::rows::{self, Scores, Source};
+use super::rows::{self, Scores, Source, Target};
 use super::tile::{At, COLS, Order, Products, ROWS};
 use super::{Attention, Packed};
 use crate::element::{Float, Real};
@@ -221,14 +221,10 @@ impl<T: Float> Task<'_, T> {
             let rows = len.next_multiple_of(ROWS);
             for (g, sums) in pieces.dq.chunks_exact(rows * padded).enumerate() {
                 let head = self.kv_head * self.group() + g;
-                for r in 0..len {
-                    let at = ((self.start + r) * p.heads + head) * dim;
-                    // SAFETY: this task alone has this sequence's queries of this head.
-                    let dq = unsafe { dq.part(at, dim) };
-                    for (y, x) in dq.iter_mut().zip(&sums[r * padded..]) {
-                        *y = T::narrow(*x * scale);
-                    }
-                }
+                let first = (self.start * p.heads + head) * dim;
+                // SAFETY: this task alone has this sequence's queries of this head.
+                let target = unsafe { Target::new(dq, first, p.heads * dim, dim) };
+                rows::write(isa, &sums[..len * padded], padded, scale, target);
             }
         }
     }
@@ -357,13 +353,10 @@ impl<T: Float> Task<'_, T> {
             return;
         };
         let Plan { dim, padded, .. } = self.plan;
-        for r in 0..count {
-            let at = ((self.start + block + r) * self.p.kv_heads + self.kv_head) * dim;
-            // SAFETY: this task alone has this sequence's keys and values of this head.
-            let to = unsafe { output.part(at, dim) };
-            for (y, x) in to.iter_mut().zip(&sums[r * padded..]) {
-                *y = T::narrow(*x * by);
-            }
-        }
+        let heads = self.p.kv_heads;
+        let first = ((self.start + block) * heads + self.kv_head) * dim;
+        // SAFETY: this task alone has this sequence's keys and values of this head.
+        let target = unsafe { Target::new(output, first, heads * dim, dim) };
+        rows::write(self.isa, &sums[..count * padded], padded, by, target);
     }
 }

@@ -1,11 +1,13 @@
 //! What happens to whole rows: packing of operands, softmax of scores, and its gradient.
 
 use super::Attention;
+use super::plan::KEYS;
 use super::tile::COLS;
 use crate::element::{Float, Real};
 use crate::gemm::{self, MatRef};
 use crate::math::{exp, tanh};
 use crate::philox::{self, WIDE_ITEMS};
+use crate::shared::Shared;
 use crate::simd::{Isa, kernel};
 use crate::sums::{each_lane, fold, total};
 use std::ops::Range;
@@ -102,39 +104,46 @@ impl Scores<'_> {
         first..keys.end.saturating_sub(origin).clamp(first, width)
     }
 
-    /// Multiplies the visible weights of row r with the dropout mask: 0 or 1 / (1 - dropout).
+    /// The dropout mask of row r, for columns `from..to`: 0 or 1 / (1 - dropout).
     ///
-    /// The mask of head h, query token t (counted over all sequences) and key j (within the
-    /// sequence) is word `j % 4` of the Philox block with counter `[j / 4, t, h, 1]`, kept as in
+    /// That of head h, query token t (counted over all sequences) and key j (within the sequence)
+    /// is word `j % 4` of the Philox block with counter `[j / 4, t, h, 1]`, kept as in
     /// [`crate::dropout`].
     #[inline(always)]
-    fn drop<R: Real>(&self, r: usize, row: &mut [R]) {
+    fn mask<'a, R: Real>(&self, r: usize, room: &'a mut [R; KEYS]) -> &'a [R] {
         let p = self.p;
         let keep = philox::keep_from(p.dropout);
         let scale = R::from_f64(crate::dropout::kept_scale(p.dropout));
         let token = (self.start + self.first_query + r) as u32;
         let first = ((self.first_key + self.from) / 4) as u32;
-        let counter = |n: usize| first.wrapping_add((n * WIDE_ITEMS / 4) as u32);
         let rest = [token, self.head as u32, 1];
-        let (whole, part) = row.as_chunks_mut::<WIDE_ITEMS>();
-        let count = whole.len();
-        for (n, part) in whole.iter_mut().enumerate() {
-            let words = philox::wide_blocks(p.key, counter(n), rest);
-            for i in 0..WIDE_ITEMS {
-                part[i] = part[i]
-                    * if words[i] >> 8 >= keep {
+        let mask = &mut room[..self.to - self.from];
+        for (n, part) in mask.chunks_mut(WIDE_ITEMS).enumerate() {
+            let counter = first.wrapping_add((n * WIDE_ITEMS / 4) as u32);
+            let words = philox::wide_blocks(p.key, counter, rest);
+            if let Some(part) = part.first_chunk_mut::<WIDE_ITEMS>() {
+                for i in 0..WIDE_ITEMS {
+                    part[i] = if words[i] >> 8 >= keep {
                         scale
                     } else {
                         R::ZERO
                     };
+                }
+            } else {
+                for (x, word) in part.iter_mut().zip(words) {
+                    *x = if word >> 8 >= keep { scale } else { R::ZERO };
+                }
             }
         }
-        if !part.is_empty() {
-            let words = philox::wide_blocks(p.key, counter(count), rest);
-            for (x, word) in part.iter_mut().zip(words) {
-                *x = *x * if word >> 8 >= keep { scale } else { R::ZERO };
-            }
-        }
+        mask
+    }
+}
+
+/// `x[i] = x[i] * mask[i]`
+#[inline(always)]
+fn multiply<R: Real>(x: &mut [R], mask: &[R]) {
+    for (x, &by) in x.iter_mut().zip(mask) {
+        *x = *x * by;
     }
 }
 
@@ -150,6 +159,7 @@ kernel! {
         width: usize,
     ) {
         let zero = R::ZERO;
+        let mut room = [zero; KEYS];
         for r in 0..scores.queries {
             let row = &mut s[r * scores.stride..][scores.from..scores.to];
             if let Some(c) = scores.p.softcap {
@@ -192,7 +202,7 @@ kernel! {
             sum[r] += total(sums);
             max[r] = new;
             if scores.p.dropout > 0.0 {
-                scores.drop(r, row);
+                multiply(row, scores.mask(r, &mut room));
             }
         }
     }
@@ -209,15 +219,16 @@ kernel! {
     ) {
         let mut dp = dp;
         let factor = R::from_f64(scores.p.factor());
-        let dropout = scores.p.dropout > 0.0;
+        let mut room = [R::ZERO; KEYS];
         for r in 0..scores.queries {
             let at = r * scores.stride;
             let row = &mut s[at + scores.from..at + scores.to];
             let visible = scores.visible(r);
             let (lse, dot) = (lse[r], dot[r]);
             let mut grad = dp.as_deref_mut().map(|dp| &mut dp[at + scores.from..at + scores.to]);
-            if dropout && let Some(grad) = grad.as_deref_mut() {
-                scores.drop(r, grad);
+            let mask = (scores.p.dropout > 0.0).then(|| scores.mask(r, &mut room));
+            if let (Some(mask), Some(grad)) = (mask, grad.as_deref_mut()) {
+                multiply(grad, mask);
             }
             let capped = scores.p.softcap.map(R::from_f64);
             let (xs, _) = row.as_chunks_mut::<COLS>();
@@ -259,8 +270,8 @@ kernel! {
                 row[..visible.start].fill(R::ZERO);
                 row[visible.end..].fill(R::ZERO);
             }
-            if dropout {
-                scores.drop(r, row);
+            if let Some(mask) = mask {
+                multiply(row, mask);
             }
         }
     }
@@ -278,6 +289,42 @@ kernel! {
                 sums[lane] = A::fma(x.widen(), y.widen(), sums[lane]);
             });
             dots[r] = total(sums);
+        }
+    }
+}
+
+/// Rows of an output, each `dim` long, from element `first` on and `stride` apart.
+pub(super) struct Target<'a, T> {
+    out: &'a Shared<T>,
+    first: usize,
+    stride: usize,
+    dim: usize,
+}
+
+impl<'a, T> Target<'a, T> {
+    /// # Safety
+    /// Nobody else uses these rows as long as this exists.
+    pub unsafe fn new(out: &'a Shared<T>, first: usize, stride: usize, dim: usize) -> Self {
+        Target {
+            out,
+            first,
+            stride,
+            dim,
+        }
+    }
+}
+
+kernel! {
+    /// Rounds rows of sums to storage, times `by`; sums: `[rows, padded]`.
+    pub(super) fn write[A: Arch, T: Float](
+        isa: Isa, sums: &[T::Acc], padded: usize, by: T::Acc, target: Target<'_, T>,
+    ) {
+        for (r, sums) in sums.chunks_exact(padded).enumerate() {
+            // SAFETY: by the maker of the target.
+            let out = unsafe { target.out.part(target.first + r * target.stride, target.dim) };
+            for (y, x) in out.iter_mut().zip(sums) {
+                *y = T::narrow(*x * by);
+            }
         }
     }
 }

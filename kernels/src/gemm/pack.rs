@@ -31,7 +31,7 @@ pub(super) struct Pack<T: Float, K> {
 
 /// Rows that are packed side by side: each panel receives whole cache lines of them, and there are
 /// as many streams of reading.
-const DEEP: usize = 8;
+pub(super) const DEEP: usize = 8;
 
 impl<T: Float, K: Kernel> Job for Pack<T, K> {
     #[inline(always)]

@@ -3,7 +3,8 @@
 
 use super::transposed;
 use crate::element::{Float, Real, same};
-use crate::gemm::pack::Pack;
+use crate::gemm::pack::{DEEP, Pack};
+use crate::gemm::task::prefetch;
 use crate::gemm::tile::Kernel;
 use half::bf16;
 use std::arch::x86_64::*;
@@ -32,11 +33,6 @@ impl<T: Float, K: Kernel> From<&Pack<T, K>> for Block<T> {
     }
 }
 
-/// Panels that are filled side by side, so that reads of a row stay long. Panels as a rule are
-/// multiples of 4 KiB apart: more of them would compete for the same lines of the first cache level.
-const TOGETHER: usize = 4;
-/// How many rows ahead are asked for.
-const ROWS_AHEAD: usize = 16;
 /// How far ahead of a transposition its rows are asked for, in bytes.
 const AHEAD: usize = 512;
 
@@ -207,16 +203,17 @@ unsafe fn interleave<T: Float, const WIDTH: usize>(block: Block<T>) {
     let words = block.depth.div_ceil(2);
     let panels = block.len.div_ceil(WIDTH);
     let (low, high) = interleaving();
-    for first in (0..panels).step_by(TOGETHER) {
-        for w in 0..words {
-            for p in first..panels.min(first + TOGETHER) {
-                let have = WIDTH.min(block.len - p * WIDTH);
+    for w in (0..words).step_by(DEEP) {
+        let last = words.min(w + DEEP);
+        for p in 0..panels {
+            let have = WIDTH.min(block.len - p * WIDTH);
+            for w in w..last {
                 // SAFETY: `have` elements of rows 2w and, if it is there, 2w + 1; row w of panel p.
                 unsafe {
                     let from = block.src.add(2 * w * block.k_stride + p * WIDTH);
-                    let ahead = from.wrapping_add(ROWS_AHEAD * block.k_stride);
-                    _mm_prefetch::<_MM_HINT_T0>(ahead.cast());
-                    _mm_prefetch::<_MM_HINT_T0>(ahead.wrapping_add(block.k_stride).cast());
+                    let ahead = from.wrapping_add(2 * DEEP * block.k_stride);
+                    prefetch(ahead, WIDTH);
+                    prefetch(ahead.wrapping_add(block.k_stride), WIDTH);
                     let even = load32(from, have);
                     let odd = if 2 * w + 1 < block.depth {
                         load32(from.add(block.k_stride), have)

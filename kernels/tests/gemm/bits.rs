@@ -1,0 +1,129 @@
+//! What never changes a bit: the number of threads, and other rows and columns.
+
+use graft_kernels::gemm::{
+    Activation, Epilogue, Isa, MatRef, Operands, gemm, gemm_with, gemm_workspace,
+    gemm_workspace_with,
+};
+use half::{bf16, f16};
+
+use crate::support::*;
+
+/// The same product on pools of several sizes: same bits.
+#[test]
+fn threads_do_not_change_a_bit() {
+    fn product<T: Number>(
+        operands: Operands,
+        m: usize,
+        n: usize,
+        k: usize,
+        threads: usize,
+    ) -> Vec<T> {
+        let (a, b) = (random::<T>(m * k, 1), random::<T>(k * n, 2));
+        let mut c = random::<T>(m * n, 3);
+        let mut workspace = vec![f32::NAN.into(); gemm_workspace::<T>(operands, m, n, k)];
+        let pool = rayon::ThreadPoolBuilder::new()
+            .num_threads(threads)
+            .build()
+            .unwrap();
+        pool.install(|| {
+            let epilogue = Epilogue {
+                activation: Some(Activation::Gelu),
+                ..Epilogue::default()
+            };
+            let b = MatRef::row_major(&b, n, k).t();
+            gemm(
+                operands,
+                MatRef::row_major(&a, m, k),
+                b,
+                &mut c,
+                true,
+                epilogue,
+                &mut workspace,
+            );
+        });
+        c
+    }
+    fn same<T: Number>(operands: Operands, m: usize, n: usize, k: usize) {
+        let one = product::<T>(operands, m, n, k, 1);
+        for threads in [2, 3, 7] {
+            assert!(
+                one == product::<T>(operands, m, n, k, threads),
+                "{m}x{n}x{k} on {threads} threads"
+            );
+        }
+    }
+    for (m, n, k) in [
+        (150, 170, 130),
+        (384, 96, 1200),
+        (1, 4000, 300),
+        (6, 1000, 900),
+        (3, 5, 9000),
+        (700, 40, 64),
+    ] {
+        same::<f32>(Operands::AsStored, m, n, k);
+        same::<bf16>(Operands::AsStored, m, n, k);
+        same::<f32>(Operands::Bf16, m, n, k);
+        same::<bf16>(Operands::Bf16, m, n, k);
+    }
+    same::<f64>(Operands::AsStored, 130, 90, 700);
+}
+
+/// A row of C has the same bits whatever other rows and columns are computed with it: products of
+/// few rows go another way than those of many.
+#[test]
+fn neighbours_do_not_change_a_bit() {
+    for isa in Isa::available() {
+        for layout in [Layout::Rows, Layout::Columns, Layout::Wide] {
+            neighbours::<f32, f32, f32>(isa, Operands::AsStored, layout);
+            neighbours::<f32, f32, f32>(isa, Operands::Bf16, layout);
+            neighbours::<f32, f16, f32>(isa, Operands::AsStored, layout);
+            neighbours::<bf16, f32, bf16>(isa, Operands::Bf16, layout);
+            neighbours::<bf16, bf16, f32>(isa, Operands::Bf16, layout);
+            neighbours::<f16, f16, f16>(isa, Operands::AsStored, layout);
+        }
+    }
+    neighbours::<f64, f64, f64>(Isa::detect(), Operands::AsStored, Layout::Columns);
+}
+
+fn neighbours<A, B, C>(isa: Isa, operands: Operands, layout: Layout)
+where
+    A: Number,
+    B: Number<Acc = A::Acc>,
+    C: Number<Acc = A::Acc>,
+{
+    let (m, n, k) = (50, 150, 1101);
+    let strides = strides(layout, k, n);
+    let (a, b) = (random::<A>(m * k, 1), random::<B>(span(k, n, strides), 2));
+    let (start, bias) = (random::<C>(m * n, 3), random::<C::Acc>(n, 4));
+    let product = |first: usize, rows: usize, cols: usize| {
+        let old = (first..first + rows).flat_map(|i| &start[i * n..][..cols]);
+        let mut c: Vec<C> = old.copied().collect();
+        let need = gemm_workspace_with::<C>(isa, operands, rows, cols, k);
+        let mut workspace = vec![f32::NAN.into(); need];
+        let a = MatRef {
+            rows,
+            ..MatRef::row_major(&a[first * k..], rows, k)
+        };
+        let epilogue = Epilogue {
+            bias: Some(&bias[..cols]),
+            activation: Some(Activation::Gelu),
+            pre_activation: None,
+        };
+        let b = view(&b, k, cols, strides);
+        gemm_with(isa, operands, a, b, &mut c, true, epilogue, &mut workspace);
+        c
+    };
+    let whole = product(0, m, n);
+    let few = (1..=9).map(|rows| (40, rows, n));
+    let others = [(0, 1, 1), (7, 2, 97), (3, 5, 16), (0, 13, 33), (0, m, 7)];
+    for (first, rows, cols) in few.chain(others) {
+        let part = product(first, rows, cols);
+        for i in 0..rows {
+            let (have, want) = (&part[i * cols..][..cols], &whole[(first + i) * n..][..cols]);
+            assert!(
+                have == want,
+                "{isa:?} {operands:?} {layout:?}: row {i} of {rows} x {cols}: {have:?}, {want:?}"
+            );
+        }
+    }
+}

@@ -1,0 +1,6 @@
+//! Matrix products.
+
+mod bits;
+mod oracle;
+mod refused;
+mod support;
