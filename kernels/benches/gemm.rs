@@ -304,10 +304,6 @@ fn cases() -> Vec<Case> {
 }
 
 fn main() {
-    rayon::scope(|_| run())
-}
-
-fn run() {
     let wanted: Vec<String> = std::env::args()
         .skip(1)
         .filter(|x| !x.starts_with("--"))

@@ -29,10 +29,6 @@ const CONFIG: &str = r#"{
 }"#;
 
 fn main() {
-    rayon::scope(|_| run());
-}
-
-fn run() {
     let mode = std::env::args()
         .skip(1)
         .find(|argument| !argument.starts_with("--"))

@@ -19,10 +19,6 @@ const STEPS: usize = 12;
 const WARM_UP: usize = 3;
 
 fn main() {
-    rayon::scope(|_| run());
-}
-
-fn run() {
     let begun = Instant::now();
     let mode = std::env::args()
         .skip(1)
