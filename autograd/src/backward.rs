@@ -112,9 +112,8 @@ pub(crate) fn backward(
             }
             vec![Some(dy.permute(&inverse)?)]
         }
-        Op::Narrow { axis, start, .. } => {
-            vec![Some(ops::place(m, dy, &shapes[0], *axis, *start)?)]
-        }
+        // The range itself: the tape puts it where it belongs, beside those of other ranges.
+        Op::Narrow { .. } => vec![Some(dy.clone())],
         Op::Expand(_) => vec![Some(ops::reduce_to_shape(m, dy, &shapes[0])?)],
         Op::Concat { axis } => {
             let mut start = 0;

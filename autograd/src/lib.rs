@@ -13,6 +13,7 @@ mod functions;
 pub mod gradcheck;
 pub mod gradients;
 pub mod op;
+mod pending;
 mod rebuild;
 pub mod tape;
 

@@ -16,8 +16,9 @@ use graft_tensor::{Category, DType, Memory, Shape, Tensor};
 use crate::backward::{Around, Saved, backward};
 use crate::error::{Error, Result};
 use crate::forward::{Randomness, forward};
-use crate::gradients::{Gradients, add};
+use crate::gradients::Gradients;
 use crate::op::Op;
+use crate::pending::Pending;
 use crate::rebuild::rebuild;
 
 /// A value on a tape.
@@ -480,8 +481,9 @@ impl Tape {
             return Err(Error::NothingTrainable);
         }
         self.reached = Some(from.node);
-        let mut pending: Vec<Option<Tensor>> = vec![None; from.node + 1];
-        pending[from.node] = Some(gradient);
+        let mut pending: Vec<Option<Pending>> = Vec::new();
+        pending.resize_with(from.node + 1, || None);
+        pending[from.node] = Some(Pending::Whole(gradient));
         let mut rebuilt = HashMap::new();
         for i in (0..=from.node).rev() {
             if let Some(r) = self.regions.iter().position(|region| region.end == i + 1) {
@@ -495,6 +497,7 @@ impl Tape {
             let Some(dy) = pending[i].take() else {
                 continue;
             };
+            let dy = dy.whole(&self.memory)?;
             let node = &self.nodes[i];
             self.complete(&node.inputs, &mut saved, &mut rebuilt)?;
             // Kept only while another node, of which there are few in between, still reads it.
@@ -528,10 +531,8 @@ impl Tape {
                 let Some(part) = part.filter(|_| self.nodes[input].needs_gradient) else {
                     continue;
                 };
-                pending[input] = Some(match pending[input].take() {
-                    Some(sum) => add(sum, part)?,
-                    None => part,
-                });
+                let (sum, shape) = (pending[input].take(), &self.nodes[input].shape);
+                pending[input] = Some(Pending::add(m, sum, &node.op, part, shape)?);
             }
         }
         Ok(())

@@ -1,15 +1,11 @@
 // Copies: filling, converting, gathering from and scattering to strided layouts.
 #include "common.cuh"
 
-// y[i] = value
-template <class T> __device__ void fill(T *y, i64 count, T value) {
+// y[i] = value; the driver fills with shorter elements.
+EXPORT fill_u64(u64 *y, i64 count, u64 value) {
     i64 i = (i64)blockIdx.x * blockDim.x + threadIdx.x;
     if (i < count) y[i] = value;
 }
-EXPORT fill_u8(u8 *y, i64 count, u8 value) { fill(y, count, value); }
-EXPORT fill_u16(u16 *y, i64 count, u16 value) { fill(y, count, value); }
-EXPORT fill_u32(u32 *y, i64 count, u32 value) { fill(y, count, value); }
-EXPORT fill_u64(u64 *y, i64 count, u64 value) { fill(y, count, value); }
 
 // y[i] = x[i] in another type, rounded to nearest; four elements a thread.
 template <class S, class D> __device__ void convert(const S *x, D *y, i64 count) {

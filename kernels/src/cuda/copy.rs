@@ -13,15 +13,12 @@ const MAX_RANK: usize = 6;
 /// # Errors
 /// A failed launch.
 pub fn fill(gpu: &Gpu, y: SliceMut<'_>, value: u64) -> Result<()> {
-    let name = match y.scalar().size() {
-        1 => "fill_u8",
-        2 => "fill_u16",
-        4 => "fill_u32",
-        _ => "fill_u64",
-    };
+    if y.scalar().size() < 8 {
+        return gpu.fill(y, value as u32);
+    }
     let count = y.count();
     let launch = Launch::cover(count, THREADS, 1);
-    gpu.launch("copy", name, launch, args![y, count, value])
+    gpu.launch("copy", "fill_u64", launch, args![y, count, value])
 }
 
 /// `y[i] = x[i]`, rounded to `y`'s type.
@@ -79,6 +76,31 @@ fn extent(dims: &[usize], strides: &[usize]) -> usize {
         .sum::<usize>()
 }
 
+/// A layout as rows of elements that lie side by side: how many rows, elements of each, and elements
+/// from one to the next. `None` if it is not of that kind.
+fn as_rows(dims: &[usize], strides: &[usize]) -> Option<(usize, usize, usize)> {
+    let mut axes: Vec<_> = dims.iter().zip(strides).filter(|(n, _)| **n != 1).collect();
+    let mut length = 1;
+    while let Some(&(&n, &stride)) = axes.last()
+        && stride == length
+    {
+        length *= n;
+        axes.pop();
+    }
+    let Some((&count, &step)) = axes.pop() else {
+        return Some((1, length, length));
+    };
+    let mut rows = count;
+    while let Some((&n, &stride)) = axes.pop() {
+        if stride != step * rows {
+            return None;
+        }
+        rows *= n;
+    }
+    // The driver's copies want rows that do not overlap.
+    (step >= length).then_some((rows, length, step))
+}
+
 /// Which of the kernels for elements of this size.
 fn by_size(scalar: Scalar, names: [&'static str; 4]) -> &'static str {
     names[scalar.size().trailing_zeros() as usize]
@@ -105,6 +127,9 @@ pub fn gather_strided(
         extent(dims, strides) <= x.count(),
         "gather strided: x is too short"
     );
+    if let Some((rows, length, step)) = as_rows(dims, strides).filter(|_| count > 0) {
+        return gpu.copy_rows(rows, length, (x, step), (y, length));
+    }
     let names = [
         "gather_strided_u8",
         "gather_strided_u16",
@@ -138,6 +163,9 @@ pub fn scatter_strided(
         extent(dims, strides) <= y.count(),
         "scatter strided: y is too short"
     );
+    if let Some((rows, length, step)) = as_rows(dims, strides).filter(|_| count > 0) {
+        return gpu.copy_rows(rows, length, (x, length), (y, step));
+    }
     let names = [
         "scatter_strided_u8",
         "scatter_strided_u16",
@@ -148,4 +176,21 @@ pub fn scatter_strided(
     let layout = strided(dims, strides);
     let launch = Launch::cover(count, THREADS, 1);
     gpu.launch("copy", name, launch, args![x, y, count, &layout[..]])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::as_rows;
+
+    #[test]
+    fn layouts_are_rows_where_they_are() {
+        assert_eq!(as_rows(&[4, 3, 5], &[15, 5, 1]), Some((1, 60, 60)));
+        assert_eq!(as_rows(&[4, 3, 5], &[30, 5, 1]), Some((4, 15, 30)));
+        assert_eq!(as_rows(&[2, 4, 1, 5], &[40, 10, 7, 1]), Some((8, 5, 10)));
+        assert_eq!(as_rows(&[6], &[3]), Some((6, 1, 3)));
+        assert_eq!(as_rows(&[], &[]), Some((1, 1, 1)));
+        assert_eq!(as_rows(&[2, 4, 5], &[50, 10, 1]), None, "a step apart");
+        assert_eq!(as_rows(&[3, 4], &[1, 3]), None, "transposed");
+        assert_eq!(as_rows(&[3, 4], &[0, 1]), None, "repeated");
+    }
 }

@@ -230,6 +230,52 @@ impl Driver {
         unsafe { call!(cuMemsetD8Async(to.address(), value, bytes, self.stream)) }
     }
 
+    pub fn fill(&self, to: SliceMut<'_>, value: u32) -> Result<()> {
+        self.enter()?;
+        let (address, count, stream) = (to.address(), to.count(), self.stream);
+        // SAFETY: the range holds that many elements of the size that is set.
+        unsafe {
+            match to.scalar().size() {
+                1 => call!(cuMemsetD8Async(address, value as u8, count, stream)),
+                2 => call!(cuMemsetD16Async(address, value as u16, count, stream)),
+                _ => call!(cuMemsetD32Async(address, value, count, stream)),
+            }
+        }
+    }
+
+    /// Rows of `length` bytes; addresses with the bytes from one row to the next.
+    pub fn copy_rows(
+        &self,
+        rows: usize,
+        length: usize,
+        (from, from_step): (u64, usize),
+        (to, to_step): (u64, usize),
+    ) -> Result<()> {
+        self.enter()?;
+        let device = sys::CUmemorytype::CU_MEMORYTYPE_DEVICE;
+        let copy = sys::CUDA_MEMCPY2D {
+            srcXInBytes: 0,
+            srcY: 0,
+            srcMemoryType: device,
+            srcHost: std::ptr::null(),
+            srcDevice: from,
+            srcArray: std::ptr::null_mut(),
+            srcPitch: from_step,
+            dstXInBytes: 0,
+            dstY: 0,
+            dstMemoryType: device,
+            dstHost: std::ptr::null_mut(),
+            dstDevice: to,
+            dstArray: std::ptr::null_mut(),
+            dstPitch: to_step,
+            WidthInBytes: length,
+            Height: rows,
+        };
+        // SAFETY: both sides hold the rows, which `Gpu::copy_rows` checks. Unlike the other call for
+        // such copies, this one takes any distance between rows.
+        unsafe { call!(cuMemcpy2DAsync_v2(&copy, self.stream)) }
+    }
+
     pub fn synchronize(&self) -> Result<()> {
         self.enter()?;
         // SAFETY: the stream lives as long as this does.

@@ -201,6 +201,76 @@ impl Gpu {
         }
     }
 
+    /// Sets every element, of at most four bytes, to the low bytes of `value`.
+    ///
+    /// # Errors
+    /// A failed call.
+    ///
+    /// # Panics
+    /// If elements are longer.
+    pub fn fill(&self, to: SliceMut<'_>, value: u32) -> Result<()> {
+        assert!(to.scalar().size() <= 4, "fill: {}", to.scalar());
+        if to.count() == 0 {
+            return Ok(());
+        }
+        match &self.0.backend {
+            Backend::Driver(driver) => driver.fill(to, value),
+            Backend::Simulation(simulation) => {
+                let size = to.scalar().size();
+                simulation.fill(to.address(), to.count(), &value.to_le_bytes()[..size]);
+                Ok(())
+            }
+        }
+    }
+
+    /// Copies `rows` rows of `length` elements, each slice with its number of elements from one row
+    /// to the next.
+    ///
+    /// # Errors
+    /// A failed call.
+    ///
+    /// # Panics
+    /// If types differ, rows overlap, or a slice does not hold them.
+    pub fn copy_rows(
+        &self,
+        rows: usize,
+        length: usize,
+        (from, from_step): (Slice<'_>, usize),
+        (to, to_step): (SliceMut<'_>, usize),
+    ) -> Result<()> {
+        assert_eq!(from.scalar(), to.scalar(), "copy rows: types");
+        if rows == 0 || length == 0 {
+            return Ok(());
+        }
+        let fits =
+            |count: usize, step: usize| step >= length && (rows - 1) * step + length <= count;
+        assert!(
+            fits(from.count(), from_step) && fits(to.count(), to_step),
+            "copy rows: {rows} of {length}, {from_step} and {to_step} apart, of {} and {}",
+            from.count(),
+            to.count()
+        );
+        if from_step == length && to_step == length {
+            let all = 0..rows * length;
+            return self.copy(from.part(all.clone()), to.part(all));
+        }
+        let size = from.scalar().size();
+        match &self.0.backend {
+            Backend::Driver(driver) => {
+                let from = (from.address(), from_step * size);
+                driver.copy_rows(rows, length * size, from, (to.address(), to_step * size))
+            }
+            Backend::Simulation(simulation) => {
+                for row in 0..rows as u64 {
+                    let at = |address: u64, step: usize| address + row * (step * size) as u64;
+                    let (from, to) = (at(from.address(), from_step), at(to.address(), to_step));
+                    simulation.copy(from, to, length * size);
+                }
+                Ok(())
+            }
+        }
+    }
+
     /// Waits until everything that was asked for is done.
     ///
     /// # Errors

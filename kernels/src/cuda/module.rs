@@ -149,11 +149,29 @@ impl Source {
         }
     }
 
-    /// SHA-256 of the source and of every header, in hexadecimal: the first line of PTX that was
-    /// made of them says it.
+    /// The headers that the source includes, itself or through others.
+    fn headers(&self) -> Vec<&'static str> {
+        let mut included = vec![false; HEADERS.len()];
+        let mut texts = vec![self.text];
+        while let Some(text) = texts.pop() {
+            for (i, (name, header)) in HEADERS.iter().enumerate() {
+                if !included[i] && text.contains(&format!("#include \"{name}\"")) {
+                    included[i] = true;
+                    texts.push(header);
+                }
+            }
+        }
+        let all = HEADERS.iter().zip(included);
+        all.filter(|(_, is)| *is)
+            .map(|((_, text), _)| *text)
+            .collect()
+    }
+
+    /// SHA-256 of the source and of the headers that it includes, in hexadecimal: the first line of
+    /// PTX that was made of them says it.
     pub fn hash(&self) -> String {
         let mut hash = Sha256::new();
-        for text in HEADERS.iter().map(|h| h.1).chain([self.text]) {
+        for text in self.headers().into_iter().chain([self.text]) {
             hash.update((text.len() as u64).to_le_bytes());
             hash.update(text);
         }

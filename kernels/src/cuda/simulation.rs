@@ -104,6 +104,13 @@ impl Simulation {
         unsafe { std::ptr::copy(from as *const u8, to as *mut u8, bytes) };
     }
 
+    /// Sets elements to the bytes of one.
+    pub fn fill(&self, to: u64, count: usize, element: &[u8]) {
+        for i in 0..count {
+            self.write(element, to + (i * element.len()) as u64);
+        }
+    }
+
     /// Sets bytes.
     pub fn set(&self, to: u64, bytes: usize, value: u8) {
         // SAFETY: as in `write`.

@@ -150,7 +150,7 @@ pub fn concat(m: &Memory, parts: &[&Tensor], axis: usize) -> Result<Tensor> {
     let mut y = Tensor::empty(m, first.dtype(), &shape)?;
     let mut start = 0;
     for part in parts {
-        write_block(m, &mut y, part, axis, start)?;
+        put(m, &mut y, part, axis, start)?;
         start += part.shape()[axis];
     }
     Ok(y)
@@ -179,17 +179,18 @@ pub fn place(
         return Err(Error::shape("place", "the block", block.shape(), expected));
     }
     let mut y = Tensor::zeros(m, block.dtype(), shape)?;
-    write_block(m, &mut y, block, axis, start)?;
+    put(m, &mut y, block, axis, start)?;
     Ok(y)
 }
 
-fn write_block(
-    m: &Memory,
-    y: &mut Tensor,
-    block: &Tensor,
-    axis: usize,
-    start: usize,
-) -> Result<()> {
+/// Writes `block` to `start` of dimension `axis` of `y`, in place.
+///
+/// # Errors
+/// A `y` that something else holds.
+///
+/// # Panics
+/// If the block does not lie within `y`.
+pub fn put(m: &Memory, y: &mut Tensor, block: &Tensor, axis: usize, start: usize) -> Result<()> {
     let block = block.contiguous(m)?;
     if y.is_planned() || block.count() == 0 {
         return Ok(());
