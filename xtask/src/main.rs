@@ -2,7 +2,7 @@
 //!
 //! `cargo run -p xtask -- ptx [NAME...]` makes the PTX of the CUDA sources again, of those that are
 //! named or of all that changed. The compiler's library is the one in the folder that the variable
-//! GRAFT_NVRTC names; `scripts/nvrtc` fetches it and prints that folder.
+//! GRAFT_NVRTC names, or what `scripts/nvrtc` fetches.
 //!
 //! `cargo run -p xtask -- simulation` builds the simulated GPU and prints its path. It needs a C++
 //! compiler: the one that the variable CXX names, or c++.
@@ -10,8 +10,8 @@
 
 mod simulation;
 
-use std::path::Path;
-use std::process::ExitCode;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode, Stdio};
 
 use graft_kernels::cuda::SOURCES;
 use graft_kernels::cuda::nvrtc::Compiler;
@@ -32,6 +32,19 @@ fn main() -> ExitCode {
     }
 }
 
+/// The folder of the compiler's library: the one that the variable names, or what `scripts/nvrtc` fetches.
+fn compiler_folder() -> Result<PathBuf, Box<dyn std::error::Error>> {
+    if let Some(folder) = std::env::var_os("GRAFT_NVRTC") {
+        return Ok(folder.into());
+    }
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../scripts/nvrtc");
+    let output = Command::new(&script).stderr(Stdio::inherit()).output()?;
+    if !output.status.success() {
+        return Err(format!("{} failed: {}", script.display(), output.status).into());
+    }
+    Ok(String::from_utf8(output.stdout)?.trim_end().into())
+}
+
 /// Makes the PTX of the named sources, or of those whose PTX is out of date.
 fn ptx(names: &[String]) -> Result<(), Box<dyn std::error::Error>> {
     let known = || {
@@ -44,8 +57,7 @@ fn ptx(names: &[String]) -> Result<(), Box<dyn std::error::Error>> {
     if let Some(name) = names.iter().find(|n| SOURCES.iter().all(|s| s.name != *n)) {
         return Err(format!("there is no {name}.cu; the sources are {}", known()).into());
     }
-    let folder = std::env::var_os("GRAFT_NVRTC");
-    let compiler = Compiler::load(folder.as_deref().map(Path::new))?;
+    let compiler = Compiler::load(Some(&compiler_folder()?))?;
     let (major, minor) = compiler.version();
     let to = Path::new(env!("CARGO_MANIFEST_DIR")).join("../kernels/src/cuda/ptx");
     for source in SOURCES {
