@@ -3,8 +3,17 @@
 // are kept up while it passes (M. Milakov, N. Gimelshein, arXiv:1805.02867).
 #include "common.cuh"
 
-// Threads of a block: one for a row of many classes, or a warp for a row of few.
+// Threads of a block. A row of many classes has a large one, so that few rows are under way at once
+// and what is read for the gradient, after the loss, is still in the cache. A row of few has a warp.
+#define WIDE 1024
 #define THREADS 256
+// Blocks of a multiprocessor, for as many registers as there are then.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
+#define RESIDENT 1
+#else
+#define RESIDENT 2
+#endif
+#define BOUNDS(ROW) __launch_bounds__(ROW == 32 ? THREADS : WIDE, RESIDENT)
 
 // How a row is cut: `head` elements, `packs` packs of V, the rest. Head and rest are the `alone`
 // elements, of which the i-th is at place(i).
@@ -51,12 +60,16 @@ struct Seen {
     }
 };
 
-// ROW: threads that share a row, 32 or THREADS.
+// ROW: threads that share a row, 32 (of THREADS) or WIDE.
 template <int ROW> __device__ __forceinline__ float row_sum(float x) {
-    return ROW == 32 ? warp_sum(x) : block_sum<THREADS>(x);
+    return ROW == 32 ? warp_sum(x) : block_sum<WIDE>(x);
 }
 template <int ROW> __device__ __forceinline__ float row_max(float x) {
-    return ROW == 32 ? warp_max(x) : block_max<THREADS>(x);
+    return ROW == 32 ? warp_max(x) : block_max<WIDE>(x);
+}
+// The row of this thread.
+template <int ROW> __device__ __forceinline__ i64 own_row() {
+    return ROW == 32 ? (i64)blockIdx.x * (THREADS / 32) + threadIdx.x / 32 : (i64)blockIdx.x;
 }
 
 // Numbers that all rows share.
@@ -86,8 +99,9 @@ __device__ __forceinline__ void gradient(const S *x, D *dx, int thread, i64 targ
         return narrow<D>(g);
     };
     Cut c = cut<V>(x, dx, p.classes);
+    // Backwards: what was read last is the likeliest to be in the cache.
 #pragma unroll 1
-    for (int pack = thread; pack < c.packs; pack += ROW) {
+    for (int pack = c.packs - 1 - thread; pack >= 0; pack -= ROW) {
         int first = c.head + pack * V;
         Pack<S, V> from = *(const Pack<S, V> *)(x + first);
         Pack<D, V> to;
@@ -108,7 +122,7 @@ template <int ROW, int V, bool CAP, class S, class D>
 __device__ void cross_entropy(const S *logits, const i64 *targets, float *losses, float *lse,
                               D *dlogits, i64 rows, const Loss &p) {
     int thread = threadIdx.x % ROW;
-    i64 row = (i64)blockIdx.x * (THREADS / ROW) + threadIdx.x / ROW;
+    i64 row = own_row<ROW>();
     if (row >= rows) return; // whole warps, or none of the block
     const S *x = logits + row * p.classes;
     Seen seen = {-INFINITE, 0, 0};
@@ -158,35 +172,35 @@ __device__ void cross_entropy(const S *logits, const i64 *targets, float *losses
     gradient<ROW, V, CAP>(x, dlogits + row * p.classes, thread, target, of_row, 1, p);
 }
 #define FORWARD(name, ROW, V, CAP, S, D)                                                           \
-    EXPORT name(const S *logits, const i64 *targets, float *losses, float *lse, D *dlogits,        \
-                i64 rows, Loss p) {                                                                \
+    EXPORT BOUNDS(ROW) name(const S *logits, const i64 *targets, float *losses, float *lse,        \
+                            D *dlogits, i64 rows, Loss p) {                                        \
         cross_entropy<ROW, V, CAP>(logits, targets, losses, lse, dlogits, rows, p);                \
     }
-FORWARD(cross_entropy_f32_f32, THREADS, 4, false, float, float)
-FORWARD(cross_entropy_f32_bf16, THREADS, 4, false, float, bf16)
-FORWARD(cross_entropy_bf16_bf16, THREADS, 8, false, bf16, bf16)
+FORWARD(cross_entropy_f32_f32, WIDE, 4, false, float, float)
+FORWARD(cross_entropy_f32_bf16, WIDE, 4, false, float, bf16)
+FORWARD(cross_entropy_bf16_bf16, WIDE, 4, false, bf16, bf16)
 FORWARD(cross_entropy_f32_f32_narrow, 32, 1, false, float, float)
 FORWARD(cross_entropy_bf16_bf16_narrow, 32, 1, false, bf16, bf16)
-FORWARD(cross_entropy_f32_f32_capped, THREADS, 4, true, float, float)
-FORWARD(cross_entropy_f32_bf16_capped, THREADS, 4, true, float, bf16)
-FORWARD(cross_entropy_bf16_bf16_capped, THREADS, 4, true, bf16, bf16)
+FORWARD(cross_entropy_f32_f32_capped, WIDE, 4, true, float, float)
+FORWARD(cross_entropy_f32_bf16_capped, WIDE, 4, true, float, bf16)
+FORWARD(cross_entropy_bf16_bf16_capped, WIDE, 2, true, bf16, bf16)
 
 // dlogits = the gradient of the losses' sum, times dy[0]; from lse [rows].
 template <int ROW, int V, class T>
 __device__ void cross_entropy_backward(const T *logits, const i64 *targets, const float *lse,
                                        const float *dy, T *dlogits, i64 rows, const Loss &p) {
-    i64 row = (i64)blockIdx.x * (THREADS / ROW) + threadIdx.x / ROW;
+    i64 row = own_row<ROW>();
     if (row >= rows) return;
     i64 at = row * p.classes;
     gradient<ROW, V, false>(logits + at, dlogits + at, threadIdx.x % ROW, targets[row], lse[row], *dy, p);
 }
 #define BACKWARD(name, ROW, V, T)                                                                  \
-    EXPORT name(const T *logits, const i64 *targets, const float *lse, const float *dy,            \
-                T *dlogits, i64 rows, Loss p) {                                                    \
+    EXPORT BOUNDS(ROW) name(const T *logits, const i64 *targets, const float *lse,                 \
+                            const float *dy, T *dlogits, i64 rows, Loss p) {                       \
         cross_entropy_backward<ROW, V>(logits, targets, lse, dy, dlogits, rows, p);                \
     }
-BACKWARD(cross_entropy_backward_f32, THREADS, 4, float)
-BACKWARD(cross_entropy_backward_bf16, THREADS, 8, bf16)
+BACKWARD(cross_entropy_backward_f32, WIDE, 4, float)
+BACKWARD(cross_entropy_backward_bf16, WIDE, 4, bf16)
 BACKWARD(cross_entropy_backward_f32_narrow, 32, 1, float)
 BACKWARD(cross_entropy_backward_bf16_narrow, 32, 1, bf16)
 

@@ -3,7 +3,8 @@
 use super::launch::args;
 use super::{Error, Gpu, Launch, Result, Scalar, Slice, SliceMut};
 
-/// Threads of a block, as in the source.
+/// Threads of a block, as in the source: of one that has a row, of others.
+const WIDE: u32 = 1024;
 const THREADS: u32 = 256;
 /// Rows of more classes have a block each, others a warp.
 const NARROW: usize = 1024;
@@ -42,9 +43,9 @@ impl Loss {
     fn launch(&self, rows: usize, names: [&'static str; 3]) -> (Launch, &'static str) {
         let [wide, narrow, capped] = names;
         if self.cap.is_some() {
-            (Launch::linear(rows, THREADS), capped)
+            (Launch::linear(rows, WIDE), capped)
         } else if self.classes > NARROW || narrow == wide {
-            (Launch::linear(rows, THREADS), wide)
+            (Launch::linear(rows, WIDE), wide)
         } else {
             let blocks = rows.div_ceil(THREADS as usize / 32);
             (Launch::linear(blocks, THREADS), narrow)
