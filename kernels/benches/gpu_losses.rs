@@ -106,6 +106,7 @@ impl Bench {
     fn losses(&self, rows: usize, classes: usize) -> Result<()> {
         let p = Loss {
             classes,
+            step: classes,
             ignore: -100,
             smoothing: 0.0,
             cap: None,

@@ -79,6 +79,7 @@ struct Loss {
     float smooth; // smoothing / classes
     float cap;    // of the logits, for kernels that have one
     int classes;
+    int step; // elements from one row to the next; those after the classes get a gradient of 0
 };
 
 // dx = gradient of the loss of a row, times `scale`; may be x itself.
@@ -114,9 +115,10 @@ __device__ __forceinline__ void gradient(const S *x, D *dx, int thread, i64 targ
         int at = c.place(i);
         dx[at] = of(widen(x[at]), at);
     }
+    for (int i = p.classes + thread; i < p.step; i += ROW) dx[i] = narrow<D>(0);
 }
 
-// losses[r] and lse[r] of logits [rows, classes], and, unless it is null, the gradient of the sum of
+// losses[r] and lse[r] of logits [rows, step], and, unless it is null, the gradient of the sum of
 // the losses, which may overwrite the logits.
 template <int ROW, int V, bool CAP, class S, class D>
 __device__ void cross_entropy(const S *logits, const i64 *targets, float *losses, float *lse,
@@ -124,7 +126,7 @@ __device__ void cross_entropy(const S *logits, const i64 *targets, float *losses
     int thread = threadIdx.x % ROW;
     i64 row = own_row<ROW>();
     if (row >= rows) return; // whole warps, or none of the block
-    const S *x = logits + row * p.classes;
+    const S *x = logits + row * p.step;
     Seen seen = {-INFINITE, 0, 0};
     Cut c = cut<V>(x, x, p.classes);
 #pragma unroll 1
@@ -169,7 +171,7 @@ __device__ void cross_entropy(const S *logits, const i64 *targets, float *losses
         __syncwarp();
     else
         __syncthreads();
-    gradient<ROW, V, CAP>(x, dlogits + row * p.classes, thread, target, of_row, 1, p);
+    gradient<ROW, V, CAP>(x, dlogits + row * p.step, thread, target, of_row, 1, p);
 }
 #define FORWARD(name, ROW, V, CAP, S, D)                                                           \
     EXPORT BOUNDS(ROW) name(const S *logits, const i64 *targets, float *losses, float *lse,        \
@@ -191,7 +193,7 @@ __device__ void cross_entropy_backward(const T *logits, const i64 *targets, cons
                                        const float *dy, T *dlogits, i64 rows, const Loss &p) {
     i64 row = own_row<ROW>();
     if (row >= rows) return;
-    i64 at = row * p.classes;
+    i64 at = row * p.step;
     gradient<ROW, V, false>(logits + at, dlogits + at, threadIdx.x % ROW, targets[row], lse[row], *dy, p);
 }
 #define BACKWARD(name, ROW, V, T)                                                                  \

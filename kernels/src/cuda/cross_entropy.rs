@@ -14,6 +14,8 @@ const NARROW: usize = 1024;
 pub struct Loss {
     /// Classes of a row, at most 2^31 - 1
     pub classes: usize,
+    /// Elements from one row of logits to the next: `classes`, or more, whose gradient is 0
+    pub step: usize,
     /// The target of rows that cost nothing
     pub ignore: i64,
     /// Label smoothing, in `0..1`
@@ -24,15 +26,18 @@ pub struct Loss {
 
 impl Loss {
     /// The bytes of the source's `Loss`.
-    fn bytes(&self) -> [u8; 24] {
-        let classes = i32::try_from(self.classes).expect("cross_entropy: at most 2^31 - 1 classes");
+    fn bytes(&self) -> [u8; 32] {
+        let step = i32::try_from(self.step).expect("cross_entropy: at most 2^31 - 1 classes");
+        assert!(self.step >= self.classes, "cross_entropy: rows overlap");
         let words = [
             (1.0 - self.smoothing) as f32,
             (self.smoothing / self.classes as f64) as f32,
             self.cap.map_or(0.0, |cap| cap as f32),
-            f32::from_bits(classes as u32),
+            f32::from_bits(self.classes as u32),
+            f32::from_bits(step as u32),
+            0.0, // to the struct's end
         ];
-        let mut bytes = [0; 24];
+        let mut bytes = [0; 32];
         bytes[..8].copy_from_slice(&self.ignore.to_ne_bytes());
         bytes[8..].copy_from_slice(bytemuck::cast_slice(&words));
         bytes
@@ -53,11 +58,8 @@ impl Loss {
     }
 
     fn check(&self, logits: usize, targets: Slice<'_>) {
-        let count = targets.count() * self.classes;
-        assert_eq!(
-            logits, count,
-            "cross_entropy: logits are not [rows, classes]"
-        );
+        let count = targets.count() * self.step;
+        assert_eq!(logits, count, "cross_entropy: logits are not [rows, step]");
         assert_eq!(targets.scalar(), Scalar::I64, "cross_entropy: targets");
     }
 }
@@ -70,7 +72,7 @@ fn refused(found: Scalar) -> Error {
     }
 }
 
-/// Losses of rows of logits, and their log-sum-exps, in one pass. logits `[rows, classes]`; targets
+/// Losses of rows of logits, and their log-sum-exps, in one pass. logits `[rows, step]`; targets
 /// i64 `[rows]`, each `ignore` or a class; losses and lse: f32 `[rows]`, losses 0 where ignored.
 ///
 /// # Errors
@@ -311,9 +313,10 @@ mod tests {
 
     #[test]
     fn the_struct_is_that_of_the_source() {
-        // i64 ignore; float keep, smooth, cap; int classes
+        // i64 ignore; float keep, smooth, cap; int classes, step
         let p = Loss {
             classes: 10,
+            step: 16,
             ignore: -100,
             smoothing: 0.25,
             cap: Some(30.0),
@@ -323,6 +326,7 @@ mod tests {
         for (at, value) in [(8, 0.75f32), (12, 0.025), (16, 30.0)] {
             assert_eq!(bytes[at..at + 4], value.to_ne_bytes());
         }
-        assert_eq!(bytes[20..], 10i32.to_ne_bytes());
+        assert_eq!(bytes[20..24], 10i32.to_ne_bytes());
+        assert_eq!(bytes[24..28], 16i32.to_ne_bytes());
     }
 }

@@ -8,7 +8,9 @@ use super::linalg::{
     Linear, WeightLayout, add_product, linear_as, matmul_as, operands, sum_to_columns,
 };
 use super::loss::{IGNORE, check_targets, of_gpu, total};
-use super::{accumulator, cast, elementwise::add_assign, index::write_rows, indices, parameter};
+use super::{
+    accumulator, cast, elementwise::add_assign, index::write_rows, indices, parameter, put,
+};
 use crate::error::{Error, Result};
 use crate::{Category, DType, Memory, Tensor, with_float};
 
@@ -256,14 +258,27 @@ fn by_rows(
     needs: [bool; 3],
 ) -> Result<(Tensor, Vec<Tensor>)> {
     let (rows, inputs, classes) = (x.shape()[0], x.shape()[1], weight.shape()[0]);
-    let p = of_gpu(classes, smoothing, cap);
+    // Rows of logits begin where tensor cores and their copies want it: with classes of which none
+    // counts, whose weights and gradients are 0.
+    let step = match x.dtype() {
+        DType::Bf16 => classes.next_multiple_of(64),
+        _ => classes,
+    };
+    let p = on_gpu::Loss {
+        step,
+        ..of_gpu(classes, smoothing, cap)
+    };
     let (dtype, multiplied) = (logits_dtype(x, weight), operands(x.dtype()));
     // Rounded once, not for every chunk.
-    let weight = &cast(&m.with(Category::Workspace), weight, x.dtype())?;
+    let scratch = &m.with(Category::Workspace);
+    let weight = &lengthened(scratch, cast(scratch, weight, x.dtype())?, step)?;
+    let bias = bias
+        .map(|bias| lengthened(scratch, bias.clone(), step))
+        .transpose()?;
     let x = x.contiguous(m)?;
     let mut losses = Tensor::empty(m, DType::F32, &[rows])?;
     let mut lse = Tensor::empty(m, DType::F32, &[rows])?;
-    let chunk = rows_of_chunk(classes, dtype);
+    let chunk = rows_of_chunk(step, dtype);
     // Summed in f32, and rounded to its type when it has been scaled.
     let mut dx = needs[0]
         .then(|| Tensor::empty(m, DType::F32, &[rows, inputs]))
@@ -273,7 +288,7 @@ fn by_rows(
         let count = chunk.min(rows - first);
         let x = x.narrow(0, first, count)?;
         let targets = targets.narrow(0, first, count)?;
-        let mut logits = linear_as(m, &HEAD, &x, weight, bias, false, dtype)?.0;
+        let mut logits = linear_as(m, &HEAD, &x, weight, bias.as_ref(), false, dtype)?.0;
         // In the type that the products below round it to.
         let mut apart = (needs.contains(&true) && x.dtype() != dtype)
             .then(|| Tensor::empty(m, x.dtype(), logits.shape()))
@@ -298,7 +313,7 @@ fn by_rows(
                 )?)
             })?;
         }
-        let dlogits = apart.unwrap_or(logits); // [count, classes]
+        let dlogits = apart.unwrap_or(logits); // [count, step]
         if let Some(dx) = &mut dx {
             let part = matmul_as(m, multiplied, &dlogits, weight, DType::F32)?;
             if count == rows {
@@ -319,10 +334,31 @@ fn by_rows(
     if rows == 0 {
         // No chunk has started the sums.
         let zeros = |shape: &[usize]| Tensor::zeros(m, DType::F32, shape);
-        dweight = needs[1].then(|| zeros(&[classes, inputs])).transpose()?;
-        dbias = needs[2].then(|| zeros(&[classes])).transpose()?;
+        dweight = needs[1].then(|| zeros(&[step, inputs])).transpose()?;
+        dbias = needs[2].then(|| zeros(&[step])).transpose()?;
     }
-    Ok((sum, [dx, dweight, dbias].into_iter().flatten().collect()))
+    let shortened = |x: Option<Tensor>| x.map(|x| x.narrow(0, 0, classes)).transpose();
+    let kept = [dx, shortened(dweight)?, shortened(dbias)?];
+    Ok((sum, kept.into_iter().flatten().collect()))
+}
+
+/// `x` with zeros behind its rows, up to `rows`.
+fn lengthened(m: &Memory, x: Tensor, rows: usize) -> Result<Tensor> {
+    let own = x.shape()[0];
+    if own == rows {
+        return Ok(x);
+    }
+    let shape = |rows| [&[rows], &x.shape()[1..]].concat();
+    let mut y = Tensor::empty(m, x.dtype(), &shape(rows))?;
+    put(m, &mut y, &x, 0, 0)?;
+    put(
+        m,
+        &mut y,
+        &Tensor::zeros(m, x.dtype(), &shape(rows - own))?,
+        0,
+        own,
+    )?;
+    Ok(y)
 }
 
 /// Adds to a sum that may not have begun.

@@ -109,6 +109,7 @@ pub(super) fn of_gpu(
 ) -> cuda::cross_entropy::Loss {
     cuda::cross_entropy::Loss {
         classes,
+        step: classes,
         ignore: IGNORE,
         smoothing,
         cap,
