@@ -81,17 +81,12 @@ __device__ __forceinline__ void gradient_of_keys(const bf16 *q, const bf16 *k, c
             bits[m] = p.keep > 0 ? kept_of_keys<N>(p, (u32)start + query, key + 16 * m, head) : ~0ull;
         float s[M][N][4], dp[M][N][4];
         E::scores(s, keys, these);
+        if constexpr (DK) E::scores(dp, values, grads);
         E::commit();
-        if constexpr (DK) {
-            E::scores(dp, values, grads);
-            E::commit();
-        }
-        if (plain) {
-            E::template wait<DK>(s);
-        } else {
-            E::template wait<0>(s);
+        E::template wait<0>(s);
+        if constexpr (DK) E::template wait<0>(dp);
+        if (!plain) {
             if constexpr (DK) {
-                E::template wait<0>(dp);
                 EACH(M, N, {
                     float grow = bits[m] >> (4 * n + e) & 1 ? p.kept : 0;
                     dp[m][n][e] = fmaf(dp[m][n][e], grow, -row_dots[8 * n + 2 * t + e % 2]);
@@ -107,29 +102,22 @@ __device__ __forceinline__ void gradient_of_keys(const bf16 *q, const bf16 *k, c
             float lse2 = row_lse[8 * n + 2 * t + e % 2] * LOG2_E;
             s[m][n][e] = exp2_near(fmaf(s[m][n][e], c, -lse2));
         })
-        if (!plain) {
-            if constexpr (DK) EACH(M, N, { dp[m][n][e] *= s[m][n][e]; })
-            EACH(M, N, { s[m][n][e] *= bits[m] >> (4 * n + e) & 1 ? p.kept : 0; })
-        }
-        if constexpr (DV) {
-            E::accumulate(dvs, s, grads);
-            E::commit();
-        }
         if (plain) {
             if constexpr (DK) {
-                E::template wait<DV>(dp);
                 EACH(M, N, {
                     float dot = row_dots[8 * n + 2 * t + e % 2];
                     dp[m][n][e] = s[m][n][e] * (dp[m][n][e] - dot);
                 })
             }
+        } else {
+            if constexpr (DK) EACH(M, N, { dp[m][n][e] *= s[m][n][e]; })
+            EACH(M, N, { s[m][n][e] *= bits[m] >> (4 * n + e) & 1 ? p.kept : 0; })
         }
-        if constexpr (DK) {
-            E::accumulate(dks, dp, these);
-            E::commit();
-            E::template wait<0>(dks);
-        }
+        if constexpr (DV) E::accumulate(dvs, s, grads);
+        if constexpr (DK) E::accumulate(dks, dp, these);
+        E::commit();
         if constexpr (DV) E::template wait<0>(dvs);
+        if constexpr (DK) E::template wait<0>(dks);
     }
     i64 to = start * kv_width + (i64)here.head * p.dims;
     if constexpr (DK)
@@ -147,9 +135,9 @@ __device__ __forceinline__ void gradient_of_keys(const bf16 *q, const bf16 *k, c
                                              lse, dots, dk, dv, tokens, p);                         \
     }
 #ifdef WARPGROUPS
-typedef Groups<64, 2> Keys64;
+typedef Groups<64, 1> Keys64;
 typedef Groups<128, 2> Keys128;
-KEYS(64, Keys64, 64, true, true, 1)
+KEYS(64, Keys64, 64, true, true, 2)
 KEYS(128, Keys128, 64, true, true, 1)
 #else
 typedef Warps<64, 2, 4> Keys64;
@@ -225,14 +213,11 @@ __device__ __forceinline__ void gradient_of_queries(const bf16 *q, const bf16 *k
                                  : ~0ull;
         float s[M][N][4], dp[M][N][4];
         E::scores(s, own, keys + stage * KEYS * D);
-        E::commit();
         E::scores(dp, grads, values + stage * KEYS * D);
         E::commit();
-        if (plain) {
-            E::template wait<1>(s);
-        } else {
-            E::template wait<0>(s);
-            E::template wait<0>(dp);
+        E::template wait<0>(s);
+        E::template wait<0>(dp);
+        if (!plain) {
             EACH(M, N, {
                 float grow = bits[m] >> (4 * n + e) & 1 ? p.kept : 0;
                 dp[m][n][e] = fmaf(dp[m][n][e], grow, -dot[m][e / 2]);
@@ -245,7 +230,6 @@ __device__ __forceinline__ void gradient_of_queries(const bf16 *q, const bf16 *k
         if (!all_visible(p, unit, UNIT, block, KEYS, len)) hide(p, s, query, block, len);
         EACH(M, N, { s[m][n][e] = exp2_near(fmaf(s[m][n][e], c, -lse2[m][e / 2])); })
         if (plain) {
-            E::template wait<0>(dp);
             EACH(M, N, { dp[m][n][e] = s[m][n][e] * (dp[m][n][e] - dot[m][e / 2]); })
         } else {
             EACH(M, N, { dp[m][n][e] *= s[m][n][e]; })
@@ -267,9 +251,9 @@ __device__ __forceinline__ void gradient_of_queries(const bf16 *q, const bf16 *k
                                      dots, dq, tokens, p);                                          \
     }
 #ifdef WARPGROUPS
-typedef Groups<64, 2> Queries64;
+typedef Groups<64, 1> Queries64;
 typedef Groups<128, 2> Queries128;
-QUERIES(64, Queries64, 64, 1)
+QUERIES(64, Queries64, 64, 3)
 QUERIES(128, Queries128, 64, 1)
 #else
 typedef Warps<64, 2, 4> Queries64;

@@ -35,7 +35,6 @@ __device__ __forceinline__ void forward(const bf16 *q, const bf16 *k, const bf16
     };
     int block = seen.from / KEYS * KEYS;
     load_tile<E, QUERIES>(queries, q, q_stride, first, len, p.dims);
-    cp_async_commit();
     load(block, 0);
 
     int g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
@@ -48,10 +47,6 @@ __device__ __forceinline__ void forward(const bf16 *q, const bf16 *k, const bf16
     for (int m = 0; m < M; m++)
 #pragma unroll
         for (int r = 0; r < 2; r++) most[m][r] = -INFINITE, total[m][r] = 0;
-    cp_async_wait<1>();
-    __syncthreads();
-    typename E::Own own;
-    own.load(queries);
 
     for (int stage = 0; block < seen.to; block += KEYS, stage ^= 1) {
         cp_async_wait<0>();
@@ -60,7 +55,7 @@ __device__ __forceinline__ void forward(const bf16 *q, const bf16 *k, const bf16
         if (block + KEYS < seen.to) load(block + KEYS, stage ^ 1);
         if (none_visible(p, unit, UNIT, block, KEYS, kept.len)) continue;
         float s[M][KEYS / 8][4];
-        E::scores(s, own, keys + stage * KEYS * D);
+        E::scores(s, queries, keys + stage * KEYS * D);
         E::commit();
         E::template wait<0>(s);
         if (p.cap > 0) squeeze(p, s);

@@ -73,18 +73,6 @@ template <int DIMS, int TILES, int COUNT> struct Warps {
     template <int PENDING, int A, int B>
     static __device__ __forceinline__ void wait(float (&)[A][B][4]) {}
 
-    // This warp's rows of its block's side.
-    struct Own {
-        const bf16 *tile;
-
-        __device__ __forceinline__ void load(const bf16 *from) { tile = from; }
-    };
-    template <int N>
-    static __device__ __forceinline__ void scores(float (&s)[M][N][4], const Own &own,
-                                                  const bf16 *other) {
-        scores(s, own.tile, other);
-    }
-
     // s = own * other^T, of the N * 8 rows of `other`.
     template <int N>
     static __device__ __forceinline__ void scores(float (&s)[M][N][4], const bf16 *own,
@@ -168,27 +156,8 @@ template <int DIMS, int COUNT> struct Groups {
             for (int e = 0; e < 4; e++) wgmma_touch(sums[0][n][e]);
     }
 
-    // In registers.
-    struct Own {
-        u32 a[D / 16][4];
-
-        __device__ __forceinline__ void load(const bf16 *from) {
-            int lane = threadIdx.x % 32;
-#pragma unroll
-            for (int k = 0; k < D / 16; k++)
-                ldmatrix_x4(a[k], from + at<ROWS>(row() + (lane & 15), 2 * k + (lane >> 4)));
-        }
-    };
-    template <int N>
-    static __device__ __forceinline__ void scores(float (&s)[1][N][4], const Own &own,
-                                                  const bf16 *other) {
-        u64 b = wgmma_operand(other, 0, 1024);
-        wgmma_fence();
-#pragma unroll
-        for (int k = 0; k < D / 16; k++)
-            wgmma_product<false>(s[0], own.a[k], b + k / 4 * (8 * N * 8) + k % 4 * 2, k > 0);
-    }
-
+    // From shared memory on both sides: rows that were kept in registers over the steps would be
+    // taken for others' room by ptxas 12.9.
     template <int N>
     static __device__ __forceinline__ void scores(float (&s)[1][N][4], const bf16 *own,
                                                   const bf16 *other) {

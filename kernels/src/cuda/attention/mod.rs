@@ -104,8 +104,8 @@ const WARPGROUPS: [Tensor; 3] = [
     Tensor {
         dims: 64,
         forward: tile(128, 64, 256),
-        keys: tile(128, 64, 256),
-        queries: tile(128, 64, 256),
+        keys: tile(64, 64, 128),
+        queries: tile(64, 64, 128),
     },
     Tensor {
         dims: 128,
