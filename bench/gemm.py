@@ -24,7 +24,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--threads", default="2")
     args = parser.parse_args()
-    env = os.environ | {"RAYON_NUM_THREADS": args.threads}
+    # Operands in large pages on both sides: that is where the tensors of a training lie.
+    pages = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
+    env = os.environ | pages | {"RAYON_NUM_THREADS": args.threads}
     command = ["cargo", "bench", "--package", "graft-kernels", "--bench", "gemm", "--"]
     run = lambda *words: subprocess.run(words, cwd=ROOT, env=env, check=True, capture_output=True, text=True).stdout
     text = "".join(run(*command, group, "peers") for group in ("step", "vocabulary"))
