@@ -65,11 +65,16 @@ impl TokenBatch {
 
     /// The position of each token within its sequence, counted from `first`.
     pub fn positions(&self, first: usize) -> Vec<i64> {
-        self.offsets
-            .windows(2)
-            .flat_map(|pair| (0..pair[1] - pair[0]).map(move |i| i + first as i64))
-            .collect()
+        positions_of(&self.offsets, first)
     }
+}
+
+/// The position of each token within its sequence, counted from `first`, of sequences that begin at `offsets`.
+pub(crate) fn positions_of(offsets: &[i64], first: usize) -> Vec<i64> {
+    offsets
+        .windows(2)
+        .flat_map(|pair| (0..pair[1] - pair[0]).map(move |i| i + first as i64))
+        .collect()
 }
 
 /// The batch on a tape.

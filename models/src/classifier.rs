@@ -8,7 +8,7 @@ use graft_tensor::ops::{Activation, Pool};
 
 use crate::batch::TokenBatch;
 use crate::config::{Family, ModelConfig};
-use crate::encoder::Encoder;
+use crate::encoder::{Encoder, layer_globs};
 use crate::error::Result;
 use crate::strategy::{Parts, Strategy};
 
@@ -61,11 +61,7 @@ impl Classifier {
     /// None for a configuration that was checked when it was read.
     pub fn new(p: &mut Parameters, config: &ModelConfig) -> Result<Classifier> {
         let encoder = Encoder::new(p, config)?;
-        let names = config.family.names();
-        let layers = (0..config.layers)
-            .map(|i| format!("{}{}.{i}.*", names.prefix, names.layer))
-            .collect();
-        let parts = Parts::new(p, layers);
+        let parts = Parts::new(p, layer_globs(config));
         let (hidden, std) = (config.hidden_size, config.initializer_range);
         let labels = config.num_labels();
         let mut linear = |name: &str, outputs| Linear::new(p, name, hidden, outputs, std);
@@ -115,6 +111,12 @@ impl Classifier {
                 name.starts_with("classifier.") || name.starts_with("pre_classifier.")
             }
         }
+    }
+
+    /// The parameters that a checkpoint without a classification head may lack, which are then initialised when a new
+    /// task begins: BERT's pooler, which a model that fills in tokens does without.
+    pub fn is_optional(config: &ModelConfig, name: &str) -> bool {
+        config.family == Family::Bert && name.starts_with("bert.pooler.")
     }
 
     /// The rules of a strategy.

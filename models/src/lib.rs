@@ -1,6 +1,6 @@
 //! Model families, and what a pretrained model is on disk.
 //!
-//! [`Encoder`] and [`Classifier`], [`Decoder`], [`CausalLm`] and [`DecoderClassifier`] build a family's layers from its
+//! [`Encoder`], [`Classifier`] and [`MaskedLm`], [`Decoder`], [`CausalLm`] and [`DecoderClassifier`] build a family's layers from its
 //! configuration; [`load_parameters`] fills them from a checkpoint and accounts for every tensor in it. The other
 //! modules are about files: where a model lies ([`source`]), its weights ([`safetensors`]; also [`torch`] and
 //! [`llmc`]), its `config.json` ([`config`]), its tokenizer ([`tokenizer`]), its template for conversations ([`chat`]),
@@ -14,6 +14,7 @@
 mod archive;
 pub mod atomic;
 mod batch;
+mod bpe;
 pub mod chat;
 mod classifier;
 pub mod config;
@@ -22,9 +23,12 @@ pub mod delta;
 mod detokenize;
 mod encoder;
 pub mod error;
+mod generation;
 mod json;
 pub mod llmc;
 mod load;
+mod long_text;
+mod masked;
 pub mod safetensors;
 pub mod source;
 mod strategy;
@@ -34,6 +38,7 @@ pub mod torch;
 mod weights;
 
 pub use batch::TokenBatch;
+pub use bpe::{END_OF_TEXT, MIN_BPE_VOCAB, train_bpe};
 pub use chat::{ChatOptions, ChatTemplate, Supervised};
 pub use classifier::{Classifier, Cut};
 pub use config::{
@@ -44,10 +49,12 @@ pub use decoder::{CausalLm, Decoder, DecoderClassifier, KvCache};
 pub use detokenize::DecodeStream;
 pub use encoder::Encoder;
 pub use error::{Error, Result};
+pub use generation::end_tokens;
 pub use load::{
     LoadReport, Stored, little_endian, load_parameters, load_parameters_with, load_some,
     save_parameters, save_trained,
 };
+pub use masked::{MaskedConfig, MaskedLm};
 pub use safetensors::{Checkpoint, SafetensorsFile, TensorInfo};
 pub use source::ModelSource;
 pub use strategy::Strategy;

@@ -34,6 +34,9 @@ pub trait Stored {
     /// The parameters of a classification head: no checkpoint of another task can hold them.
     fn is_task_specific(&self, name: &str) -> bool;
 
+    /// Parameters that a checkpoint may lack: they are initialised where a head may be new.
+    fn is_optional(&self, name: &str) -> bool;
+
     /// Tensors that a checkpoint may hold and that no model has a use for: buffers that can be computed, copies of
     /// others, heads of pretraining.
     fn is_dispensable(&self, name: &str) -> bool;
@@ -53,6 +56,10 @@ impl Stored for ModelConfig {
 
     fn is_task_specific(&self, name: &str) -> bool {
         Classifier::is_task_specific(self, name)
+    }
+
+    fn is_optional(&self, name: &str) -> bool {
+        Classifier::is_optional(self, name)
     }
 
     fn is_dispensable(&self, name: &str) -> bool {
@@ -77,6 +84,10 @@ impl Stored for DecoderConfig {
         is_of(SCORE, name)
     }
 
+    fn is_optional(&self, _: &str) -> bool {
+        false
+    }
+
     fn is_dispensable(&self, name: &str) -> bool {
         // A tied head is stored by some writers although it is the token embedding.
         self.family.is_buffer(name) || (self.tied && is_of(LM_HEAD, name))
@@ -94,7 +105,8 @@ fn is_of(module: &str, name: &str) -> bool {
 }
 
 /// Fills `parameters` from `checkpoint`. With `new_head`, the parameters of the classification
-/// head are initialised from that seed, whatever the checkpoint holds for them.
+/// head are initialised from that seed, whatever the checkpoint holds for them, and so are those that it may lack and
+/// does.
 ///
 /// # Errors
 /// [`Error::Mismatch`], which lists missing, unexpected and wrongly shaped tensors together; and
@@ -132,6 +144,7 @@ pub fn load_parameters_with(
         })
     };
     let fresh = |name: &str| new_head.is_some() && config.is_task_specific(name);
+    let may_lack = |name: &str| new_head.is_some() && config.is_optional(name);
 
     let mut report = LoadReport::default();
     let mut unexpected = Vec::new();
@@ -173,7 +186,7 @@ pub fn load_parameters_with(
     }
     let missing: Vec<String> = parameters
         .iter()
-        .filter(|(id, p)| !found[id.key()] && !fresh(p.name()))
+        .filter(|(id, p)| !found[id.key()] && !fresh(p.name()) && !may_lack(p.name()))
         .map(|(_, p)| p.name().to_owned())
         .collect();
     if !(missing.is_empty() && unexpected.is_empty() && shapes.is_empty()) {

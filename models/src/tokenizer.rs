@@ -30,11 +30,15 @@ pub const TOKENIZER_CONFIG_FILE: &str = "tokenizer_config.json";
 /// A chat template in a file of its own.
 pub const CHAT_TEMPLATE_FILE: &str = "chat_template.jinja";
 
-/// Files that belong to a tokenizer beside `tokenizer.json`: kept and saved as they are.
-const COMPANIONS: [&str; 7] = [
+/// How the model is continued: among others, which tokens end a text.
+pub const GENERATION_CONFIG_FILE: &str = "generation_config.json";
+
+/// Files that go with a tokenizer beside `tokenizer.json`: kept and saved as they are.
+const COMPANIONS: [&str; 8] = [
     TOKENIZER_CONFIG_FILE,
     "special_tokens_map.json",
     CHAT_TEMPLATE_FILE,
+    GENERATION_CONFIG_FILE,
     "added_tokens.json",
     "vocab.txt",
     "vocab.json",
@@ -286,7 +290,7 @@ impl Tokenizer {
         })
     }
 
-    fn check_ids(&self, ids: &[u32]) -> Result<()> {
+    pub(crate) fn check_ids(&self, ids: &[u32]) -> Result<()> {
         match ids.iter().find(|id| **id as usize >= self.vocab_size) {
             None => Ok(()),
             Some(id) => Err(self.failed(format!(

@@ -3,9 +3,11 @@
 use std::path::Path;
 
 use graft_autograd::Gradients;
-use graft_models::{CausalLm, Checkpoint, DecoderClassifier, DecoderConfig, Error, ModelSource};
+use graft_models::{
+    CausalLm, Checkpoint, Cut, DecoderClassifier, DecoderConfig, Error, ModelSource,
+};
 use graft_models::{Strategy, TokenBatch, load_parameters};
-use graft_nn::{Forward, FreezePolicy, Parameters, TrainableSet, losses};
+use graft_nn::{Forward, FreezePolicy, Parameters, Rule, TrainableSet, losses};
 use graft_tensor::ops::loss::IGNORE;
 use graft_tensor::{DType, Memory, Tensor};
 use graft_tests::{decoder_batch, fixture, tensors};
@@ -79,27 +81,43 @@ fn a_classifiers_head_is_its_score() {
     load_parameters(&mut parameters, &config, &mut checkpoint, None).unwrap();
     let head = classifier.policy(Strategy::Head).unwrap();
     assert_eq!(trained(&parameters, head.clone()), ["score.weight"]);
-    let set = head.resolve(&parameters).unwrap();
-    assert!(classifier.trunk_is_frozen(&set));
-    let set = classifier
-        .policy(Strategy::Last(1))
-        .unwrap()
-        .resolve(&parameters)
-        .unwrap();
-    assert!(!classifier.trunk_is_frozen(&set));
-    // What a frozen trunk gives can be kept, and the head computes the same from it.
+    // What lies below the lowest trained parameter can be kept, and what lies above computes the same from it.
     let (batch, _) = example("tiny-gpt2-classifier");
     let mut f = Forward::evaluate(&parameters);
-    let last = classifier.last_tokens(&mut f, &batch).unwrap();
-    let kept = last.value().clone();
-    let logits = classifier.classify(&mut f, &last).unwrap();
-    let mut f = Forward::evaluate(&parameters);
-    let kept = f.input(kept);
-    let again = classifier.classify(&mut f, &kept).unwrap();
-    assert_eq!(
-        logits.value().to_bytes().unwrap(),
-        again.value().to_bytes().unwrap()
-    );
+    let logits = classifier.forward(&mut f, &batch).unwrap();
+    let whole = logits.value().to_bytes().unwrap();
+    let cut = |rules: FreezePolicy| classifier.cut(&rules.resolve(&parameters).unwrap());
+    let norm = Rule::train("transformer.ln_f.*");
+    let with_norm = [head.rules.clone(), vec![norm]].concat();
+    for (rules, expected) in [
+        (head, Some(Cut::Head)),
+        (FreezePolicy { rules: with_norm }, Some(Cut::Layer(2))),
+        (
+            classifier.policy(Strategy::Last(1)).unwrap(),
+            Some(Cut::Layer(1)),
+        ),
+        (
+            classifier.policy(Strategy::Last(2)).unwrap(),
+            Some(Cut::Layer(0)),
+        ),
+        (FreezePolicy::default(), None),
+    ] {
+        assert_eq!(cut(rules.clone()), expected);
+        let Some(cut) = expected else { continue };
+        let mut f = Forward::evaluate(&parameters);
+        let kept = classifier.below(&mut f, cut, &batch).unwrap();
+        let kept = kept.value().clone();
+        let mut f = Forward::evaluate(&parameters);
+        let again = classifier.above(&mut f, cut, kept, &batch.offsets).unwrap();
+        assert_eq!(again.value().to_bytes().unwrap(), whole, "{cut:?}");
+        for id in rules.resolve(&parameters).unwrap().ids() {
+            assert!(!classifier.is_below(cut, id));
+        }
+        let below = parameters
+            .iter()
+            .filter(|(id, _)| classifier.is_below(cut, *id));
+        assert!(below.count() >= 2);
+    }
 }
 
 fn gradients(

@@ -103,6 +103,49 @@ fn greedy_tokens_are_the_same_with_and_without_a_cache() {
     }
 }
 
+/// Root of the mean square distance of all logits, relative to theirs.
+fn off(found: &[Vec<f64>], exact: &[Vec<f64>]) -> f64 {
+    let pairs = found.iter().flatten().zip(exact.iter().flatten());
+    let (error, size) = pairs.fold((0.0, 0.0), |(e, s), (a, b)| {
+        (e + (a - b).powi(2), s + b * b)
+    });
+    (error / size).sqrt()
+}
+
+#[test]
+fn a_cache_in_bf16_is_as_near_to_f32_as_full_passes_in_bf16_and_knows_no_neighbours() {
+    for name in FAMILIES {
+        let exact = load(name);
+        let mut model = load(name);
+        model.parameters.compute_in(DType::Bf16).unwrap();
+        let mut texts = prompts(&[3, 17, 1, 9]);
+        let mut cache = model.cache(4, 40);
+        let mut alone = model.cache(1, 40);
+        let mut new: Vec<Vec<i64>> = texts.clone();
+        let [mut cached, mut full] = [0.0f64; 2];
+        for _ in 0..20 {
+            let parts: Vec<&[i64]> = new.iter().map(Vec::as_slice).collect();
+            let found = model.advance(&parts, &mut cache).unwrap();
+            let second = model.advance(&parts[1..2], &mut alone).unwrap();
+            assert_eq!(second[0], found[1], "{name}");
+            let reference = exact.full(&texts);
+            cached = cached.max(off(&found, &reference));
+            full = full.max(off(&model.full(&texts), &reference));
+            new = reference.iter().map(|row| vec![greedy(row)]).collect();
+            for (text, new) in texts.iter_mut().zip(&new) {
+                text.extend(new);
+            }
+        }
+        assert_eq!(cache.lengths(), [22, 36, 20, 28]);
+        // bf16 has 8 bits: neither is exact, and the cache adds nothing to speak of.
+        assert!(full > 1e-4 && cached > 1e-4, "{name}: {cached:e} {full:e}");
+        assert!(
+            cached < 1.5 * full && cached < 0.03,
+            "{name}: {cached:e} {full:e}"
+        );
+    }
+}
+
 #[test]
 fn texts_go_on_by_pieces_and_leave_when_they_are_finished() {
     for name in FAMILIES {

@@ -3,7 +3,7 @@
 //! A chat model comes with a Jinja template that turns a list of messages into text: `chat_template.jinja`, or the
 //! key `chat_template` of tokenizer_config.json. [`ChatTemplate`] renders it as transformers does (the same settings,
 //! names and filters, see `python.rs`) with `minijinja`. A template is a stranger's program: it can reach nothing but
-//! the messages, and fuel bounds its time and its memory, but for the one hole that `python.rs` names.
+//! the messages; fuel bounds its time and its memory, and a clock what the engine does without paying (`guard.rs`).
 //! [`ChatTemplate::supervise`] finds the tokens to learn from.
 
 use std::collections::BTreeMap;
@@ -18,7 +18,9 @@ use crate::error::{Error, Result, Shown, some_of};
 use crate::json::{describe, parse_object};
 use crate::tokenizer::{CHAT_TEMPLATE_FILE, TOKENIZER_CONFIG_FILE, Tokenizer};
 
+mod concat;
 mod generation;
+mod guard;
 mod python;
 mod supervise;
 
@@ -149,6 +151,7 @@ impl ChatTemplate {
             let source = source.replace("\r\n", "\n").replace('\r', "\n");
             let (source, marked) = generation::rewrite(&source)
                 .map_err(|reason| error(file, reason, "remove the character from the template"))?;
+            let source = concat::rewrite(&source);
             if marked {
                 template.marked.push(name.to_string());
             }
@@ -225,9 +228,7 @@ impl ChatTemplate {
         let mut environment = self.environment.clone();
         environment.set_fuel(Some(FUEL + len as u64));
         python::set_clock(&mut environment, options.now);
-        let rendered = environment
-            .get_template(name)
-            .and_then(|template| template.render(Jinja::from(Serde(&context))))
+        let rendered = guard::render(environment, name, Jinja::from(Serde(&context)))
             .map_err(|e| self.explain(&e, "correct the messages, or the template"))?;
         match marked {
             false => Ok((rendered, None)),
@@ -333,5 +334,6 @@ fn environment(file: &str) -> Result<Environment<'static>> {
     environment.set_debug(false);
     environment.add_filter(generation::FILTER, generation::mark);
     python::add(&mut environment);
+    guard::add(&mut environment);
     Ok(environment)
 }

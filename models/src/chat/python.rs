@@ -1,9 +1,7 @@
 //! What templates expect of Python: methods of strings and dictionaries, values written as `str` writes them, `tojson`
 //! as `json.dumps` does, `strftime_now`, `raise_exception`.
 //!
-//! Values are written by [`Writer`], which pays fuel as the text grows. What the engine itself turns into text (a list
-//! joined to a string with `~`) it pays for only afterwards: there a list that holds another one twice, and so on, can
-//! still take time and memory without end.
+//! Values are written by [`Writer`], which pays fuel as the text grows.
 
 use std::fmt::Write;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -11,6 +9,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use minijinja::value::{Kwargs, Tuple, ValueKind};
 use minijinja::{Environment, Error, ErrorKind, State, Value};
 use minijinja_contrib::pycompat::unknown_method_callback;
+
+use super::guard;
 
 /// What the message of an error begins with that the template raised itself.
 pub(super) const RAISED: &str = "raise_exception: ";
@@ -21,6 +21,10 @@ pub(super) fn add(environment: &mut Environment) {
         match (value.as_str(), method, arguments) {
             // There it capitalises behind spaces alone.
             (Some(text), "title", []) => Ok(Value::from(title(text))),
+            (Some(_), "join", [items]) => {
+                let items = guard::flat_items(state, items.clone())?;
+                unknown_method_callback(state, value, method, &[items])
+            }
             _ => unknown_method_callback(state, value, method, arguments),
         }
     });
@@ -111,7 +115,7 @@ fn tojson(state: &State, value: Value, kwargs: Kwargs) -> Result<String, Error> 
 }
 
 /// A value as Python's `str` gives it.
-fn string(state: &State, value: Value) -> Result<String, Error> {
+pub(super) fn string(state: &State, value: Value) -> Result<String, Error> {
     match value.kind() {
         ValueKind::String => Ok(value.as_str().unwrap_or_default().to_string()),
         ValueKind::None | ValueKind::Bool | ValueKind::Number | ValueKind::Seq | ValueKind::Map => {

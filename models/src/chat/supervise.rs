@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::{ChatOptions, ChatTemplate, error};
 use crate::error::{Error, Result, Shown};
@@ -36,6 +36,9 @@ impl ChatTemplate {
     /// a model is given when it is to write that message (the messages before it, rendered with the generation
     /// prompt) to the end of the conversation up to it. Behind the last special token of that stretch, which ends
     /// the turn, white space is the template's and not the assistant's.
+    ///
+    /// A message without words, where the template writes what is in front of it otherwise than in front of an answer, is
+    /// not learnt from.
     ///
     /// The whole is tokenised once, so the tokens are those of the conversation in one piece.
     ///
@@ -121,6 +124,11 @@ impl ChatTemplate {
                 }
             };
             let before = self.render(&messages[..i], &prompt)?;
+            if is_empty(message) && !text[..end].starts_with(&before) {
+                // Some templates write an answer without words otherwise than one with words. A model is never given what
+                // stands in front of it there, and has nothing to say.
+                continue;
+            }
             self.check_prefix(
                 i,
                 "what a model is given to write it",
@@ -130,6 +138,19 @@ impl ChatTemplate {
             spans.push(before.len()..end);
         }
         Ok(spans)
+    }
+
+    /// The special token with which the assistant ends its turn, if the template writes one.
+    pub fn end_of_turn(&self, tokenizer: &Tokenizer) -> Option<u32> {
+        let message = |role: &str| json!({"role": role, "content": "a"});
+        let turn = [message("user"), message("assistant")];
+        // A template that refuses this conversation says so where it is used.
+        let found = self
+            .supervise(tokenizer, &turn, &ChatOptions::default())
+            .ok()?;
+        let last = found.mask.iter().rposition(|&supervised| supervised)?;
+        let id = found.tokens[last].id;
+        tokenizer.is_special(id).then_some(id)
     }
 
     fn check_prefix(&self, message: usize, what: &str, part: &str, whole: &str) -> Result<()> {
@@ -157,4 +178,15 @@ impl ChatTemplate {
             help: "mark the assistant's part in the template with {% generation %} and {% endgeneration %}".to_string(),
         })
     }
+}
+
+/// Whether a message says nothing and calls no tool.
+fn is_empty(message: &Value) -> bool {
+    let nothing = |key: &str| match message.get(key) {
+        None | Some(Value::Null) => true,
+        Some(Value::String(text)) => text.is_empty(),
+        Some(Value::Array(list)) => list.is_empty(),
+        Some(_) => false,
+    };
+    nothing("content") && nothing("tool_calls")
 }

@@ -48,6 +48,15 @@ impl Family {
         }
     }
 
+    /// The class of transformers that fills in tokens with this encoder.
+    pub fn masked_architecture(self) -> &'static str {
+        match self {
+            Family::Bert => "BertForMaskedLM",
+            Family::Roberta => "RobertaForMaskedLM",
+            Family::DistilBert => "DistilBertForMaskedLM",
+        }
+    }
+
     /// How this family spells the keys; the first spelling is the one written.
     fn keys(self) -> Keys {
         match self {
@@ -265,6 +274,16 @@ impl ModelConfig {
     /// Most tokens of a sequence, special tokens included.
     pub fn max_tokens(&self) -> usize {
         self.max_positions - self.first_position()
+    }
+
+    /// Makes this the config of a model that fills in tokens.
+    pub fn set_masked(&mut self) {
+        self.architectures = vec![self.family.masked_architecture().to_string()];
+        self.labels = Labels::default();
+        self.problem_type = None;
+        for key in ["id2label", "label2id", "num_labels"] {
+            self.raw.remove(key);
+        }
     }
 
     /// Makes this the config of a classifier: its class, its labels, and what they mean.

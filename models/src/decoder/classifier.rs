@@ -2,11 +2,13 @@
 
 use graft_autograd::Var;
 use graft_nn::layers::Linear;
-use graft_nn::{Forward, FreezePolicy, Parameters, TrainableSet};
+use graft_nn::{Forward, FreezePolicy, ParamId, Parameters, TrainableSet};
+use graft_tensor::Tensor;
 use graft_tensor::ops::Pool;
 
 use super::{Decoder, SCORE};
 use crate::batch::TokenBatch;
+use crate::classifier::Cut;
 use crate::config::DecoderConfig;
 use crate::error::Result;
 use crate::strategy::Strategy;
@@ -56,32 +58,79 @@ impl DecoderClassifier {
     /// # Errors
     /// Ids outside the vocabulary, empty or too long sequences.
     pub fn forward(&self, f: &mut Forward, batch: &TokenBatch) -> Result<Var> {
-        let last = self.last_tokens(f, batch)?;
+        let (x, offsets) = self.decoder.forward(f, batch)?;
+        let last = f.tape.pool(Pool::Last, &x, &offsets)?;
+        drop(x);
+        let last = f.leave(&last)?;
         self.classify(f, &last)
     }
 
-    /// The last hidden state of each sequence's last token, `[sequences, hidden]`: all that the head sees of the
-    /// decoder.
+    /// The place below which nothing is trained: in front of the layer of the lowest trained parameter, where the final
+    /// norm counts as one more layer. `None` if an embedding is trained.
+    pub fn cut(&self, set: &TrainableSet) -> Option<Cut> {
+        // Parameters are declared, and numbered, in the order in which they take part.
+        let layer = self.decoder.stage_of(set.ids().next()?)?;
+        Some(if layer <= self.decoder.layers() {
+            Cut::Layer(layer)
+        } else {
+            Cut::Head
+        })
+    }
+
+    /// Whether a parameter takes part in what passes through `cut`.
+    pub fn is_below(&self, cut: Cut, id: ParamId) -> bool {
+        match (self.decoder.stage_of(id), cut) {
+            (None, _) => true,
+            (Some(layer), Cut::Layer(first)) => layer < first,
+            (Some(layer), Cut::Head) => layer <= self.decoder.layers(),
+        }
+    }
+
+    /// What passes through `cut`: `[tokens, hidden]` in front of a layer, `[sequences, hidden]` (each last token's last
+    /// hidden state) in front of the head; in the parameters' type, which holds every value of the activations' type.
     ///
     /// # Errors
     /// As [`DecoderClassifier::forward`].
-    pub fn last_tokens(&self, f: &mut Forward, batch: &TokenBatch) -> Result<Var> {
-        let (x, offsets) = self.decoder.forward(f, batch)?;
-        let last = f.tape.pool(Pool::Last, &x, &offsets)?;
-        Ok(f.leave(&last)?)
+    pub fn below(&self, f: &mut Forward, cut: Cut, batch: &TokenBatch) -> Result<Var> {
+        let decoder = &self.decoder;
+        let x = match cut {
+            Cut::Layer(layer) => {
+                let (x, place) = decoder.embed(f, batch, batch.positions(0))?;
+                decoder.layers_of(f, x, &place, 0..layer, None)?
+            }
+            Cut::Head => {
+                let (x, offsets) = decoder.forward(f, batch)?;
+                f.tape.pool(Pool::Last, &x, &offsets)?
+            }
+        };
+        Ok(f.leave(&x)?)
     }
 
-    /// True if nothing below the head is trained.
-    pub fn trunk_is_frozen(&self, set: &TrainableSet) -> bool {
-        set.ids().all(|id| id == self.score.weight())
-    }
-
-    /// The logits of last tokens' hidden states, `[sequences, hidden]` to `[sequences, labels]`: what is left to
-    /// compute when the decoder is frozen and its outputs are known.
+    /// The logits, `[sequences, labels]`, of what passes through `cut` ([`DecoderClassifier::below`] says in which shape):
+    /// what is left to compute when everything below is frozen and known. `offsets [sequences + 1]` say where each
+    /// sequence begins.
     ///
     /// # Errors
-    /// A shape that does not fit.
-    pub fn classify(&self, f: &mut Forward, last: &Var) -> Result<Var> {
+    /// Shapes or offsets that do not fit.
+    pub fn above(&self, f: &mut Forward, cut: Cut, x: Tensor, offsets: &[i64]) -> Result<Var> {
+        let x = f.input(x);
+        let last = match cut {
+            Cut::Layer(layer) => {
+                let place = self.decoder.place(f, offsets)?;
+                let x = f.enter(&x)?;
+                let layers = layer..self.decoder.layers();
+                let x = self.decoder.layers_of(f, x, &place, layers, None)?;
+                let x = self.decoder.norm.forward(f, &x)?;
+                let last = f.tape.pool(Pool::Last, &x, &place.offsets)?;
+                f.leave(&last)?
+            }
+            Cut::Head => x,
+        };
+        self.classify(f, &last)
+    }
+
+    /// The logits of last tokens' hidden states, `[sequences, hidden]` to `[sequences, labels]`.
+    fn classify(&self, f: &mut Forward, last: &Var) -> Result<Var> {
         Ok(self.score.forward(f, last)?)
     }
 }

@@ -12,11 +12,14 @@ mod layer;
 mod names;
 mod rotary;
 
+use std::ops::Range;
+
 use graft_autograd::Var;
 use graft_nn::layers::Embedding;
 use graft_nn::{Forward, FreezePolicy, ParamId, Parameters};
+use graft_tensor::Tensor;
 
-use crate::batch::{TokenBatch, TokenVars};
+use crate::batch::{TokenBatch, TokenVars, positions_of};
 use crate::config::{DecoderConfig, DecoderFamily, Positions};
 use crate::encoder::trained_dropout;
 use crate::error::{Error, Result};
@@ -27,7 +30,7 @@ pub use causal::CausalLm;
 pub use classifier::DecoderClassifier;
 use layer::{Layer, Norm};
 pub(crate) use names::{LM_HEAD, SCORE};
-use rotary::Rotary;
+use rotary::{Rotary, Turns};
 
 /// Embeddings and layers, without a head.
 #[derive(Clone, Debug)]
@@ -41,13 +44,20 @@ pub struct Decoder {
     rotary: Option<Rotary>,
     layers: Vec<Layer>,
     norm: Norm,
+    /// The number of the first parameter of each layer, of the final norm, and of what comes behind it
+    begins: Vec<usize>,
     max_tokens: usize,
     dropout: f64,
-    /// The number of each layer's first parameter, and of the first one behind the last layer
-    begins: Vec<usize>,
     parts: Parts,
     /// The final norm, as a rule matches it
     norm_glob: String,
+}
+
+/// Where the tokens of a batch stand.
+struct Place {
+    offsets: Var,
+    /// Where positions are rotary
+    turns: Option<Turns>,
 }
 
 impl Decoder {
@@ -68,13 +78,14 @@ impl Decoder {
             Positions::Rotary { .. } => None,
         };
         let mut layers = Vec::with_capacity(config.layers);
-        let mut begins = Vec::with_capacity(config.layers + 1);
+        let mut begins = Vec::with_capacity(config.layers + 2);
         for i in 0..config.layers {
             begins.push(p.len());
             layers.push(Layer::new(p, config, &names, i)?);
         }
         begins.push(p.len());
         let norm = Norm::new(p, config, &at(names.final_norm))?;
+        begins.push(p.len());
         Ok(Decoder {
             words,
             word_scale: match config.family {
@@ -107,8 +118,7 @@ impl Decoder {
     /// The layer that a parameter belongs to: `None` for one of the embeddings, [`Decoder::layers`] for one that was
     /// declared after the layers.
     pub fn layer_of(&self, id: ParamId) -> Option<usize> {
-        let behind = self.begins.partition_point(|&first| first <= id.key());
-        behind.checked_sub(1)
+        Some(self.stage_of(id)?.min(self.layers.len()))
     }
 
     /// The token embedding, `[vocabulary, hidden]`.
@@ -149,8 +159,24 @@ impl Decoder {
         &self,
         f: &mut Forward,
         batch: &TokenBatch,
-        mut past: Option<&mut Past>,
+        past: Option<&mut Past>,
     ) -> Result<(Var, Var)> {
+        let positions = match &past {
+            Some(past) => past.positions(),
+            None => batch.positions(0),
+        };
+        let (x, place) = self.embed(f, batch, positions)?;
+        let x = self.layers_of(f, x, &place, 0..self.layers.len(), past)?;
+        Ok((self.norm.forward(f, &x)?, place.offsets))
+    }
+
+    /// What the first layer reads, `[tokens, hidden]`, and where the tokens stand.
+    fn embed(
+        &self,
+        f: &mut Forward,
+        batch: &TokenBatch,
+        positions: Vec<i64>,
+    ) -> Result<(Var, Place)> {
         let longest = batch.offsets.windows(2).map(|pair| pair[1] - pair[0]).max();
         if let Some(tokens) = longest.filter(|&n| n > self.max_tokens as i64) {
             return Err(Error::TooLong {
@@ -158,14 +184,7 @@ impl Decoder {
                 limit: self.max_tokens,
             });
         }
-        let positions = match &past {
-            Some(past) => past.positions(),
-            None => batch.positions(0),
-        };
-        let turns = match &self.rotary {
-            Some(rotary) => Some(rotary.turns(f, &positions)?),
-            None => None,
-        };
+        let turns = self.turns(f, &positions)?;
         let tokens = TokenVars::at(f, batch, positions)?;
         let mut x = self.words.forward(f, &tokens.ids)?; // [tokens, hidden]
         if let Some(scale) = self.word_scale {
@@ -176,10 +195,49 @@ impl Decoder {
             x = f.tape.add(&x, &positions)?;
         }
         x = trained_dropout(f, &x, self.dropout)?;
-        for layer in &self.layers {
-            x = layer.forward(f, x, &tokens.offsets, turns.as_ref(), past.as_deref_mut())?;
+        let offsets = tokens.offsets;
+        Ok((x, Place { offsets, turns }))
+    }
+
+    fn turns(&self, f: &mut Forward, positions: &[i64]) -> Result<Option<Turns>> {
+        let turns = self
+            .rotary
+            .as_ref()
+            .map(|rotary| rotary.turns(f, positions));
+        turns.transpose()
+    }
+
+    /// Where the tokens of whole sequences stand that begin at `offsets [sequences + 1]`.
+    fn place(&self, f: &mut Forward, offsets: &[i64]) -> Result<Place> {
+        let turns = self.turns(f, &positions_of(offsets, 0))?;
+        let offsets = Tensor::from_slice(f.memory(), offsets, &[offsets.len()])?;
+        let offsets = f.input(offsets);
+        Ok(Place { offsets, turns })
+    }
+
+    /// Some consecutive layers, `x [tokens, hidden]` to `[tokens, hidden]`. Takes `x`, so that it can be freed as soon as
+    /// it was used for the last time.
+    fn layers_of(
+        &self,
+        f: &mut Forward,
+        mut x: Var,
+        place: &Place,
+        layers: Range<usize>,
+        mut past: Option<&mut Past>,
+    ) -> Result<Var> {
+        for layer in &self.layers[layers] {
+            let past = past.as_deref_mut();
+            x = layer.forward(f, x, &place.offsets, place.turns.as_ref(), past)?;
         }
-        Ok((self.norm.forward(f, &x)?, tokens.offsets))
+        Ok(x)
+    }
+
+    /// As [`Decoder::layer_of`], but the final norm is a stage of its own, in front of all that was declared after the
+    /// decoder.
+    fn stage_of(&self, id: ParamId) -> Option<usize> {
+        // Parameters are declared in the order in which they take part.
+        let behind = self.begins.partition_point(|&first| first <= id.key());
+        behind.checked_sub(1)
     }
 
     /// The rules of some strategies, added up, for a model whose head has the names `head`. The final norm is trained with

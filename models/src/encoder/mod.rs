@@ -97,6 +97,11 @@ impl Encoder {
         self.layers.len()
     }
 
+    /// The token embedding, `[vocabulary, hidden]`.
+    pub fn words(&self) -> ParamId {
+        self.words.weight()
+    }
+
     /// The layer that a parameter belongs to: `None` for one of the embeddings, [`Encoder::layers`] for one that was
     /// declared after the encoder.
     pub fn layer_of(&self, id: ParamId) -> Option<usize> {
@@ -181,13 +186,7 @@ impl Layer {
         let mlp = Mlp {
             up: Linear::new(p, &at(names.up), hidden, inner, std)?,
             down: Linear::new(p, &at(names.down), inner, hidden, std)?,
-            activation: match config.hidden_act {
-                HiddenAct::Gelu => Activation::Gelu,
-                HiddenAct::GeluTanh => Activation::GeluTanh,
-                HiddenAct::Relu => Activation::Relu,
-                HiddenAct::Silu => Activation::Silu,
-                HiddenAct::Tanh => Activation::Tanh,
-            },
+            activation: activation_of(config.hidden_act),
         };
         let output_norm = LayerNorm::new(p, &at(names.output_norm), hidden, eps)?;
         Ok(Layer {
@@ -216,6 +215,25 @@ impl Layer {
         let inner = trained_dropout(f, &inner, dropout)?;
         Ok(self.output_norm.forward(f, &inner, Some(&h))?)
     }
+}
+
+/// The operation of a nonlinearity.
+pub(crate) fn activation_of(act: HiddenAct) -> Activation {
+    match act {
+        HiddenAct::Gelu => Activation::Gelu,
+        HiddenAct::GeluTanh => Activation::GeluTanh,
+        HiddenAct::Relu => Activation::Relu,
+        HiddenAct::Silu => Activation::Silu,
+        HiddenAct::Tanh => Activation::Tanh,
+    }
+}
+
+/// Each layer's parameters, as rules match them.
+pub(crate) fn layer_globs(config: &ModelConfig) -> Vec<String> {
+    let names = config.family.names();
+    (0..config.layers)
+        .map(|i| format!("{}{}.{i}.*", names.prefix, names.layer))
+        .collect()
 }
 
 /// Dropout where a trained parameter leads to `x`.

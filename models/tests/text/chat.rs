@@ -200,6 +200,75 @@ fn a_turn_ends_with_its_token() {
     }
 }
 
+#[test]
+fn an_answer_without_words_is_not_learnt_where_it_is_written_otherwise() {
+    let (t, template) = template("chatml");
+    let user = json!({"role": "user", "content": "go on"});
+    let nothing = json!({"role": "assistant", "content": ""});
+    let answer = json!({"role": "assistant", "content": "I am."});
+    let none = ChatOptions::default();
+    let found = template
+        .supervise(
+            &t,
+            &[user.clone(), nothing.clone(), user.clone(), answer],
+            &none,
+        )
+        .unwrap();
+    // ChatML with tools leaves out the line feed behind `assistant` there.
+    assert!(found.text.contains("<|im_start|>assistant<|im_end|>"));
+    let tokens = found.tokens.iter().zip(&found.mask).filter(|(_, m)| **m);
+    let learnt: String = tokens.map(|(t, _)| &found.text[t.span.clone()]).collect();
+    assert_eq!(learnt, "I am.<|im_end|>");
+    let error = template.supervise(&t, &[user, nothing], &none).unwrap_err();
+    let error = error.to_string();
+    assert!(
+        error.contains("no token of the conversation is the assistant's"),
+        "{error}"
+    );
+}
+
+#[test]
+fn a_template_that_rewrites_what_was_said_is_refused() {
+    let (t, _) = template("chatml");
+    // What the assistant thought is left out of all messages but the last.
+    let source = "{% for m in messages %}[{{ m.role }}]{% if loop.last and m.thinking %}({{ m.thinking }}){% endif %}\
+                  {{ m.content }};{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}";
+    let user = json!({"role": "user", "content": "why?"});
+    let answer = json!({"role": "assistant", "content": "so.", "thinking": "hm"});
+    let error = plain(source)
+        .supervise(
+            &t,
+            &[user.clone(), answer.clone(), user, answer],
+            &ChatOptions::default(),
+        )
+        .unwrap_err()
+        .to_string();
+    assert!(
+        error.contains("message 1: the conversation up to it is no prefix of the whole")
+            && error.contains("{% generation %}"),
+        "{error}"
+    );
+}
+
+#[test]
+fn the_end_of_a_turn() {
+    for (kind, expected) in [
+        ("chatml", Some("<|im_end|>")),
+        ("llama2", Some("</s>")),
+        ("llama3", Some("<|eot_id|>")),
+        ("gemma", Some("<end_of_turn>")),
+        ("mistral", Some("</s>")),
+    ] {
+        let (t, template) = template(kind);
+        let id = template.end_of_turn(&t);
+        let token = id.and_then(|id| t.id_to_token(id));
+        assert_eq!(token.as_deref(), expected, "{kind}");
+    }
+    let (t, _) = template("chatml");
+    let mute = plain("{% for m in messages %}{{ m.content }}{% endfor %}");
+    assert_eq!(mute.end_of_turn(&t), None);
+}
+
 fn plain(source: &str) -> ChatTemplate {
     ChatTemplate::new("t.jinja", source, BTreeMap::new()).unwrap()
 }
@@ -289,6 +358,21 @@ fn templates_that_do_not_end() {
         &doubled("{{ ns.x | tojson }}"),
         &doubled("{{ ns.x }}"),
         &doubled("{{ ns.x | string | length }}"),
+        &doubled("{{ 'a' ~ ns.x }}"),
+        &doubled("{{ ns.x ~ 'a' }}"),
+        &doubled("{% set y = 1 ~ [ns.x] ~ 2 %}"),
+        &doubled("{{ ns.x | upper }}"),
+        &doubled("{{ ns.x | trim | length }}"),
+        &doubled("{{ 'a' | replace('a', ns.x) }}"),
+        &doubled("{{ '%(a)s' | format(a=ns.x) }}"),
+        &doubled("{{ ns.x | indent(3) }}"),
+        "{% set t = 'a\n' * 90000 %}{{ t | indent(width=10000000) }}",
+        "{% set t = 'a' * 900000 %}{{ t | replace('a', t) }}",
+        &doubled("{{ [ns.x, ns.x] | join(',') }}"),
+        &doubled("{{ ','.join([ns.x]) }}"),
+        // Twice as long sixty times: the engine makes no list of it, and text only as it is paid for.
+        "{% set ns = namespace(x=[1]) %}{% for i in range(60) %}{% set ns.x = ns.x + ns.x %}{% endfor %}{{ 'a' ~ ns.x }}",
+        "{% set ns = namespace(x=[1]) %}{% for i in range(60) %}{% set ns.x = ns.x + ns.x %}{% endfor %}{{ ns.x | join }}",
     ] {
         let started = std::time::Instant::now();
         let error = fails(source);
@@ -306,8 +390,45 @@ fn templates_that_do_not_end() {
         );
     }
     assert!(fails(loops).contains("does not end"));
+    // The engine pays nothing for comparisons; a clock ends them.
+    let two = "{% set ns = namespace(x=[], y=[]) %}{% for i in range(60) %}{% set ns.x = [ns.x, ns.x] %}\
+               {% set ns.y = [ns.y, ns.y] %}{% endfor %}{{ ns.x == ns.y }}";
+    let started = std::time::Instant::now();
+    assert!(fails(two).contains("does not end"));
+    assert!(started.elapsed() < Duration::from_secs(30));
     let deep = "{% set ns = namespace(x=[]) %}{% for i in range(9000) %}{% set ns.x = [ns.x] %}{% endfor %}{{ ns.x | tojson }}";
     assert!(fails(deep).contains("more than 64 levels"));
+}
+
+#[test]
+fn lists_are_joined_to_text_as_python_writes_them() {
+    let messages = [json!({"role": "user", "content": "hello"})];
+    let text = |source: &str| {
+        plain(source)
+            .render(&messages, &ChatOptions::default())
+            .unwrap()
+    };
+    assert_eq!(
+        text("{{ 'a' ~ [1, 'b', none] ~ {'k': true} }}"),
+        "a[1, 'b', None]{'k': True}"
+    );
+    assert_eq!(text("{{ 1 ~ 2 * 3 ~ nothing ~ (4, 5) }}"), "16(4, 5)");
+    assert_eq!(
+        text("{{ ['a', ['b']] | join('-') }}{{ '+'.join(['c', 'd']) }}"),
+        "a-['b']c+d"
+    );
+    assert_eq!(
+        text("{{ ' a ' | trim | upper }}{{ 'aXbX' | replace('X', '-') }}"),
+        "Aa-b-"
+    );
+    assert_eq!(
+        text("{{ 'a\nb' | indent(2) }}{{ 'a\nb' | indent(width=1, first=true) }}"),
+        "a\n  b a\n b"
+    );
+    assert_eq!(
+        text("{{ '%s!' | format('x') }}{{ '<' | e }}{{ 'a b' | split | length }}"),
+        "x!&lt;2"
+    );
 }
 
 #[test]

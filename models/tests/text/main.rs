@@ -4,3 +4,4 @@ mod chat;
 mod decode;
 mod families;
 mod lines;
+mod made;

@@ -37,6 +37,11 @@ pub fn normal(m: &Memory, key: Key, shape: &[usize], mean: f32, std: f32) -> Res
     Ok(y)
 }
 
+/// The number of that index among the uniform numbers in [0, 1) of a key.
+pub fn uniform_at(key: Key, index: u64) -> f32 {
+    kernel::uniform(key, index)
+}
+
 /// Brings `items` into a random order (Fisher and Yates).
 pub fn shuffle(key: Key, items: &mut [usize]) {
     kernel::shuffle(key, items);
