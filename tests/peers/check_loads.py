@@ -2,7 +2,7 @@
 
     python tests/peers/check_loads.py MODEL_DIR [--texts texts.jsonl --predictions out.jsonl]
 
-1. AutoModelForSequenceClassification, or AutoModelForCausalLM where config.json names such a class,
+1. AutoModelForSequenceClassification, or AutoModelForCausalLM or AutoModelForMaskedLM where config.json names such a class,
    loads MODEL_DIR with no missing, unexpected or mismatched key. The names in the files are also
    compared with the model's own, because transformers passes over some unexpected keys without a word.
 2. For classifiers, AutoTokenizer loads it too. With --texts (objects with "text", and "pair" or null for a pair) and --predictions (what
@@ -25,7 +25,13 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 import torch
 import transformers
 from safetensors import safe_open
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+)
 
 transformers.utils.logging.disable_progress_bar()
 
@@ -96,9 +102,10 @@ def main():
     try:
         classes = AutoConfig.from_pretrained(args.model).architectures or []
         causal = any(name.endswith(("ForCausalLM", "LMHeadModel")) for name in classes)
-        if causal and args.texts:
+        masked = any(name.endswith("ForMaskedLM") for name in classes)
+        if (causal or masked) and args.texts:
             parser.error("--texts is for classifiers")
-        auto = AutoModelForCausalLM if causal else AutoModelForSequenceClassification
+        auto = AutoModelForCausalLM if causal else AutoModelForMaskedLM if masked else AutoModelForSequenceClassification
         model, info = auto.from_pretrained(
             args.model,
             output_loading_info=True,
@@ -106,7 +113,7 @@ def main():
             attn_implementation="eager",
             dtype=torch.float32,
         )
-        tokenizer = None if causal else AutoTokenizer.from_pretrained(args.model)
+        tokenizer = None if causal or masked else AutoTokenizer.from_pretrained(args.model)
     except Exception as e:  # whatever transformers raises is a file that it does not load
         result["problems"].append(f"{type(e).__name__}: {e}")
         return finish(result)

@@ -112,7 +112,7 @@ fn whole_model_every_step(task: &Task, model: &Path, strategy: &str, rules: &str
     const SEED: u64 = 3;
     let data = Dataset::read(&task.path("train.jsonl"), &Columns::default()).unwrap();
     let labels = training_labels(&data).unwrap();
-    let (mut model, _) = Model::for_task(
+    let (mut model, _) = Model::<graft_models::Classifier>::for_task(
         model.to_str().unwrap(),
         labels,
         Some(0.2),

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use graft_models::Cut;
+use graft_models::{Classifier, Cut};
 use graft_tensor::{Memory, Tensor};
 use graft_tests::fixture;
 use graft_tests::runs::{Task, snapshot};
@@ -40,7 +40,7 @@ impl Setting {
             None,
             1,
             &Memory::cpu(),
-            |config, tokenizer| Labelled::with(config, tokenizer, &data, None),
+            |config, tokenizer| Labelled::with::<Classifier>(config, tokenizer, &data, None),
         )
         .unwrap();
         Setting {
@@ -373,7 +373,8 @@ fn training_begins_at_the_lowest_trained_parameter_whatever_the_rules_are_called
         let labels = training_labels(&data).unwrap();
         let spec = fixture(family);
         let (model, _) =
-            Model::for_task(spec.to_str().unwrap(), labels, None, 1, &Memory::cpu()).unwrap();
+            Model::<Classifier>::for_task(spec.to_str().unwrap(), labels, None, 1, &Memory::cpu())
+                .unwrap();
         for (strategy, rules, expected) in cases {
             let rules: Vec<Rule> = rules.iter().map(|rule| rule.parse().unwrap()).collect();
             let policy = policy(&model.network, &strategy.parse().unwrap(), &rules).unwrap();

@@ -9,10 +9,11 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::Path;
 
-use graft_models::{DecoderConfig, TokenBatch, Tokenizer};
+use graft_models::{CausalLm, DecoderConfig, TokenBatch, Tokenizer};
 use graft_tensor::ops::loss::IGNORE;
 use rayon::prelude::*;
 
+use crate::corpus::{Corpus, Pass};
 use crate::data::Dataset;
 use crate::error::{Error, Result};
 use crate::report::thousands;
@@ -53,12 +54,15 @@ pub struct Documents {
     length: usize,
 }
 
-/// The length of sequences: `asked`, or the model's positions, at most 1024.
+/// The length of sequences: `asked`, or the model's positions, at most `most`.
 ///
 /// # Errors
 /// More than the model's positions.
-pub fn sequence_length(config: &DecoderConfig, asked: Option<usize>) -> Result<usize> {
-    let positions = config.max_tokens();
+pub(crate) fn sequence_length(
+    positions: usize,
+    asked: Option<usize>,
+    most: Option<usize>,
+) -> Result<usize> {
     match asked {
         Some(length) if length > positions => {
             let what =
@@ -67,48 +71,44 @@ pub fn sequence_length(config: &DecoderConfig, asked: Option<usize>) -> Result<u
             Err(Error::config("configuration", what, help))
         }
         Some(length) => Ok(length),
-        None => Ok(positions.min(DEFAULT_LENGTH)),
+        None => Ok(most.map_or(positions, |most| positions.min(most))),
     }
 }
 
 impl Documents {
-    /// Tokenizes documents and packs them into sequences of at most `length` tokens.
-    ///
+    /// How many documents there are, those without text left out.
+    pub fn documents(&self) -> usize {
+        self.documents
+    }
+}
+
+impl Corpus for Documents {
+    type Network = CausalLm;
+    type Rows = Dataset;
+
+    fn read(path: &Path, column: &str) -> Result<Dataset> {
+        Dataset::documents(path, column)
+    }
+
     /// # Errors
     /// A model without an end-of-text token, or with one outside its vocabulary; no document with text.
-    pub fn new(
+    fn new(
         config: &DecoderConfig,
         tokenizer: &Tokenizer,
         data: &Dataset,
-        length: usize,
+        max_length: Option<usize>,
     ) -> Result<Documents> {
+        let length = sequence_length(config.max_tokens(), max_length, Some(DEFAULT_LENGTH))?;
         let end = end_of_text(config)?;
-        let texts: Vec<(&str, Option<&str>)> = data
-            .examples
-            .iter()
-            .map(|example| (example.text.as_str(), None))
-            .filter(|(text, _)| !text.trim().is_empty())
-            .collect();
-        if texts.is_empty() {
-            let what = "no document holds any text";
-            let help = "name a file with text in it";
-            return Err(Error::data(&data.path, None, what, help));
-        }
-        let parts: Vec<_> = texts
-            .par_chunks(TEXTS_EACH)
-            .map(|part| tokenizer.encode_batch(part, usize::MAX))
-            .collect();
+        let texts = with_text(data)?;
         let (mut ids, mut ends) = (Vec::new(), Vec::with_capacity(texts.len()));
-        for part in parts {
-            // The first error of the data, whichever was found first.
-            for encoding in part? {
-                ids.extend(&encoding.ids);
-                // Some tokenizers put it there themselves.
-                if encoding.ids.last() != Some(&end) {
-                    ids.push(end);
-                }
-                ends.push(ids.len());
+        for document in encode_all(&texts, |text| tokenizer.encode_long(text))? {
+            ids.extend(&document);
+            // Some tokenizers put it there themselves.
+            if document.last() != Some(&end) {
+                ids.push(end);
             }
+            ends.push(ids.len());
         }
         let sequences = pack(pieces(&ends, length), length);
         let tokens = |sequence: &Vec<Piece>| sequence.iter().map(|piece| piece.tokens.len()).sum();
@@ -128,23 +128,28 @@ impl Documents {
         Ok(documents)
     }
 
-    /// Tokens of each sequence.
-    pub fn lengths(&self) -> &[usize] {
+    fn note(&self, path: &Path) -> String {
+        let count = |n: usize| thousands(n as u64);
+        format!(
+            "{}: {} documents, {} tokens in {} sequences of at most {}{}",
+            path.display(),
+            count(self.documents),
+            count(self.lengths.iter().sum()),
+            count(self.sequences.len()),
+            count(self.length),
+            left_out(self.empty),
+        )
+    }
+
+    fn lengths(&self) -> &[usize] {
         &self.lengths
     }
 
-    /// How many documents there are, those without text left out.
-    pub fn documents(&self) -> usize {
-        self.documents
-    }
-
-    /// Tokens of a sequence that predict another; at least one.
-    pub fn targets(&self, sequence: usize) -> usize {
+    fn targets(&self, sequence: usize) -> usize {
         self.sequences[sequence].iter().map(Piece::targets).sum()
     }
 
-    /// The sequences of those numbers as a batch, and what each of its tokens should be followed by.
-    pub fn pack(&self, sequences: &[usize]) -> (TokenBatch, Vec<i64>) {
+    fn pack(&self, _: Pass, sequences: &[usize]) -> (TokenBatch, Vec<i64>) {
         let mut batch = TokenBatch::new();
         let mut next = Vec::new();
         for piece in sequences.iter().flat_map(|&i| &self.sequences[i]) {
@@ -158,23 +163,47 @@ impl Documents {
         batch.type_ids = vec![0; batch.ids.len()];
         (batch, next)
     }
+}
 
-    /// What there is, in a line.
-    pub fn note(&self, path: &Path) -> String {
-        let count = |n: usize| thousands(n as u64);
-        let empty = match self.empty {
-            0 => String::new(),
-            n => format!("; {} without text are left out", count(n)),
-        };
-        format!(
-            "{}: {} documents, {} tokens in {} sequences of at most {}{empty}",
-            path.display(),
-            count(self.documents),
-            count(self.lengths.iter().sum()),
-            count(self.sequences.len()),
-            count(self.length),
-        )
+/// The documents that hold any text.
+///
+/// # Errors
+/// There is none.
+pub(crate) fn with_text(data: &Dataset) -> Result<Vec<&str>> {
+    let texts = data.examples.iter().map(|example| example.text.as_str());
+    let texts: Vec<&str> = texts.filter(|text| !text.trim().is_empty()).collect();
+    if texts.is_empty() {
+        let what = "no document holds any text";
+        let help = "name a file with text in it";
+        return Err(Error::data(&data.path, None, what, help));
     }
+    Ok(texts)
+}
+
+/// What is said about documents without text.
+pub(crate) fn left_out(empty: usize) -> String {
+    match empty {
+        0 => String::new(),
+        n => format!("; {} without text are left out", thousands(n as u64)),
+    }
+}
+
+/// The ids of texts, in their order, on all cores.
+///
+/// # Errors
+/// The first of the data, whichever was found first.
+pub(crate) fn encode_all(
+    texts: &[&str],
+    encode: impl Fn(&str) -> graft_models::Result<Vec<u32>> + Sync,
+) -> Result<Vec<Vec<u32>>> {
+    // One after the other within a part: what the tokenizer remembers of a text while it works on it is many times larger
+    // than what stays.
+    let part = |texts: &[&str]| -> Vec<_> { texts.iter().map(|text| encode(text)).collect() };
+    let parts: Vec<Vec<_>> = texts.par_chunks(TEXTS_EACH).map(part).collect();
+    Ok(parts
+        .into_iter()
+        .flatten()
+        .collect::<graft_models::Result<_>>()?)
 }
 
 /// The token that ends a document.
@@ -273,7 +302,7 @@ mod tests {
     fn pieces_predict_across_a_cut_and_not_across_documents() {
         let data = documents(&[5, 3], 4);
         // The first document's fifth token is predicted by the fourth, and predicts nothing itself.
-        let (batch, next) = data.pack(&[0, 1]);
+        let (batch, next) = data.pack(Pass::Evaluation, &[0, 1]);
         assert_eq!(batch.ids, [0, 1, 2, 3, 5, 6, 7]);
         assert_eq!(batch.offsets, [0, 4, 7]);
         assert_eq!(next, [1, 2, 3, 4, 6, 7, IGNORE]);
@@ -283,7 +312,7 @@ mod tests {
     #[test]
     fn short_documents_share_a_sequence() {
         let data = documents(&[6, 3, 2, 4], 10);
-        let (batch, next) = data.pack(&[0]);
+        let (batch, next) = data.pack(Pass::Evaluation, &[0]);
         assert_eq!(batch.offsets, [0, 6, 9]);
         assert_eq!(next.iter().filter(|&&t| t == IGNORE).count(), 2);
         assert_eq!(data.lengths(), [9, 6]);
@@ -299,7 +328,7 @@ mod tests {
         ) {
             let data = documents(&lengths, length);
             let all: Vec<usize> = (0..data.lengths.len()).collect();
-            let (batch, next) = data.pack(&all);
+            let (batch, next) = data.pack(Pass::Evaluation, &all);
             prop_assert!(data.lengths.iter().all(|&n| 0 < n && n <= length));
             let targets: usize = all.iter().map(|&i| data.targets(i)).sum();
             let mut predicted = Vec::new();

@@ -1,11 +1,12 @@
 //! Texts of a data set as token ids.
 
-use graft_models::{Encoding, ModelConfig, TokenBatch, Tokenizer};
+use graft_models::{Encoding, TokenBatch, Tokenizer};
 use rayon::prelude::*;
 
-use crate::data::Dataset;
-use crate::error::Result;
+use crate::data::{Dataset, Example};
+use crate::error::{Error, Result};
 use crate::model::Model;
+use crate::text_classifier::TextClassifier;
 
 /// Texts that are worth a task of their own.
 const TEXTS_EACH: usize = 64;
@@ -26,22 +27,36 @@ impl Encoded {
     ///
     /// # Errors
     /// A length that leaves no room beside the special tokens.
-    pub fn new(model: &Model, data: &Dataset, max_length: Option<usize>) -> Result<Encoded> {
-        Encoded::with(&model.config, &model.tokenizer, data, max_length)
+    pub fn new<N: TextClassifier>(
+        model: &Model<N>,
+        data: &Dataset,
+        max_length: Option<usize>,
+    ) -> Result<Encoded> {
+        let positions = N::max_tokens(&model.config);
+        Encoded::with(positions, &model.tokenizer, data, max_length)
     }
 
-    /// [`Encoded::new`] for a model of which only these two are there yet.
+    /// [`Encoded::new`] for a model with so many positions, of which only the tokenizer is there yet.
     ///
     /// # Errors
-    /// As there.
+    /// As there; a text without a token, where the tokenizer adds none.
     pub fn with(
-        config: &ModelConfig,
+        positions: usize,
         tokenizer: &Tokenizer,
         data: &Dataset,
         max_length: Option<usize>,
     ) -> Result<Encoded> {
-        let positions = config.max_tokens();
         let limit = max_length.map_or(positions, |n| n.min(positions));
+        if tokenizer.added_tokens(false) == 0 {
+            let says_nothing = |e: &&Example| {
+                e.text.is_empty() && e.text_pair.as_deref().is_none_or(str::is_empty)
+            };
+            if let Some(example) = data.examples.iter().find(says_nothing) {
+                let what = "the text is empty, and this model's tokenizer adds no token to a text";
+                let help = "remove the row, or give it some text";
+                return Err(Error::data(&data.path, Some(example.line), what, help));
+            }
+        }
         let texts: Vec<(&str, Option<&str>)> = data
             .examples
             .iter()
@@ -73,10 +88,9 @@ impl Encoded {
 
 #[cfg(test)]
 mod tests {
-    use graft_models::ModelSource;
+    use graft_models::{ModelConfig, ModelSource};
 
     use super::*;
-    use crate::data::{Dataset, Example};
 
     #[test]
     fn texts_keep_their_order_and_the_first_that_fails_is_reported() {
@@ -96,7 +110,7 @@ mod tests {
                 })
                 .collect(),
         };
-        let encoded = Encoded::with(&config, &tokenizer, &data, Some(12)).unwrap();
+        let encoded = Encoded::with(config.max_tokens(), &tokenizer, &data, Some(12)).unwrap();
         assert_eq!(encoded.encodings.len(), data.examples.len());
         for (example, encoding) in data.examples.iter().zip(&encoded.encodings) {
             let pair = example.text_pair.as_deref();
@@ -104,7 +118,7 @@ mod tests {
             assert_eq!(&alone, encoding);
         }
         assert!(encoded.truncated > 0);
-        let error = Encoded::with(&config, &tokenizer, &data, Some(3)).unwrap_err();
+        let error = Encoded::with(config.max_tokens(), &tokenizer, &data, Some(3)).unwrap_err();
         // The first text is a pair, for which three tokens have no room; the second is none, and would fit.
         assert!(error.to_string().contains("3 special tokens"), "{error}");
     }

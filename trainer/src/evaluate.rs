@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use graft_models::{Labels, ModelConfig, Tokenizer};
+use graft_models::{Labels, Tokenizer};
 use graft_nn::Forward;
 
 use crate::batch::{BatchSize, in_order};
@@ -13,6 +13,7 @@ use crate::features::Features;
 use crate::metrics::Confusion;
 use crate::model::Model;
 use crate::plan::{heaviest_if, read_all};
+use crate::text_classifier::TextClassifier;
 
 /// Tokens of one batch of an evaluation: enough to keep every core busy, few enough to need less memory than a
 /// training step.
@@ -23,12 +24,12 @@ const EVALUATION_BATCH: BatchSize = BatchSize::Tokens(2048);
 ///
 /// # Errors
 /// As the model's forward pass.
-pub fn logits(
-    model: &Model,
+pub fn logits<N: TextClassifier>(
+    model: &Model<N>,
     data: &Encoded,
     mut features: Option<&mut Features>,
 ) -> Result<Vec<Vec<f32>>> {
-    let labels = model.config.num_labels();
+    let labels = N::labels(&model.config).count();
     let mut all = Vec::with_capacity(data.encodings.len());
     let planned = model.parameters.memory().is_planned();
     let batches = in_order(&data.lengths, EVALUATION_BATCH);
@@ -122,8 +123,8 @@ impl Labelled {
     ///
     /// # Errors
     /// A file that cannot be used, a label that the model does not know.
-    pub fn read(
-        model: &Model,
+    pub fn read<N: TextClassifier>(
+        model: &Model<N>,
         path: &Path,
         columns: &Columns,
         max_length: Option<usize>,
@@ -136,23 +137,28 @@ impl Labelled {
     ///
     /// # Errors
     /// A label that the model does not know.
-    pub fn new(model: &Model, data: &Dataset, max_length: Option<usize>) -> Result<Labelled> {
-        Labelled::with(&model.config, &model.tokenizer, data, max_length)
+    pub fn new<N: TextClassifier>(
+        model: &Model<N>,
+        data: &Dataset,
+        max_length: Option<usize>,
+    ) -> Result<Labelled> {
+        Labelled::with::<N>(&model.config, &model.tokenizer, data, max_length)
     }
 
     /// [`Labelled::new`] for a model of which only these two are there yet.
     ///
     /// # Errors
-    /// As there.
-    pub fn with(
-        config: &ModelConfig,
+    /// A label that the model does not know.
+    pub fn with<N: TextClassifier>(
+        config: &N::Config,
         tokenizer: &Tokenizer,
         data: &Dataset,
         max_length: Option<usize>,
     ) -> Result<Labelled> {
+        let positions = N::max_tokens(config);
         Ok(Labelled {
-            labels: encode_labels(&config.labels, data)?,
-            encoded: Encoded::with(config, tokenizer, data, max_length)?,
+            labels: encode_labels(N::labels(config), data)?,
+            encoded: Encoded::with(positions, tokenizer, data, max_length)?,
             empty: data.empty_texts(),
         })
     }

@@ -2,22 +2,25 @@
 
 use std::fmt::Write as _;
 
-use graft_models::{CausalLm, Classifier, Config, Labels, ModelSource, ProblemType};
+use graft_models::{
+    CausalLm, Classifier, Config, DecoderClassifier, Labels, MaskedConfig, MaskedLm, ModelSource,
+    ProblemType,
+};
 use graft_nn::{Parameters, Rates, TrainableSet};
 use graft_tensor::{DType, Memory};
 
 use crate::config::{OptimizerConfig, OptimizerKind, Rule, Strategy, StrategyConfig};
 use crate::course::{policy, rates};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::model::Network;
 use crate::report::thousands;
 
-/// A table of a model's tensors: name, shape, elements, and whether `strategy` and `rules` would train it. An encoder that
-/// is no classifier yet is shown with a head for `labels` labels, a decoder as the language model that it is. No weight
-/// is read.
+/// A table of a model's tensors: name, shape, elements, and whether `strategy` and `rules` would train it. With `labels`
+/// it is shown with a head for so many; without, as the classifier or language model that it is, and an encoder that is
+/// neither as a classifier. No weight is read.
 ///
 /// # Errors
-/// A model that cannot be used, a rule that matches nothing, labels for a language model.
+/// A model that cannot be used, a rule that matches nothing.
 pub fn inspect(
     spec: &str,
     strategy: Option<Strategy>,
@@ -31,30 +34,45 @@ pub fn inspect(
             if let Some(count) = labels {
                 config.set_classification(Labels::numbered(count), ProblemType::SingleLabel);
             }
+            let masked = config.family.masked_architecture();
+            let fills_in = config.architectures.iter().any(|name| name == masked);
+            let head = match fills_in {
+                true => format!("vocabulary {}", config.vocab_size),
+                false => format!("{} labels", config.num_labels()),
+            };
             let title = format!(
-                "{spec}: {}, {} layers, hidden {}, {} labels, up to {} tokens; {stored} tensors stored\n\n",
+                "{spec}: {}, {} layers, hidden {}, {head}, up to {} tokens; {stored} tensors stored\n\n",
                 config.family.model_type(),
                 config.layers,
                 config.hidden_size,
-                config.num_labels(),
                 config.max_tokens(),
             );
-            list::<Classifier>(title, &config, strategy, rules)
-        }
-        Config::Decoder(config) => {
-            if labels.is_some() {
-                let what = "the model is a language model, which has no labels";
-                return Err(Error::config("--labels", what, "leave it out"));
+            match fills_in {
+                true => list::<MaskedLm>(title, &MaskedConfig(*config), strategy, rules),
+                false => list::<Classifier>(title, &config, strategy, rules),
             }
+        }
+        Config::Decoder(mut config) => {
+            if let Some(count) = labels {
+                config.set_classification(Labels::numbered(count), ProblemType::SingleLabel);
+            }
+            let class = config.family.classification_architecture();
+            let classifies = config.architectures.iter().any(|name| name == class);
+            let head = match classifies {
+                true => format!("{} labels", config.num_labels()),
+                false => format!("vocabulary {}", config.vocab_size),
+            };
             let title = format!(
-                "{spec}: {}, {} layers, hidden {}, vocabulary {}, up to {} tokens; {stored} tensors stored\n\n",
+                "{spec}: {}, {} layers, hidden {}, {head}, up to {} tokens; {stored} tensors stored\n\n",
                 config.family,
                 config.layers,
                 config.hidden_size,
-                config.vocab_size,
                 config.max_tokens(),
             );
-            list::<CausalLm>(title, &config, strategy, rules)
+            match classifies {
+                true => list::<DecoderClassifier>(title, &config, strategy, rules),
+                false => list::<CausalLm>(title, &config, strategy, rules),
+            }
         }
     }
 }

@@ -6,15 +6,16 @@ use std::sync::{Mutex, PoisonError};
 
 use graft_models::config::CONFIG_FILE;
 use graft_models::{
-    CausalLm, Classifier, Config, DecoderConfig, Labels, LoadReport, ModelConfig, ModelSource,
-    ProblemType, Stored, Strategy, Tokenizer, little_endian, load_parameters_with, load_some,
-    save_parameters, save_trained,
+    CausalLm, Classifier, Config, DecoderClassifier, DecoderConfig, Labels, LoadReport,
+    MaskedConfig, MaskedLm, ModelConfig, ModelSource, Stored, Strategy, Tokenizer, little_endian,
+    load_parameters_with, load_some, save_parameters, save_trained,
 };
 use graft_nn::{FreezePolicy, ParamId, Parameters, TrainableSet};
 use graft_tensor::{DType, Memory, Tensor};
 
 use crate::certificate::sha256_hex;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, list_names};
+use crate::text_classifier::TextClassifier;
 
 /// The file of the weights.
 pub const WEIGHTS_FILE: &str = "model.safetensors";
@@ -83,9 +84,7 @@ impl Network for Classifier {
     }
 
     fn set_dropout(config: &mut ModelConfig, p: f64) {
-        config.dropout.hidden = p;
-        config.dropout.attention = p;
-        config.dropout.classifier = p;
+        encoder_dropout(config, p);
     }
 
     fn config_text(config: &ModelConfig) -> String {
@@ -117,14 +116,88 @@ impl Network for CausalLm {
     }
 
     fn set_dropout(config: &mut DecoderConfig, p: f64) {
-        config.dropout.embedding = p;
-        config.dropout.attention = p;
-        config.dropout.residual = p;
+        decoder_dropout(config, p);
     }
 
     fn config_text(config: &DecoderConfig) -> String {
         config.to_json()
     }
+}
+
+impl Network for DecoderClassifier {
+    type Config = DecoderConfig;
+
+    fn declare(p: &mut Parameters, config: &DecoderConfig) -> Result<DecoderClassifier> {
+        Ok(DecoderClassifier::new(p, config)?)
+    }
+
+    fn policy(&self, strategies: &[Strategy]) -> Result<FreezePolicy> {
+        Ok(self.policy_of(strategies)?)
+    }
+
+    fn layers(&self) -> usize {
+        self.decoder().layers()
+    }
+
+    fn layer_of(&self, id: ParamId) -> Option<usize> {
+        self.decoder().layer_of(id)
+    }
+
+    fn vocab_size(config: &DecoderConfig) -> usize {
+        config.vocab_size
+    }
+
+    fn set_dropout(config: &mut DecoderConfig, p: f64) {
+        decoder_dropout(config, p);
+    }
+
+    fn config_text(config: &DecoderConfig) -> String {
+        config.to_json()
+    }
+}
+
+impl Network for MaskedLm {
+    type Config = MaskedConfig;
+
+    fn declare(p: &mut Parameters, config: &MaskedConfig) -> Result<MaskedLm> {
+        Ok(MaskedLm::new(p, config)?)
+    }
+
+    fn policy(&self, strategies: &[Strategy]) -> Result<FreezePolicy> {
+        Ok(self.policy_of(strategies)?)
+    }
+
+    fn layers(&self) -> usize {
+        self.encoder().layers()
+    }
+
+    fn layer_of(&self, id: ParamId) -> Option<usize> {
+        self.encoder().layer_of(id)
+    }
+
+    fn vocab_size(config: &MaskedConfig) -> usize {
+        config.0.vocab_size
+    }
+
+    fn set_dropout(config: &mut MaskedConfig, p: f64) {
+        encoder_dropout(&mut config.0, p);
+    }
+
+    fn config_text(config: &MaskedConfig) -> String {
+        config.0.to_json()
+    }
+}
+
+fn encoder_dropout(config: &mut ModelConfig, p: f64) {
+    config.dropout.hidden = p;
+    config.dropout.attention = p;
+    config.dropout.classifier = p;
+}
+
+fn decoder_dropout(config: &mut DecoderConfig, p: f64) {
+    config.dropout.embedding = p;
+    config.dropout.attention = p;
+    config.dropout.residual = p;
 }
 
 /// A model that was loaded.
@@ -165,7 +238,7 @@ pub enum Weights {
     Random(u64),
 }
 
-impl Model<Classifier> {
+impl<N: TextClassifier> Model<N> {
     /// A pretrained model for a classification task with `labels`. If the model already is a classifier that knows all
     /// of them, its head is kept, and its order of the labels; otherwise the head is new, from `seed`. `dropout` takes
     /// the place of the model's own probabilities in this run, and is not saved with the model.
@@ -178,8 +251,8 @@ impl Model<Classifier> {
         dropout: Option<f64>,
         seed: u64,
         memory: &Memory,
-    ) -> Result<(Model, LoadReport)> {
-        let nothing = |_: &ModelConfig, _: &Tokenizer| Ok(());
+    ) -> Result<(Model<N>, LoadReport)> {
+        let nothing = |_: &N::Config, _: &Tokenizer| Ok(());
         let loaded = Model::for_task_while(spec, labels, dropout, seed, memory, nothing)?;
         Ok((loaded.model, loaded.report))
     }
@@ -194,44 +267,91 @@ impl Model<Classifier> {
         dropout: Option<f64>,
         seed: u64,
         memory: &Memory,
-        meanwhile: impl FnOnce(&ModelConfig, &Tokenizer) -> Result<T> + Send,
-    ) -> Result<Loaded<T>> {
+        meanwhile: impl FnOnce(&N::Config, &Tokenizer) -> Result<T> + Send,
+    ) -> Result<Loaded<T, N>> {
         let source = ModelSource::resolve(spec)?;
-        let mut config = ModelConfig::load(&source)?;
-        let keeps_head = is_classifier(&config)
-            && labels
-                .names()
-                .iter()
-                .all(|name| config.labels.id(name).is_some());
+        let mut config = N::read(&source)?;
+        let known = N::labels(&config);
+        let mut names = labels.names().iter();
+        let keeps_head =
+            N::classes(&config).is_classifier() && names.all(|n| known.id(n).is_some());
         if !keeps_head {
-            config.set_classification(labels, ProblemType::SingleLabel);
+            N::set_labels(&mut config, labels);
         }
         let new_head = (!keeps_head).then_some(seed);
         let weights = Weights::Stored { new_head };
-        Model::load(&source, config, dropout, weights, memory, meanwhile)
+        let mut loaded = Model::load(&source, config, dropout, weights, memory, meanwhile)?;
+        N::set_padding(&mut loaded.model.config, &loaded.model.tokenizer);
+        Ok(loaded)
     }
 
     /// A model that was trained to classify.
     ///
     /// # Errors
     /// A model that is no classifier, or whatever is wrong with its files.
-    pub fn trained(spec: &str, memory: &Memory) -> Result<Model> {
+    pub fn trained(spec: &str, memory: &Memory) -> Result<Model<N>> {
         let source = ModelSource::resolve(spec)?;
-        let config = ModelConfig::load(&source)?;
-        if !is_classifier(&config) {
-            return Err(Error::config(
-                spec,
-                format!(
-                    "the model is {}, expected {}",
-                    crate::error::list_names(&config.architectures, 3),
-                    config.family.classification_architecture()
-                ),
-                "train it for a classification task first, with `trainer train`",
-            ));
+        let config = N::read(&source)?;
+        let classes = N::classes(&config);
+        if !classes.is_classifier() {
+            let found = list_names(classes.stated, 3);
+            let what = format!("the model is {found}, expected {}", classes.classifier);
+            let help = "train it for a classification task first, with `trainer train`";
+            return Err(Error::config(spec, what, help));
         }
-        let nothing = |_: &ModelConfig, _: &Tokenizer| Ok(());
+        let nothing = |_: &N::Config, _: &Tokenizer| Ok(());
         let weights = Weights::Stored { new_head: None };
         Ok(Model::load(&source, config, None, weights, memory, nothing)?.model)
+    }
+}
+
+impl Model<MaskedLm> {
+    /// An encoder that fills in tokens, and `meanwhile` beside the reading of the weights. With `Weights::Stored` and a
+    /// seed, a head that the checkpoint lacks is new from it.
+    ///
+    /// # Errors
+    /// A decoder, or whatever is wrong with the model's files.
+    pub fn masked_while<T: Send>(
+        spec: &str,
+        dropout: Option<f64>,
+        weights: Weights,
+        memory: &Memory,
+        meanwhile: impl FnOnce(&MaskedConfig, &Tokenizer) -> Result<T> + Send,
+    ) -> Result<Loaded<T, MaskedLm>> {
+        let source = ModelSource::resolve(spec)?;
+        let mut config = match Config::load(&source)? {
+            Config::Encoder(config) => *config,
+            Config::Decoder(config) => {
+                let what = format!(
+                    "the model is of the family {}, which reads a text forwards and fills in no token",
+                    config.family
+                );
+                let help = "name a model of the BERT family, or set task.kind = \"clm\"";
+                return Err(Error::config(spec, what, help));
+            }
+        };
+        let class = config.family.masked_architecture();
+        if !config.architectures.iter().any(|name| name == class) {
+            if weights == (Weights::Stored { new_head: None }) {
+                let found = list_names(&config.architectures, 3);
+                let what = format!("the model is {found}, expected {class}");
+                let help = "train its head first, with `trainer train --task mlm`";
+                return Err(Error::config(spec, what, help));
+            }
+            config.set_masked();
+        }
+        let config = MaskedConfig(config);
+        Model::load(&source, config, dropout, weights, memory, meanwhile)
+    }
+
+    /// [`Model::masked_while`], as it is stored.
+    ///
+    /// # Errors
+    /// As there; a model without the head.
+    pub fn masked(spec: &str, memory: &Memory) -> Result<Model<MaskedLm>> {
+        let nothing = |_: &MaskedConfig, _: &Tokenizer| Ok(());
+        let weights = Weights::Stored { new_head: None };
+        Ok(Model::masked_while(spec, None, weights, memory, nothing)?.model)
     }
 }
 
@@ -401,11 +521,6 @@ impl<N: Network> Model<N> {
     pub fn save_weights(&self, dir: &Path) -> Result<()> {
         Ok(save_parameters(&self.parameters, &dir.join(WEIGHTS_FILE))?)
     }
-}
-
-fn is_classifier(config: &ModelConfig) -> bool {
-    let class = config.family.classification_architecture();
-    config.architectures.iter().any(|name| name == class)
 }
 
 #[cfg(test)]

@@ -1,10 +1,9 @@
-//! How well a language model foresees documents.
+//! How well a language model foresees tokens.
 
-use graft_models::CausalLm;
 use graft_nn::Forward;
 
 use crate::batch::{BatchSize, in_order};
-use crate::documents::Documents;
+use crate::corpus::{Corpus, Pass, TokenNetwork};
 use crate::error::Result;
 use crate::model::Model;
 use crate::plan::{heaviest_if, read_one};
@@ -12,7 +11,7 @@ use crate::plan::{heaviest_if, read_one};
 /// Tokens of one batch of an evaluation, as for classifiers.
 const EVALUATION_BATCH: BatchSize = BatchSize::Tokens(2048);
 
-/// The loss of a language model on documents.
+/// The loss of a language model on texts.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Perplexity {
     /// Mean cross-entropy of the tokens that were predicted, in nats
@@ -22,18 +21,18 @@ pub struct Perplexity {
 }
 
 impl Perplexity {
-    /// Of a model on documents: every token but each document's first is predicted once.
+    /// Of a model on texts: over all their supervised tokens.
     ///
     /// # Errors
     /// As the model's forward pass.
-    pub fn of(model: &Model<CausalLm>, data: &Documents) -> Result<Perplexity> {
+    pub fn of<C: Corpus>(model: &Model<C::Network>, data: &C) -> Result<Perplexity> {
         let (mut sum, mut tokens) = (0.0, 0);
         let planned = model.parameters.memory().is_planned();
         let batches = in_order(data.lengths(), EVALUATION_BATCH);
         for batch in heaviest_if(planned, batches, data.lengths()) {
-            let (packed, next) = data.pack(&batch);
+            let (packed, targets) = data.pack(Pass::Evaluation, &batch);
             let mut f = Forward::evaluate(&model.parameters);
-            let loss = model.network.loss(&mut f, &packed, &next)?;
+            let loss = model.network.loss(&mut f, &packed, &targets)?;
             sum += read_one(loss.value())?;
             tokens += batch.iter().map(|&i| data.targets(i)).sum::<usize>();
         }

@@ -195,7 +195,7 @@ fn run<T: Task>(
                 longest = longest.max((tokens, batch.len()));
             }
             let targets = batches.iter().flatten().map(|&i| task.targets(i)).sum();
-            let prepared: Vec<T::Batch> = batches.iter().map(|b| task.prepare(b)).collect();
+            let prepared: Vec<T::Batch> = batches.iter().map(|b| task.prepare(1, b)).collect();
             let mut prepared = prepared.into_iter();
             trainer.step(&mut prepared, targets, model, (&*task, set))?;
         }

@@ -9,20 +9,21 @@ use crate::encode::Encoded;
 use crate::error::{Error, Result};
 use crate::evaluate::{best_label, logits, probabilities};
 use crate::model::Model;
+use crate::text_classifier::TextClassifier;
 
 /// Writes one JSON object for each example, in their order: `label`, `probabilities` by label, and `logits` if asked
 /// for, in the order of the model's labels.
 ///
 /// # Errors
 /// As the model's forward pass; `out`, called `name` in messages, cannot be written.
-pub fn write_predictions(
-    model: &Model,
+pub fn write_predictions<N: TextClassifier>(
+    model: &Model<N>,
     data: &Encoded,
     raw: bool,
     out: &mut dyn Write,
     name: &Path,
 ) -> Result<()> {
-    let names = model.config.labels.names();
+    let names = N::labels(&model.config).names();
     for row in logits(model, data, None)? {
         let by_label: Map<String, Value> = names
             .iter()

@@ -167,7 +167,7 @@ impl<'a> Loop<'a> {
     ) -> Result<()> {
         ahead(
             batches.iter(),
-            |batch| task.prepare(batch),
+            |batch| task.prepare(epoch, batch),
             |prepared| {
                 self.steps(
                     epoch,

@@ -7,6 +7,7 @@
 
 use std::time::Instant;
 
+use graft_models::{Classifier, Config, DecoderClassifier, ModelSource};
 use graft_nn::TrainableSet;
 use graft_tensor::ops::optimizer::all_finite;
 use graft_tensor::ops::random::{Key, shuffle};
@@ -15,20 +16,40 @@ use graft_tensor::{Category, Memory};
 use crate::batch::{BatchSize, epoch_batches};
 use crate::certificate::{Certificate, TensorEntry};
 use crate::config::{RunConfig, TaskKind};
+use crate::conversations::Conversations;
 use crate::course::Course;
 use crate::device::DeviceChoice;
+use crate::documents::Documents;
 use crate::error::{Error, Result};
+use crate::hidden::Hidden;
 use crate::model::{ASIDE_FILE, Hashes, Model, Network};
 use crate::plan::{Plan, check, rehearse};
 use crate::progress::Progress;
 use crate::report::{BestEvaluation, RunReport, peak_rss, thousands};
 use crate::run_dir::{Record, RunDir};
 use crate::steps::{Loop, diverged};
-use crate::task::{Classify, Clm, Quality, Task};
+use crate::task::{Classify, Quality, Task, Tokens};
 use crate::verify::hash_tensors;
 
 /// Examples within which batches are grouped by length, in batches of the configured size.
 const GROUP_WINDOW: usize = 1024;
+
+/// Calls a function with the task that a configuration names for its type.
+macro_rules! for_task {
+    ($config:ident, $function:ident) => {
+        match $config.task.kind {
+            TaskKind::Classify => {
+                match Config::load(&ModelSource::resolve(&$config.model.path)?)? {
+                    Config::Encoder(_) => $function::<Classify<Classifier>>($config),
+                    Config::Decoder(_) => $function::<Classify<DecoderClassifier>>($config),
+                }
+            }
+            TaskKind::Clm => $function::<Tokens<Documents>>($config),
+            TaskKind::Chat => $function::<Tokens<Conversations>>($config),
+            TaskKind::Mlm => $function::<Tokens<Hidden>>($config),
+        }
+    };
+}
 
 /// Runs a training from its configuration, on as many threads as it says.
 ///
@@ -36,21 +57,29 @@ const GROUP_WINDOW: usize = 1024;
 /// Data, model or settings that cannot be used; an output directory that cannot be replaced. An earlier run in that
 /// directory stays whole unless this one ends well.
 pub fn train(config: &RunConfig) -> Result<RunReport> {
-    let run = || match config.task.kind {
-        TaskKind::Classify => run::<Classify>(config),
-        TaskKind::Clm => run::<Clm>(config),
+    on_threads(config.train.threads, "train.threads", || {
+        for_task!(config, run)
+    })
+}
+
+/// Runs `work` on so many threads, or on all cores; `place` is where the number was given.
+///
+/// # Errors
+/// Those of `work`; as many threads cannot be started.
+pub(crate) fn on_threads<T: Send>(
+    threads: Option<usize>,
+    place: &str,
+    work: impl FnOnce() -> Result<T> + Send,
+) -> Result<T> {
+    let Some(threads) = threads else {
+        return work();
     };
-    match config.train.threads {
-        None => run(),
-        Some(threads) => rayon::ThreadPoolBuilder::new()
-            .num_threads(threads)
-            .build()
-            .map_err(|e| {
-                let what = format!("cannot start {threads} threads: {e}");
-                Error::config("train.threads", what, "ask for fewer threads")
-            })?
-            .install(run),
-    }
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
+    let pool = pool.map_err(|e| {
+        let what = format!("cannot start {threads} threads: {e}");
+        Error::config(place, what, "ask for fewer threads")
+    })?;
+    pool.install(work)
 }
 
 /// What a run needs of memory, by category. No weight is read.
@@ -68,10 +97,7 @@ pub fn plan(config: &RunConfig) -> Result<Plan> {
         let (mut model, mut task) = (loaded.model, loaded.meanwhile);
         rehearse(config, &mut task, &mut model, &loaded.hashes)
     }
-    match config.task.kind {
-        TaskKind::Classify => of::<Classify>(config),
-        TaskKind::Clm => of::<Clm>(config),
-    }
+    for_task!(config, of)
 }
 
 fn run<T: Task>(config: &RunConfig) -> Result<RunReport> {

@@ -4,7 +4,7 @@ use graft_models::{CausalLm, TokenBatch};
 use graft_nn::Forward;
 use graft_tensor::Memory;
 use graft_tests::runs::{FIRST_CHARACTER, characters, write_tokenizer};
-use graft_trainer::generate::{Finish, Options, Sampling, generate};
+use graft_trainer::generate::{Finish, Options, Sampling, encode, generate};
 use graft_trainer::model::Model;
 use serde_json::Value;
 
@@ -212,6 +212,25 @@ fn more_tokens() -> [&'static str; 2] {
 }
 
 #[test]
+fn text_in_bf16_knows_no_neighbours_and_no_threads() {
+    for family in ["tiny-llama", "tiny-gemma2"] {
+        let bench = Bench::new(family);
+        let bf16 = ["--precision", "bf16", "--max-new-tokens", "15"];
+        let prompts = ["the river", "a", "nine fields"];
+        let all = bench.all_continued("model", &prompts, &bf16);
+        for (prompt, together) in prompts.iter().zip(&all) {
+            for threads in ["1", "2"] {
+                let more = [&bf16[..], &["--threads", threads]].concat();
+                assert_eq!(together["text"], bench.continued("model", prompt, &more));
+            }
+        }
+        let more = ["--prompt", "a", "--precision", "f16"];
+        let said = TRAINER.run(bench.generate("model", &more));
+        assert!(said.code == Some(2) && said.err.contains("[possible values: f32, bf16]"));
+    }
+}
+
+#[test]
 fn pieces_are_whole_characters() {
     let bench = Bench::new("tiny-gpt2");
     let dir = bench.dir.path().join("model");
@@ -228,14 +247,21 @@ fn pieces_are_whole_characters() {
         sampling: Sampling::GREEDY,
         max_new_tokens: 100,
         stop: vec!["🦀!".into()],
+        end: vec![],
         seed: 0,
     };
     let mut pieces = Vec::new();
-    let done = generate(&model, &["gr"], 0, &options, &mut |number, piece| {
-        assert_eq!(number, 0);
-        pieces.push(piece.to_owned());
-        Ok(())
-    })
+    let done = generate(
+        &model,
+        &[encode(&model, "gr").unwrap()],
+        0,
+        &options,
+        &mut |number, piece| {
+            assert_eq!(number, 0);
+            pieces.push(piece.to_owned());
+            Ok(())
+        },
+    )
     .unwrap();
     let expected = "öße: 日本語 und 🦀";
     assert_eq!(pieces.concat(), expected);
@@ -274,6 +300,7 @@ fn what_cannot_be_generated_is_refused() {
         ("--top-k", "0", "1 or more"),
         ("--top-k", "5", "no effect at temperature 0"),
         ("--max-new-tokens", "0", "1 or more"),
+        ("--threads", "0", "1 or more"),
         ("--repetition-penalty", "0", "above 0"),
         ("--stop", "", "some text"),
     ] {

@@ -1,6 +1,9 @@
 //! Causal language models as a user runs them: training, evaluation, generation.
 
+mod chat;
 mod generation;
+mod masked;
+mod pretrain;
 mod training;
 
 use std::collections::HashMap;

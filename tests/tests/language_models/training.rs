@@ -17,8 +17,16 @@ fn values(tensor: &Tensor) -> Vec<f64> {
 
 #[test]
 fn a_step_does_not_depend_on_how_it_is_accumulated() {
-    for family in ["tiny-gpt2", "tiny-llama"] {
-        let bench = Bench::new(family);
+    for (family, chat) in [
+        ("tiny-gpt2", false),
+        ("tiny-llama", false),
+        ("tiny-gpt2", true),
+        ("tiny-mistral", true),
+    ] {
+        let bench = match chat {
+            true => Bench::chat(family),
+            false => Bench::new(family),
+        };
         let common = [
             "--set",
             "optimizer.kind=sgd",
@@ -38,7 +46,10 @@ fn a_step_does_not_depend_on_how_it_is_accumulated() {
             let accumulate = format!("train.accumulate={accumulate}");
             let mut more = vec!["--batch-size", batch, "--set", &accumulate];
             more.extend(common);
-            TRAINER.succeeds(bench.train(batch, &more));
+            TRAINER.succeeds(match chat {
+                true => bench.tune(batch, &more),
+                false => bench.train(batch, &more),
+            });
             let steps = records(&bench.dir.path().join(batch), "step");
             assert!(steps.len() >= 4, "{} steps", steps.len());
             let losses: Vec<f64> = steps.iter().map(|s| s["loss"].as_f64().unwrap()).collect();

@@ -3,27 +3,37 @@
 use std::io::{self, Write};
 use std::path::Path;
 
-use graft_models::{Config, ModelSource, atomic};
+use graft_models::{Classifier, Config, DecoderClassifier, ModelSource, atomic};
 use serde_json::json;
 
 use super::{ColumnArgs, EvalArgs, InspectArgs, PredictArgs, print};
-use crate::config::Rule;
+use crate::config::{Rule, Settings, TaskKind};
+use crate::conversations::Conversations;
+use crate::corpus::Corpus;
 use crate::data::{Columns, Dataset};
-use crate::documents::{Documents, sequence_length};
+use crate::documents::Documents;
 use crate::encode::Encoded;
 use crate::error::{Error, Result};
 use crate::evaluate::{Evaluation, Labelled, logits};
+use crate::hidden::Hidden;
 use crate::model::Model;
 use crate::perplexity::Perplexity;
 use crate::predict::write_predictions;
 use crate::report::{Table, thousands};
+use crate::run_dir;
+use crate::text_classifier::TextClassifier;
 
 fn columns(args: &ColumnArgs, label: Option<&str>) -> Columns {
     Columns {
-        text: args.text_column.clone(),
+        text: text_column(args, TaskKind::Classify),
         text_pair: args.text_pair_column.clone(),
         label: label.map(str::to_owned),
     }
+}
+
+fn text_column(args: &ColumnArgs, task: TaskKind) -> String {
+    let given = args.text_column.as_deref();
+    given.unwrap_or(task.text_column()).to_owned()
 }
 
 /// Says on standard error how many texts were cut.
@@ -39,21 +49,71 @@ fn say_truncated(data: &Encoded, path: &Path) {
 }
 
 pub(super) fn eval(args: &EvalArgs) -> Result<()> {
-    match Config::load(&ModelSource::resolve(&args.model)?)? {
-        Config::Encoder(_) => eval_classifier(args),
-        Config::Decoder(_) => eval_language_model(args),
+    let config = Config::load(&ModelSource::resolve(&args.model)?)?;
+    let task = args.task.unwrap_or_else(|| task_of(&args.model, &config));
+    let memory = args.device.open()?;
+    match (task, config) {
+        (TaskKind::Classify, Config::Encoder(_)) => eval_classifier::<Classifier>(args),
+        (TaskKind::Classify, Config::Decoder(_)) => eval_classifier::<DecoderClassifier>(args),
+        (TaskKind::Clm, _) => {
+            let model = Model::causal(&args.model, &memory)?;
+            let of = |data: &Documents| ("documents", data.documents());
+            eval_tokens::<Documents>(args, task, &model, of)
+        }
+        (TaskKind::Chat, _) => {
+            let model = Model::causal(&args.model, &memory)?;
+            let of = |data: &Conversations| ("conversations", data.lengths().len());
+            eval_tokens::<Conversations>(args, task, &model, of)
+        }
+        (TaskKind::Mlm, _) => {
+            let model = Model::masked(&args.model, &memory)?;
+            let of = |data: &Hidden| ("documents", data.documents());
+            eval_tokens::<Hidden>(args, task, &model, of)
+        }
     }
 }
 
-fn eval_language_model(args: &EvalArgs) -> Result<()> {
-    let model = Model::causal(&args.model, &args.device.open()?)?;
-    let data = Dataset::documents(&args.data, &args.columns.text_column)?;
-    let length = sequence_length(&model.config, args.max_length)?;
-    let data = Documents::new(&model.config, &model.tokenizer, &data, length)?;
-    let result = Perplexity::of(&model, &data)?;
+/// What a model is measured by where nothing is said: what it was trained for, if it is a run, or else what its class
+/// does.
+fn task_of(model: &str, config: &Config) -> TaskKind {
+    let has = |all: &[String], class: &str| all.iter().any(|name| name == class);
+    match config {
+        Config::Encoder(config) => {
+            match has(&config.architectures, config.family.masked_architecture()) {
+                true => TaskKind::Mlm,
+                false => TaskKind::Classify,
+            }
+        }
+        Config::Decoder(config) => {
+            let class = config.family.classification_architecture();
+            let run = || Settings::from_file(&Path::new(model).join(run_dir::CONFIG_FILE));
+            if has(&config.architectures, class) {
+                TaskKind::Classify
+            } else if run().is_ok_and(|run| run.task() == Some(TaskKind::Chat)) {
+                TaskKind::Chat
+            } else {
+                TaskKind::Clm
+            }
+        }
+    }
+}
+
+fn eval_tokens<C: Corpus>(
+    args: &EvalArgs,
+    task: TaskKind,
+    model: &Model<C::Network>,
+    texts: impl Fn(&C) -> (&'static str, usize),
+) -> Result<()> {
+    let rows = C::read(&args.data, &text_column(&args.columns, task))?;
+    let data = C::new(&model.config, &model.tokenizer, &rows, args.max_length)?;
+    if data.truncated() > 0 {
+        eprintln!("{}", data.note(&args.data));
+    }
+    let result = Perplexity::of(model, &data)?;
+    let (name, count) = texts(&data);
     if args.json {
         let value = json!({
-            "documents": data.documents(),
+            name: count,
             "tokens": result.tokens,
             "loss": result.loss,
             "perplexity": result.perplexity(),
@@ -61,24 +121,24 @@ fn eval_language_model(args: &EvalArgs) -> Result<()> {
         return print(&format!("{value}\n"));
     }
     let mut table = Table::new();
-    table.row("documents", thousands(data.documents() as u64));
+    table.row(name, thousands(count as u64));
     table.row("predicted tokens", thousands(result.tokens));
     table.row("loss per token", format!("{:.4}", result.loss));
     table.row("perplexity", format!("{:.4}", result.perplexity()));
     print(&table.to_string())
 }
 
-fn eval_classifier(args: &EvalArgs) -> Result<()> {
-    let model = Model::trained(&args.model, &args.device.open()?)?;
+fn eval_classifier<N: TextClassifier>(args: &EvalArgs) -> Result<()> {
+    let model = Model::<N>::trained(&args.model, &args.device.open()?)?;
     let columns = columns(&args.columns, Some(&args.label_column));
     let data = Labelled::read(&model, &args.data, &columns, args.max_length)?;
     say_truncated(&data.encoded, &args.data);
     let rows = logits(&model, &data.encoded, None)?;
     // The training set is not at hand: the baseline guesses what is most frequent here.
-    let counts = data.counts(&model.config.labels);
+    let counts = data.counts(N::labels(&model.config));
     let result = Evaluation::new(&rows, &data.labels, &counts);
     let (score, baseline) = (result.confusion.score(), result.baseline.score());
-    let names = model.config.labels.names();
+    let names = N::labels(&model.config).names();
     if args.json {
         let value = json!({
             "examples": result.confusion.total(),
@@ -113,7 +173,14 @@ fn eval_classifier(args: &EvalArgs) -> Result<()> {
 }
 
 pub(super) fn predict(args: &PredictArgs) -> Result<()> {
-    let model = Model::trained(&args.model, &args.device.open()?)?;
+    match Config::load(&ModelSource::resolve(&args.model)?)? {
+        Config::Encoder(_) => predict_with::<Classifier>(args),
+        Config::Decoder(_) => predict_with::<DecoderClassifier>(args),
+    }
+}
+
+fn predict_with<N: TextClassifier>(args: &PredictArgs) -> Result<()> {
+    let model = Model::<N>::trained(&args.model, &args.device.open()?)?;
     let data = Dataset::read(&args.data, &columns(&args.columns, None))?;
     let data = Encoded::new(&model, &data, args.max_length)?;
     say_truncated(&data, &args.data);

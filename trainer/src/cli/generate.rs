@@ -4,14 +4,17 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use clap::Args;
-use graft_models::atomic;
-use serde_json::json;
+use graft_models::{CausalLm, ChatOptions, atomic};
+use serde_json::{Value, json};
 
-use crate::data::{Columns, Dataset};
+use crate::config::Precision;
+use crate::conversations::template;
+use crate::data::{Chats, Columns, Conversation, Dataset};
 use crate::device::DeviceArgs;
 use crate::error::{Error, Result};
-use crate::generate::{Options, Sampling, generate};
+use crate::generate::{Options, Sampling, encode, generate};
 use crate::model::Model;
+use crate::train::on_threads;
 
 /// Prompts that are continued at once.
 const PROMPTS_EACH: usize = 8;
@@ -19,12 +22,13 @@ const PROMPTS_EACH: usize = 8;
 /// Arguments of `trainer generate`.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "The continuation of --prompt is written as it comes; for --prompts, a JSON object for each.
+    after_help = "The continuation of --prompt is written as it comes; for --prompts, a JSON object for each. With --chat, prompts are what a user says, and the model's own chat template puts them into words for the model.
 
 Examples:
   trainer generate --model runs/adapted --prompt 'The lessee shall'
   trainer generate --model runs/adapted --prompt 'Once' --temperature 0.8 --top-p 0.95 --seed 7
-  trainer generate --model runs/adapted --prompts prompts.jsonl --stop '\\n\\n' --out texts.jsonl"
+  trainer generate --model runs/adapted --prompts prompts.jsonl --stop '\\n\\n' --out texts.jsonl
+  trainer generate --model runs/chat --chat --prompt 'What is a lessee?'"
 )]
 pub struct GenerateArgs {
     /// A run directory, or any language model of a supported family.
@@ -41,12 +45,23 @@ pub struct GenerateArgs {
         conflicts_with = "prompts"
     )]
     pub prompt: Option<String>,
-    /// Texts to continue (.jsonl, .csv, .tsv).
+    /// Texts to continue (.jsonl, .csv, .tsv); with --chat, conversations to answer (.jsonl).
     #[arg(long, value_name = "FILE")]
     pub prompts: Option<PathBuf>,
-    /// Column of the texts to continue.
-    #[arg(long, value_name = "NAME", default_value = "prompt")]
-    pub text_column: String,
+    /// Column of the texts to continue, or of the messages; prompt, or messages, if absent.
+    #[arg(long, value_name = "NAME")]
+    pub text_column: Option<String>,
+    /// Answer as the assistant, through the model's chat template.
+    #[arg(long)]
+    pub chat: bool,
+    /// What the system says before --prompt, with --chat.
+    #[arg(
+        long,
+        value_name = "TEXT",
+        requires = "chat",
+        conflicts_with = "prompts"
+    )]
+    pub system: Option<String>,
     /// File to write, with --prompts; standard output if absent.
     #[arg(long, value_name = "FILE", requires = "prompts")]
     pub out: Option<PathBuf>,
@@ -81,6 +96,12 @@ pub struct GenerateArgs {
     /// Seed of the choice.
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub seed: u64,
+    /// Type of activations, kept keys and values, and products: f32 or bf16. Weights stay f32.
+    #[arg(long, value_name = "TYPE", default_value = "f32")]
+    pub precision: Precision,
+    /// Worker threads; results do not depend on it.
+    #[arg(long, value_name = "N")]
+    pub threads: Option<usize>,
 }
 
 impl GenerateArgs {
@@ -104,6 +125,7 @@ impl GenerateArgs {
         for (flag, n) in [
             ("--top-k", self.top_k),
             ("--max-new-tokens", Some(self.max_new_tokens)),
+            ("--threads", self.threads),
         ] {
             if n == Some(0) {
                 return refuse(flag, "0".into(), "a whole number, 1 or more");
@@ -135,6 +157,7 @@ impl GenerateArgs {
             },
             max_new_tokens: self.max_new_tokens,
             stop: self.stop.iter().map(plain).collect(),
+            end: Vec::new(),
             seed: self.seed,
         })
     }
@@ -142,20 +165,104 @@ impl GenerateArgs {
 
 pub(super) fn run(args: &GenerateArgs) -> Result<()> {
     let options = args.options()?;
-    let prompts = args.prompts.as_ref().map(|path| {
-        let columns = Columns {
-            text: args.text_column.clone(),
-            text_pair: None,
-            label: None,
-        };
-        Dataset::read(path, &columns)
-    });
-    let prompts = prompts.transpose()?;
-    let model = Model::causal(&args.model, &args.device.open()?)?;
-    let Some(prompts) = prompts else {
-        let prompt = args.prompt.as_deref().unwrap_or_default();
+    on_threads(args.threads, "--threads", || continue_all(args, options))
+}
+
+/// What is to be continued: the object's member that says it in the output, and the tokens.
+struct Prompt {
+    said: Value,
+    ids: Vec<u32>,
+}
+
+/// What is to be continued, as it was read.
+enum Source {
+    Texts(Vec<String>),
+    Chats(Chats),
+}
+
+/// Reads what is to be continued.
+fn read(args: &GenerateArgs) -> Result<Source> {
+    let column = |default: &str| args.text_column.clone().unwrap_or_else(|| default.into());
+    Ok(match (&args.prompts, args.chat) {
+        (Some(path), false) => {
+            let columns = Columns {
+                text: column("prompt"),
+                text_pair: None,
+                label: None,
+            };
+            let data = Dataset::read(path, &columns)?;
+            Source::Texts(data.examples.into_iter().map(|e| e.text).collect())
+        }
+        (Some(path), true) => Source::Chats(Chats::read(path, &column("messages"))?),
+        (None, chat) => {
+            let prompt = args.prompt.clone().unwrap_or_default();
+            if !chat {
+                return Ok(Source::Texts(vec![prompt]));
+            }
+            let system = args.system.as_ref();
+            let system = system.map(|text| json!({"role": "system", "content": text}));
+            let user = json!({"role": "user", "content": prompt});
+            Source::Chats(Chats {
+                path: "--prompt".into(),
+                rows: vec![Conversation {
+                    messages: system.into_iter().chain([user]).collect(),
+                    tools: None,
+                    variables: Default::default(),
+                    line: 1,
+                }],
+            })
+        }
+    })
+}
+
+/// The tokens of what is to be continued. A conversation ends where the assistant's answer begins, and the token that ends
+/// its turn ends the text.
+fn encode_all(
+    model: &Model<CausalLm>,
+    source: Source,
+    options: &mut Options,
+) -> Result<Vec<Prompt>> {
+    match source {
+        Source::Texts(texts) => texts
+            .into_iter()
+            .map(|text| {
+                let ids = encode(model, &text)?;
+                let said = text.into();
+                Ok(Prompt { said, ids })
+            })
+            .collect(),
+        Source::Chats(chats) => {
+            let template = template(&model.tokenizer)?;
+            options.end.extend(template.end_of_turn(&model.tokenizer));
+            chats
+                .rows
+                .into_iter()
+                .map(|row| {
+                    let render = ChatOptions {
+                        add_generation_prompt: true,
+                        tools: row.tools,
+                        variables: row.variables,
+                        ..ChatOptions::default()
+                    };
+                    let text = template.render(&row.messages, &render)?;
+                    let ids = model.tokenizer.encode_bare(&text)?;
+                    let said = row.messages.into();
+                    Ok(Prompt { said, ids })
+                })
+                .collect()
+        }
+    }
+}
+
+fn continue_all(args: &GenerateArgs, mut options: Options) -> Result<()> {
+    let source = read(args)?;
+    let mut model = Model::causal(&args.model, &args.device.open()?)?;
+    model.parameters.compute_in(args.precision.dtype())?;
+    let prompts = encode_all(&model, source, &mut options)?;
+    let ids: Vec<Vec<u32>> = prompts.iter().map(|prompt| prompt.ids.clone()).collect();
+    if args.prompts.is_none() {
         let mut out = io::stdout().lock();
-        let outcome = generate(&model, &[prompt], 0, &options, &mut |_, piece| {
+        let outcome = generate(&model, &ids, 0, &options, &mut |_, piece| {
             said(out.write_all(piece.as_bytes()).and_then(|()| out.flush()))
         });
         return match outcome {
@@ -164,15 +271,16 @@ pub(super) fn run(args: &GenerateArgs) -> Result<()> {
             Err(Error::Io { source, .. }) if source.kind() == io::ErrorKind::BrokenPipe => Ok(()),
             Err(error) => Err(error),
         };
-    };
-    let texts: Vec<&str> = prompts.examples.iter().map(|e| e.text.as_str()).collect();
+    }
+    let name = if args.chat { "messages" } else { "prompt" };
     let mut lines = Vec::new();
-    for (part, texts) in texts.chunks(PROMPTS_EACH).enumerate() {
+    for (part, prompts) in prompts.chunks(PROMPTS_EACH).enumerate() {
         let first = part * PROMPTS_EACH;
-        let all = generate(&model, texts, first, &options, &mut |_, _| Ok(()))?;
-        for (prompt, done) in texts.iter().zip(all) {
+        let ids = &ids[first..first + prompts.len()];
+        let all = generate(&model, ids, first, &options, &mut |_, _| Ok(()))?;
+        for (prompt, done) in prompts.iter().zip(all) {
             let line = json!({
-                "prompt": prompt,
+                name: prompt.said,
                 "text": done.text,
                 "tokens": done.tokens,
                 "finish": done.finish,

@@ -4,6 +4,7 @@
 //! clap reports.
 
 mod commands;
+mod data;
 mod delta;
 mod generate;
 mod run_args;
@@ -17,11 +18,12 @@ use std::process::ExitCode;
 use clap::{Args, Parser, Subcommand};
 use miette::{Diagnostic, GraphicalReportHandler, GraphicalTheme};
 
+pub use data::{Colour, DataArgs, DataCommand, ShowArgs, TokenizerArgs};
 pub use delta::{ApplyArgs, DiffArgs, RevertArgs};
 pub use generate::GenerateArgs;
 pub use run_args::RunArgs;
 
-use crate::config::KEYS;
+use crate::config::{KEYS, TaskKind};
 use crate::device::DeviceArgs;
 use crate::error::{Error, Result, list_names};
 
@@ -39,14 +41,20 @@ pub struct Cli {
 pub enum Command {
     /// Train a classifier or a language model on your data.
     Train(Box<TrainArgs>),
+    /// Train a language model from nothing: a configuration, a tokenizer and text.
+    Pretrain(Box<PretrainArgs>),
     /// Say what memory a training would need, without running it.
     Plan(Box<PlanArgs>),
-    /// Measure a trained classifier on labelled data, or a language model on documents.
+    /// Measure a trained classifier on labelled data, or a language model on documents or conversations.
     Eval(EvalArgs),
     /// Label texts.
     Predict(PredictArgs),
     /// Continue texts with a language model.
     Generate(GenerateArgs),
+    /// Look at data as a task sees them.
+    Data(DataArgs),
+    /// Make a tokenizer from texts.
+    Tokenizer(TokenizerArgs),
     /// List a model's tensors, and what a strategy would train of them.
     Inspect(InspectArgs),
     /// Set runs beside each other: what was trained, how well, at what price.
@@ -72,7 +80,8 @@ pub enum Command {
   trainer train --model DIR --train train.jsonl --eval test.jsonl --strategy head --out runs/head
   trainer train --model DIR --train train.csv --strategy last:2 --epochs 5 --out runs/last2
   trainer train --task clm --model GPT --train domain.txt --eval held-out.txt --out runs/adapted
-  trainer train --task clm --init random --model CONFIG --train text.jsonl --out runs/small
+  trainer train --task chat --model CHAT --train chat.jsonl --eval held-out.jsonl --out runs/chat
+  trainer train --task mlm --model BERT --train domain.txt --eval held-out.txt --out runs/domain
 
 `trainer config --keys` lists every setting.")]
 pub struct TrainArgs {
@@ -95,12 +104,29 @@ pub struct PlanArgs {
     pub run: RunArgs,
 }
 
+/// Arguments of `trainer pretrain`.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "The same as `trainer train` with task.kind = \"clm\" (or \"mlm\", if that is said) and model.init = \"random\".
+
+Examples:
+  trainer tokenizer --data text.txt --out CONFIG
+  trainer pretrain --model CONFIG --train text.txt --eval other.txt --out runs/small
+
+`trainer config --keys` lists every setting."
+)]
+pub struct PretrainArgs {
+    /// The run's settings.
+    #[command(flatten)]
+    pub run: RunArgs,
+}
+
 /// The columns of a data file.
 #[derive(Debug, Args)]
 pub struct ColumnArgs {
-    /// Column of the text.
-    #[arg(long, value_name = "NAME", default_value = "text")]
-    pub text_column: String,
+    /// Column of the text, or of the messages; text, or messages, if absent.
+    #[arg(long, value_name = "NAME")]
+    pub text_column: Option<String>,
     /// Column of the second text.
     #[arg(long, value_name = "NAME")]
     pub text_pair_column: Option<String>,
@@ -109,11 +135,12 @@ pub struct ColumnArgs {
 /// Arguments of `trainer eval`.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "A language model is measured by its perplexity: every token but a document's first is predicted.
+    after_help = "A language model is measured by its perplexity over what it was trained on: every token but a document's first; the assistant's tokens of conversations; hidden tokens.
 
 Examples:
   trainer eval --model runs/head --data test.jsonl
-  trainer eval --model runs/adapted --data held-out.txt"
+  trainer eval --model runs/adapted --data held-out.txt
+  trainer eval --model runs/chat --task chat --data held-out.jsonl"
 )]
 pub struct EvalArgs {
     /// A run directory, or any classifier or language model of a supported family.
@@ -122,9 +149,12 @@ pub struct EvalArgs {
     /// The device.
     #[command(flatten)]
     pub device: DeviceArgs,
-    /// Labelled examples (.jsonl, .csv, .tsv), or documents (also .txt).
+    /// Labelled examples (.jsonl, .csv, .tsv), documents (also .txt), or conversations (.jsonl).
     #[arg(long, value_name = "FILE")]
     pub data: PathBuf,
+    /// What to measure: classify, clm, chat or mlm; what a run was trained for, or the model's class says, if absent.
+    #[arg(long, value_name = "KIND")]
+    pub task: Option<TaskKind>,
     /// Column of the label.
     #[arg(long, value_name = "NAME", default_value = "label")]
     pub label_column: String,
@@ -247,10 +277,13 @@ where
     };
     let outcome = match &cli.command {
         Command::Train(args) => train(args),
+        Command::Pretrain(args) => pretrain(args),
         Command::Plan(args) => plan(args),
         Command::Eval(args) => commands::eval(args),
         Command::Predict(args) => commands::predict(args),
         Command::Generate(args) => generate::run(args),
+        Command::Data(args) => data::data(args),
+        Command::Tokenizer(args) => data::tokenizer(args),
         Command::Inspect(args) => commands::inspect(args),
         Command::Compare(args) => {
             crate::compare::compare(&args.runs).and_then(|table| print(&table))
@@ -281,6 +314,11 @@ fn plan(args: &PlanArgs) -> Result<()> {
     // Nothing is written: a plan needs no place for it.
     run.out.get_or_insert_with(|| PathBuf::from(".graft-plan"));
     print(&crate::train::plan(&run.resolve()?)?.to_string())
+}
+
+fn pretrain(args: &PretrainArgs) -> Result<()> {
+    let report = crate::train::train(&args.run.pretraining()?)?;
+    print(&report.to_string())
 }
 
 fn config(args: &ConfigArgs) -> Result<()> {

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use crate::config::{RunConfig, Settings};
+use crate::config::{Init, RunConfig, Settings};
 use crate::error::{Error, Result};
 
 /// A configuration file, `--set` and flags. A flag overrides `--set`, which overrides the file.
@@ -22,13 +22,14 @@ pub struct RunArgs {
     /// Where weights come from: pretrained, or random for new ones on the model's config.json and tokenizer.json.
     #[arg(long, value_name = "INIT")]
     pub init: Option<String>,
-    /// Training examples (.jsonl, .csv, .tsv; documents for clm also .txt).
+    /// Training examples (.jsonl, .csv, .tsv; documents for clm and mlm also .txt; conversations for chat .jsonl).
     #[arg(long, value_name = "FILE")]
     pub train: Option<PathBuf>,
     /// Examples to evaluate on after each epoch.
     #[arg(long, value_name = "FILE")]
     pub eval: Option<PathBuf>,
-    /// What to learn: classify, or clm for the next token of documents.
+    /// What to learn: classify; clm for the next token of documents; chat for the assistant's tokens of conversations;
+    /// mlm for hidden tokens of documents.
     #[arg(long, value_name = "KIND")]
     pub task: Option<String>,
     /// What to train: head, last:K, bitfit, norms or full; and how: gradual, llrd:F; joined by +.
@@ -71,7 +72,7 @@ pub struct RunArgs {
     /// Worker threads; results do not depend on it.
     #[arg(long, value_name = "N", allow_negative_numbers = true)]
     pub threads: Option<i64>,
-    /// Column of the text.
+    /// Column of the text, or of the messages.
     #[arg(long, value_name = "NAME")]
     pub text_column: Option<String>,
     /// Column of the second text.
@@ -88,6 +89,33 @@ impl RunArgs {
     /// # Errors
     /// See [`Settings`] and [`RunConfig::resolve`].
     pub fn resolve(&self) -> Result<RunConfig> {
+        RunConfig::resolve(self.settings()?)
+    }
+
+    /// The configuration of a pretraining: a language model from random weights, where nothing else is said.
+    ///
+    /// # Errors
+    /// As [`RunArgs::resolve`]; weights that are not random.
+    pub fn pretraining(&self) -> Result<RunConfig> {
+        let mut settings = self.settings()?;
+        for (key, value) in [("task.kind", "clm"), ("model.init", "random")] {
+            if settings.origin(key).is_none() {
+                settings.flag(key, "pretrain", value);
+            }
+        }
+        let origin = settings.origin("model.init").map(ToString::to_string);
+        let config = RunConfig::resolve(settings)?;
+        match config.model.init {
+            Init::Random => Ok(config),
+            Init::Pretrained => Err(Error::config(
+                origin.unwrap_or_default(),
+                "`model.init` is \"pretrained\", but `trainer pretrain` begins with random weights",
+                "leave it out, or use `trainer train`",
+            )),
+        }
+    }
+
+    fn settings(&self) -> Result<Settings> {
         let mut settings = match &self.config {
             Some(path) => Settings::from_file(path)?,
             None => Settings::new(),
@@ -153,6 +181,6 @@ impl RunArgs {
         if !self.rule.is_empty() {
             settings.flag("strategy.rules", "--rule", self.rule.clone());
         }
-        RunConfig::resolve(settings)
+        Ok(settings)
     }
 }

@@ -41,17 +41,20 @@ pub const KEYS: &[Key] = &[
     ),
     key(
         "model.init",
-        "\"pretrained\", or \"random\" for new weights on the model's config.json and tokenizer.json (clm); \"pretrained\"",
+        "\"pretrained\", or \"random\" for new weights on the model's config.json and tokenizer.json (clm, mlm); \"pretrained\"",
     ),
     key(
         "data.train",
-        "training examples, .jsonl, .csv or .tsv; clm: documents, one a row, or one in a .txt file; required",
+        "training examples, .jsonl, .csv or .tsv; clm and mlm: documents, one a row, or one in a .txt file; chat: conversations, .jsonl; required",
     ),
     key(
         "data.eval",
         "examples to evaluate on after each epoch; none by default",
     ),
-    key("data.text", "column of the text; \"text\""),
+    key(
+        "data.text",
+        "column of the text, or of a conversation's messages; \"text\", for chat \"messages\"",
+    ),
     key(
         "data.text_pair",
         "column of the second text; \"text_pair\" where the file has one",
@@ -59,11 +62,11 @@ pub const KEYS: &[Key] = &[
     key("data.label", "column of the label (classify); \"label\""),
     key(
         "data.max_length",
-        "most tokens of one example, special tokens included; the model's positions, for clm at most 1024",
+        "most tokens of one example, special tokens included; the model's positions, for clm at most 1024, for mlm at most 512",
     ),
     key(
         "task.kind",
-        "\"classify\", or \"clm\" for the next token of documents; \"classify\"",
+        "\"classify\"; \"clm\" for the next token of documents; \"chat\" for the assistant's tokens of conversations; \"mlm\" for hidden tokens of documents; \"classify\"",
     ),
     key(
         "strategy.name",
@@ -117,7 +120,7 @@ pub const KEYS: &[Key] = &[
     ),
     key(
         "train.batch_size",
-        "examples in a batch, 1 or more; 16 (clm: 4 sequences) unless train.max_tokens is given",
+        "examples in a batch, 1 or more; 16 (clm and chat: 4) unless train.max_tokens is given",
     ),
     key(
         "train.max_tokens",

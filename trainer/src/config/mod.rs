@@ -65,7 +65,7 @@ pub struct DataConfig {
     /// File of evaluation examples; without one, no epoch is evaluated and the last model is kept.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub eval: Option<PathBuf>,
-    /// Column of the text; default `text`.
+    /// Column of the text, or of the messages; default [`TaskKind::text_column`].
     pub text: String,
     /// Column of the second text; none: `text_pair` where the file has such a column.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -142,7 +142,7 @@ impl OptimizerConfig {
 pub struct TrainConfig {
     /// Passes over the training examples; default 3.
     pub epochs: usize,
-    /// Default: 16 examples, or 4 sequences of documents.
+    /// Default: 16 examples, or 4 sequences of documents or conversations.
     #[serde(flatten)]
     pub batch: BatchSize,
     /// Batches in one optimizer step; default 1.
@@ -188,7 +188,7 @@ impl RunConfig {
     pub fn resolve(mut settings: Settings) -> Result<RunConfig> {
         exclusive(&mut settings, "train.batch_size", "train.max_tokens")?;
         let s = &settings;
-        let kinds = "\"classify\" or \"clm\"";
+        let kinds = "\"classify\", \"clm\", \"chat\" or \"mlm\"";
         let task = TaskConfig {
             kind: choice(s, "task.kind", kinds)?.unwrap_or(TaskKind::Classify),
         };
@@ -207,11 +207,11 @@ impl RunConfig {
         let data = DataConfig {
             train: required(path(s, "data.train")?, "data.train", "--train FILE")?,
             eval: path(s, "data.eval")?,
-            text: column("data.text")?.unwrap_or_else(|| "text".into()),
+            text: column("data.text")?.unwrap_or_else(|| task.kind.text_column().into()),
             text_pair: column("data.text_pair")?,
             label: match task.kind {
                 TaskKind::Classify => Some(column("data.label")?.unwrap_or_else(|| "label".into())),
-                TaskKind::Clm => None,
+                TaskKind::Clm | TaskKind::Chat | TaskKind::Mlm => None,
             },
             max_length: count(s, "data.max_length")?,
         };
@@ -245,8 +245,8 @@ impl RunConfig {
                 (_, Some(tokens)) => BatchSize::Tokens(tokens),
                 (Some(examples), None) => BatchSize::Examples(examples),
                 (None, None) => BatchSize::Examples(match task.kind {
-                    TaskKind::Classify => 16,
-                    TaskKind::Clm => 4,
+                    TaskKind::Classify | TaskKind::Mlm => 16,
+                    TaskKind::Clm | TaskKind::Chat => 4,
                 }),
             },
             accumulate: count(s, "train.accumulate")?.unwrap_or(1),
@@ -371,24 +371,23 @@ fn exclusive(settings: &mut Settings, a: &'static str, b: &'static str) -> Resul
 /// Refuses settings that the task has no use for.
 fn foreign_to_task(s: &Settings, kind: TaskKind, model: &ModelConfig) -> Result<()> {
     let place = |key: &str| s.origin(key).map_or_else(String::new, Origin::to_string);
-    match kind {
-        TaskKind::Classify if model.init == Init::Random => Err(Error::config(
+    let from_nothing = matches!(kind, TaskKind::Clm | TaskKind::Mlm);
+    if model.init == Init::Random && !from_nothing {
+        return Err(Error::config(
             place("model.init"),
-            "`model.init` is \"random\", which is for `task.kind` = \"clm\"",
+            "`model.init` is \"random\", which is for `task.kind` = \"clm\" or \"mlm\"",
             "name a pretrained model, or set task.kind = \"clm\"",
+        ));
+    }
+    let classifiers = ["data.label", "data.text_pair", "train.cache_dir"];
+    let given = |key: &&str| kind != TaskKind::Classify && s.origin(key).is_some();
+    match classifiers.into_iter().find(given) {
+        Some(key) => Err(Error::config(
+            place(key),
+            format!("`{key}` has no effect: `task.kind` is \"{kind}\""),
+            "remove it",
         )),
-        TaskKind::Classify => Ok(()),
-        TaskKind::Clm => {
-            let keys = ["data.label", "data.text_pair", "train.cache_dir"];
-            match keys.into_iter().find(|key| s.origin(key).is_some()) {
-                Some(key) => Err(Error::config(
-                    place(key),
-                    format!("`{key}` has no effect: `task.kind` is \"clm\""),
-                    "remove it",
-                )),
-                None => Ok(()),
-            }
-        }
+        None => Ok(()),
     }
 }
 

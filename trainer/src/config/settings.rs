@@ -9,6 +9,7 @@ use serde::de::DeserializeOwned;
 use toml::Value;
 use toml::de::{DeTable, DeValue};
 
+use super::TaskKind;
 use super::keys::{KEYS, describe, unknown_key};
 use crate::error::{Error, Result};
 
@@ -178,6 +179,12 @@ impl Settings {
     /// Where a key was given, if it was.
     pub fn origin(&self, key: &str) -> Option<&Origin> {
         self.entries.get(key).map(|(_, origin)| origin)
+    }
+
+    /// The kind of task, if one is given that there is.
+    pub fn task(&self) -> Option<TaskKind> {
+        let (value, _) = self.entries.get("task.kind")?;
+        value.clone().try_into().ok()
     }
 
     /// Forgets a key.

@@ -1,5 +1,7 @@
 //! The values a configuration's keys take, where they are more than numbers and strings.
 
+use std::fmt;
+
 use graft_tensor::DType;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
@@ -7,13 +9,38 @@ use super::rules::Rule;
 use super::strategy::Strategy;
 
 /// What a run learns to do.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum TaskKind {
     /// One label per text or pair of texts.
     Classify,
     /// The next token of documents: a causal language model.
     Clm,
+    /// The assistant's tokens of conversations: a causal language model.
+    Chat,
+    /// Hidden tokens of documents: a masked language model.
+    Mlm,
+}
+
+impl TaskKind {
+    /// Column of the text where none is named.
+    pub fn text_column(self) -> &'static str {
+        match self {
+            TaskKind::Chat => "messages",
+            TaskKind::Classify | TaskKind::Clm | TaskKind::Mlm => "text",
+        }
+    }
+}
+
+impl fmt::Display for TaskKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            TaskKind::Classify => "classify",
+            TaskKind::Clm => "clm",
+            TaskKind::Chat => "chat",
+            TaskKind::Mlm => "mlm",
+        })
+    }
 }
 
 /// Where a model's weights come from.
@@ -39,7 +66,7 @@ pub enum Schedule {
 }
 
 /// The type of activations and products. Weights, their gradients and the optimizer's state are f32.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum Precision {
     /// 24 bits.

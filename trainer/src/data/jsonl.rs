@@ -12,17 +12,13 @@ use super::{Columns, DEFAULT_PAIR, Example, empty_label, missing_column};
 use crate::error::{Error, Result};
 
 /// Lines that are worth a task of their own.
-const LINES_EACH: usize = 64;
+pub(super) const LINES_EACH: usize = 64;
 
 /// The examples of a JSON Lines text, parsed on all cores. Blank lines are skipped.
 pub(super) fn parse(path: &Path, text: &str, columns: &Columns) -> Result<Vec<Example>> {
-    let lines: Vec<(usize, &str)> = (1..)
-        .zip(text.lines())
-        .filter(|(_, content)| !content.trim().is_empty())
-        .collect();
-    let row = |line: usize, content: &str| -> Result<Row> {
-        serde_json::from_str(content).map_err(|e| malformed(path, line, content, &e))
-    };
+    let lines = lines_of(text);
+    const EXAMPLE: &str = "{\"text\": \"...\", \"label\": \"...\"}";
+    let row = |line: usize, content: &str| Row::parse(path, line, content, EXAMPLE);
     // Whether there are second texts: said by the columns, else by the first row, for all rows.
     let pair = match (columns.text_pair.as_deref(), lines.first()) {
         (Some(name), _) => Some(name),
@@ -55,7 +51,21 @@ pub(super) fn parse(path: &Path, text: &str, columns: &Columns) -> Result<Vec<Ex
     rows.into_iter().collect()
 }
 
-fn malformed(path: &Path, line: usize, content: &str, error: &serde_json::Error) -> Error {
+/// The lines that are not blank, with their numbers from 1.
+pub(super) fn lines_of(text: &str) -> Vec<(usize, &str)> {
+    (1..)
+        .zip(text.lines())
+        .filter(|(_, content)| !content.trim().is_empty())
+        .collect()
+}
+
+fn malformed(
+    path: &Path,
+    line: usize,
+    content: &str,
+    example: &str,
+    error: &serde_json::Error,
+) -> Error {
     // The parser saw one line only: its own "at line 1" would mislead.
     let said = error.to_string();
     let message = said
@@ -63,8 +73,9 @@ fn malformed(path: &Path, line: usize, content: &str, error: &serde_json::Error)
         .map_or(said.as_str(), |end| &said[..end]);
     let help = if content.trim_start().starts_with('[') {
         "expected one JSON object per line, not an array; write each row on a line of its own"
+            .to_owned()
     } else {
-        "correct the line; each is one JSON object such as {\"text\": \"...\", \"label\": \"...\"}"
+        format!("correct the line; each is one JSON object such as {example}")
     };
     Error::data(
         path,
@@ -75,17 +86,22 @@ fn malformed(path: &Path, line: usize, content: &str, error: &serde_json::Error)
 }
 
 /// An object's members in their order, each key once.
-struct Row(Vec<(String, Value)>);
+pub(super) struct Row(Vec<(String, Value)>);
 
 impl Row {
-    fn get(&self, name: &str) -> Option<&Value> {
+    /// Of a line; `example` is one.
+    pub(super) fn parse(path: &Path, line: usize, content: &str, example: &str) -> Result<Row> {
+        serde_json::from_str(content).map_err(|e| malformed(path, line, content, example, &e))
+    }
+
+    pub(super) fn get(&self, name: &str) -> Option<&Value> {
         self.0
             .iter()
             .find(|(key, _)| key == name)
             .map(|(_, value)| value)
     }
 
-    fn column(&self, path: &Path, line: usize, key: &str, name: &str) -> Result<&Value> {
+    pub(super) fn column(&self, path: &Path, line: usize, key: &str, name: &str) -> Result<&Value> {
         self.get(name).ok_or_else(|| {
             missing_column(
                 path,
@@ -120,7 +136,13 @@ impl Row {
     }
 }
 
-fn wrong_type(path: &Path, line: usize, name: &str, found: &Value, expected: &str) -> Error {
+pub(super) fn wrong_type(
+    path: &Path,
+    line: usize,
+    name: &str,
+    found: &Value,
+    expected: &str,
+) -> Error {
     let found = match found {
         Value::Null => "null".to_owned(),
         Value::Bool(value) => value.to_string(),

@@ -1,15 +1,17 @@
-//! Examples from files: JSON Lines, CSV and TSV.
+//! Examples from files: JSON Lines, CSV and TSV; conversations.
 //!
 //! The format follows from the extension: `.jsonl`, `.ndjson` and `.json` hold one JSON object per line, `.csv` is
 //! RFC 4180 with a header, `.tsv` is tab-separated with a header and knows no quotes. A byte order mark, CRLF line
 //! ends and blank lines are tolerated; everything else that is wrong is refused with the file and the line.
 
+mod chat;
 mod csv;
 mod jsonl;
 mod labels;
 
 use std::path::{Path, PathBuf};
 
+pub use chat::{Chats, Conversation};
 pub use labels::{count_labels, encode_labels, training_labels};
 
 use crate::error::{Error, Result, list_names};
@@ -69,11 +71,8 @@ impl Dataset {
     /// An unknown extension, a file that cannot be read, is not UTF-8 or holds no example, a malformed row, a missing
     /// column, a text that is no string, a label that is neither a string nor an integer, or an empty label.
     pub fn read(path: &Path, columns: &Columns) -> Result<Dataset> {
-        let extension = path
-            .extension()
-            .map(|e| e.to_string_lossy().to_ascii_lowercase());
-        let parse = match extension.as_deref() {
-            Some("jsonl" | "ndjson" | "json") => jsonl::parse,
+        let parse = match extension(path).as_deref() {
+            _ if is_jsonl(path) => jsonl::parse,
             Some("csv") => csv::parse_csv,
             Some("tsv") => csv::parse_tsv,
             _ => {
@@ -85,9 +84,8 @@ impl Dataset {
                 ));
             }
         };
-        let bytes = std::fs::read(path).map_err(|e| Error::io("read", path, e))?;
-        let text = decode(path, &bytes)?;
-        let examples = parse(path, text, columns)?;
+        let text = read_text(path)?;
+        let examples = parse(path, &text, columns)?;
         if examples.is_empty() {
             return Err(Error::data(
                 path,
@@ -122,9 +120,8 @@ impl Dataset {
             };
             return Dataset::read(path, &columns);
         }
-        let bytes = std::fs::read(path).map_err(|e| Error::io("read", path, e))?;
         let example = Example {
-            text: decode(path, &bytes)?.to_owned(),
+            text: read_text(path)?,
             text_pair: None,
             label: None,
             line: 1,
@@ -144,6 +141,25 @@ impl Dataset {
             .filter(|e| blank(&e.text) && e.text_pair.as_deref().is_none_or(blank))
             .count()
     }
+}
+
+/// What a file's name ends in, in small letters.
+fn extension(path: &Path) -> Option<String> {
+    let extension = path.extension()?;
+    Some(extension.to_string_lossy().to_ascii_lowercase())
+}
+
+fn is_jsonl(path: &Path) -> bool {
+    matches!(
+        extension(path).as_deref(),
+        Some("jsonl" | "ndjson" | "json")
+    )
+}
+
+/// A file's text, without its byte order mark.
+fn read_text(path: &Path) -> Result<String> {
+    let bytes = std::fs::read(path).map_err(|e| Error::io("read", path, e))?;
+    decode(path, &bytes).map(str::to_owned)
 }
 
 /// The text of a file without its byte order mark.

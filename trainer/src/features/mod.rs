@@ -14,7 +14,7 @@ mod file;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use graft_models::{Cut, Encoding, ModelConfig};
+use graft_models::{Cut, Encoding};
 use graft_nn::Forward;
 use graft_tensor::{Category, Tensor};
 use sha2::{Digest, Sha256};
@@ -25,6 +25,7 @@ use crate::encode::Encoded;
 use crate::error::Result;
 use crate::model::{Hashes, Model};
 use crate::plan::read_all;
+use crate::text_classifier::TextClassifier;
 use file::{Entries, FILE_LIMIT, Place, write_all};
 
 /// SHA-256 of a text's token ids and types.
@@ -81,9 +82,9 @@ enum Spill {
 impl Features {
     /// For `epochs` whose training begins at `cut`: nothing if it is not worth keeping. `dir` is where a file may be while
     /// the run goes on. What lies below the cut must still be what `hashes` says.
-    pub fn new(
+    pub fn new<N: TextClassifier>(
         config: &RunConfig,
-        model: &Model,
+        model: &Model<N>,
         hashes: &Hashes,
         (cut, epochs): (Option<Cut>, usize),
         dir: &Path,
@@ -98,7 +99,7 @@ impl Features {
         let trunk = identity(model, hashes, cut);
         let mut features = Features {
             cut,
-            hidden: model.config.hidden_size,
+            hidden: N::hidden_size(&model.config),
             trunk,
             slots: BTreeMap::new(),
             memory: (0, train.cache_memory.saturating_mul(1 << 20)),
@@ -185,7 +186,12 @@ impl Features {
     ///
     /// # Errors
     /// As the model's forward pass.
-    pub fn rows(&mut self, model: &Model, data: &Encoded, batch: &[usize]) -> Result<Tensor> {
+    pub fn rows<N: TextClassifier>(
+        &mut self,
+        model: &Model<N>,
+        data: &Encoded,
+        batch: &[usize],
+    ) -> Result<Tensor> {
         self.probe(model, data, batch)?;
         if let Some(all) = self.fetch(data, batch) {
             return self.tensor(model, all);
@@ -224,7 +230,7 @@ impl Features {
     ///
     /// # Errors
     /// None for rows of this cut.
-    pub fn tensor(&self, model: &Model, rows: Vec<f32>) -> Result<Tensor> {
+    pub fn tensor<N: TextClassifier>(&self, model: &Model<N>, rows: Vec<f32>) -> Result<Tensor> {
         let memory = model.parameters.memory().with(Category::Activations);
         let shape = [rows.len() / self.hidden, self.hidden];
         Ok(Tensor::from_vec(&memory, rows, &shape)?)
@@ -275,7 +281,12 @@ impl Features {
     }
 
     /// Runs the trunk.
-    fn compute(&self, model: &Model, data: &Encoded, batch: &[usize]) -> Result<Vec<f32>> {
+    fn compute<N: TextClassifier>(
+        &self,
+        model: &Model<N>,
+        data: &Encoded,
+        batch: &[usize],
+    ) -> Result<Vec<f32>> {
         if batch.is_empty() {
             return Ok(Vec::new());
         }
@@ -317,7 +328,12 @@ impl Features {
 
     /// Before anything of an earlier run is used, one of its texts is computed again: another version of this program
     /// or another processor may round otherwise, and this run's result must not depend on that.
-    fn probe(&mut self, model: &Model, data: &Encoded, batch: &[usize]) -> Result<()> {
+    fn probe<N: TextClassifier>(
+        &mut self,
+        model: &Model<N>,
+        data: &Encoded,
+        batch: &[usize],
+    ) -> Result<()> {
         if self.probed {
             return Ok(());
         }
@@ -443,17 +459,11 @@ fn key(encoding: &Encoding) -> Key {
 
 /// All that decides what the trunk makes of token ids: its tensors, how the configuration arranges them, and the type
 /// they are computed in.
-fn identity(model: &Model, hashes: &Hashes, cut: Cut) -> Key {
-    let c: &ModelConfig = &model.config;
+fn identity<N: TextClassifier>(model: &Model<N>, hashes: &Hashes, cut: Cut) -> Key {
     let mut text = format!(
-        "{} {cut:?} {:?} layers {} heads {} {:?} eps {:e} first position {} in {}\n",
+        "{} {cut:?} {} in {}\n",
         env!("CARGO_PKG_VERSION"),
-        c.family,
-        c.layers,
-        c.heads,
-        c.hidden_act,
-        c.layer_norm_eps,
-        c.first_position(),
+        N::arrangement(&model.config),
         model.parameters.compute(),
     );
     for (id, parameter) in model.parameters.iter() {

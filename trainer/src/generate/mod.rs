@@ -7,7 +7,7 @@
 mod sample;
 mod stop;
 
-use graft_models::{CausalLm, DecodeStream, KvCache, TokenBatch};
+use graft_models::{CausalLm, DecodeStream, KvCache, TokenBatch, end_tokens};
 use graft_nn::Forward;
 use graft_tensor::Memory;
 use graft_tensor::ops::random::{Key, uniform};
@@ -27,6 +27,8 @@ pub struct Options {
     pub max_new_tokens: usize,
     /// Texts before which to stop; none of them empty
     pub stop: Vec<String>,
+    /// Tokens that end a text, beside those that the model states
+    pub end: Vec<u32>,
     /// Of the random numbers
     pub seed: u64,
 }
@@ -76,7 +78,10 @@ fn known(model: &Model<CausalLm>) -> Vec<bool> {
 }
 
 /// The tokens of a prompt, with the special tokens that the tokenizer adds to a text.
-fn encode(model: &Model<CausalLm>, prompt: &str) -> Result<Vec<u32>> {
+///
+/// # Errors
+/// An empty prompt, where no token begins a text; a prompt that cannot be encoded.
+pub fn encode(model: &Model<CausalLm>, prompt: &str) -> Result<Vec<u32>> {
     if prompt.is_empty() && model.tokenizer.added_tokens(false) == 0 {
         let begin = model.config.bos_token_id;
         return match begin.filter(|&id| id < model.config.vocab_size) {
@@ -88,44 +93,48 @@ fn encode(model: &Model<CausalLm>, prompt: &str) -> Result<Vec<u32>> {
             )),
         };
     }
-    let ids = model.tokenizer.encode(prompt, None, usize::MAX)?.ids;
-    let positions = model.config.max_tokens();
-    if ids.len() > positions {
-        let what = format!(
-            "the prompt has {} tokens, but the model has {positions} positions",
-            ids.len()
-        );
-        return Err(Error::config("prompt", what, "shorten it"));
-    }
-    Ok(ids)
+    Ok(model.tokenizer.encode(prompt, None, usize::MAX)?.ids)
 }
 
-/// Continues `prompts`, of which the first has the number `first` among all (for its random numbers). `emit` is handed
-/// each text's number within `prompts` and its pieces as soon as they are certain: whole characters, and nothing of a
-/// stop text.
+/// Continues `prompts` of token ids, of which the first has the number `first` among all (for its random numbers). `emit`
+/// is handed each text's number within `prompts` and its pieces as soon as they are certain: whole characters, and nothing
+/// of a stop text.
 ///
 /// # Errors
-/// A prompt with more tokens than the model has positions; as the model's passes; those of `emit`.
+/// A prompt with no token, or with more than the model has positions; as the model's passes; those of `emit`.
 pub fn generate(
     model: &Model<CausalLm>,
-    prompts: &[&str],
+    prompts: &[Vec<u32>],
     first: usize,
     options: &Options,
     emit: &mut dyn FnMut(usize, &str) -> Result<()>,
 ) -> Result<Vec<Generated>> {
     let (positions, known) = (model.config.max_tokens(), known(model));
+    let mut ends = end_tokens(&model.config, &model.tokenizer)?;
+    ends.extend(&options.end);
     let mut growing = Vec::with_capacity(prompts.len());
-    for (number, prompt) in prompts.iter().enumerate() {
-        let ids = encode(model, prompt)?;
+    for (number, ids) in prompts.iter().enumerate() {
+        if ids.is_empty() || ids.len() > positions {
+            let what = format!(
+                "the prompt has {} tokens, but the model has {positions} positions",
+                ids.len()
+            );
+            let help = if ids.is_empty() {
+                "give it some text"
+            } else {
+                "shorten it"
+            };
+            return Err(Error::config("prompt", what, help));
+        }
         let mut stream = model.tokenizer.stream(true);
         // What a token stands for may depend on those before it.
-        for &id in &ids {
+        for &id in ids {
             stream.push(id)?;
         }
         growing.push(Growing {
             number,
             prompt_tokens: ids.len(),
-            ids,
+            ids: ids.clone(),
             stream,
             stops: Stops::new(&options.stop),
             text: String::new(),
@@ -160,7 +169,7 @@ pub fn generate(
                 ));
             };
             let number = text.number;
-            match text.add(token, model, options, positions, &mut |s| emit(number, s))? {
+            match text.add(token, &ends, options, positions, &mut |s| emit(number, s))? {
                 Some(finish) => {
                     done[number] = Some(text.end(finish, &mut |s| emit(number, s))?);
                 }
@@ -187,13 +196,13 @@ impl Growing<'_> {
     fn add(
         &mut self,
         token: u32,
-        model: &Model<CausalLm>,
+        ends: &[u32],
         options: &Options,
         positions: usize,
         emit: &mut dyn FnMut(&str) -> Result<()>,
     ) -> Result<Option<Finish>> {
         self.ids.push(token);
-        if model.config.eos_token_ids.contains(&(token as usize)) {
+        if ends.contains(&token) {
             return Ok(Some(Finish::End));
         }
         let piece = self.stream.push(token)?;

@@ -1,31 +1,34 @@
 //! One label for a text or a pair of texts.
 
+use std::marker::PhantomData;
 use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use graft_autograd::Var;
-use graft_models::{Classifier, TokenBatch};
+use graft_models::TokenBatch;
 use graft_nn::{Forward, TrainableSet, losses};
 use graft_tensor::{Memory, Tensor};
 
-use super::{Quality, Task};
+use super::{Quality, Task, new_parameters};
 use crate::config::RunConfig;
 use crate::data::{Columns, Dataset, training_labels};
-use crate::error::{Result, list_names};
+use crate::error::Result;
 use crate::evaluate::{Evaluation, Labelled, logits};
 use crate::features::{Features, Kept};
 use crate::model::{Hashes, Loaded, Model};
 use crate::run_dir::Record;
 use crate::steps::diverged;
+use crate::text_classifier::TextClassifier;
 
 /// Classification: labelled texts, and what a frozen trunk makes of them.
-pub(crate) struct Classify {
+pub(crate) struct Classify<N> {
     training: Labelled,
     evaluation: Option<Labelled>,
     /// Training examples of each label
     counts: Vec<usize>,
     features: Option<Mutex<Features>>,
     notes: Vec<String>,
+    network: PhantomData<fn() -> N>,
 }
 
 /// A batch, ready to be computed.
@@ -43,12 +46,12 @@ fn lock(features: &Mutex<Features>) -> MutexGuard<'_, Features> {
     features.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-impl Task for Classify {
-    type Network = Classifier;
+impl<N: TextClassifier> Task for Classify<N> {
+    type Network = N;
     type Batch = Prepared;
     type Quality = Evaluation;
 
-    fn load(config: &RunConfig, memory: &Memory) -> Result<Loaded<Classify>> {
+    fn load(config: &RunConfig, memory: &Memory) -> Result<Loaded<Classify<N>, N>> {
         let columns = Columns {
             text: config.data.text.clone(),
             text_pair: config.data.text_pair.clone(),
@@ -63,14 +66,15 @@ impl Task for Classify {
         );
         let files = (files.0?, files.1?);
         let max_length = config.data.max_length;
-        let loaded = Model::for_task_while(
+        let loaded = Model::<N>::for_task_while(
             &config.model.path,
             training_labels(&files.0)?,
             config.strategy.dropout,
             config.train.seed,
             memory,
             |config, tokenizer| {
-                let encode = |data: &Dataset| Labelled::with(config, tokenizer, data, max_length);
+                let encode =
+                    |data: &Dataset| Labelled::with::<N>(config, tokenizer, data, max_length);
                 Ok((encode(&files.0)?, files.1.as_ref().map(encode).transpose()?))
             },
         )?;
@@ -85,16 +89,14 @@ impl Task for Classify {
                 notes.extend(notes_of(path, data));
             }
         }
-        let initialised = &loaded.report.initialised;
-        if !initialised.is_empty() {
-            notes.push(format!("new for this task: {}", list_names(initialised, 4)));
-        }
+        notes.extend(new_parameters(&loaded.report));
         let task = Classify {
-            counts: training.counts(&loaded.model.config.labels),
+            counts: training.counts(N::labels(&loaded.model.config)),
             training,
             evaluation,
             features: None,
             notes,
+            network: PhantomData,
         };
         Ok(Loaded {
             model: loaded.model,
@@ -107,7 +109,7 @@ impl Task for Classify {
     fn begin(
         &mut self,
         config: &RunConfig,
-        model: &Model,
+        model: &Model<N>,
         before: &Hashes,
         (set, epochs): (&TrainableSet, usize),
         dir: &Path,
@@ -155,7 +157,7 @@ impl Task for Classify {
         self.training.encoded.truncated
     }
 
-    fn prepare(&self, examples: &[usize]) -> Prepared {
+    fn prepare(&self, _: usize, examples: &[usize]) -> Prepared {
         let data = &self.training;
         let labels = examples.iter().map(|&i| i64::from(data.labels[i]));
         let features = self.features.as_ref();
@@ -167,7 +169,13 @@ impl Task for Classify {
         }
     }
 
-    fn loss(&self, f: &mut Forward, model: &Model, batch: Prepared, targets: usize) -> Result<Var> {
+    fn loss(
+        &self,
+        f: &mut Forward,
+        model: &Model<N>,
+        batch: Prepared,
+        targets: usize,
+    ) -> Result<Var> {
         let known = match &self.features {
             Some(features) => {
                 let mut features = lock(features);
@@ -190,7 +198,7 @@ impl Task for Classify {
         Ok(losses::cross_entropy(f, &logits, &labels, 0.0, divisor)?)
     }
 
-    fn evaluate(&self, model: &Model, step: u64) -> Result<Option<Evaluation>> {
+    fn evaluate(&self, model: &Model<N>, step: u64) -> Result<Option<Evaluation>> {
         let Some(data) = &self.evaluation else {
             return Ok(None);
         };
@@ -203,8 +211,8 @@ impl Task for Classify {
         Ok(Some(Evaluation::new(&logits, &data.labels, &self.counts)))
     }
 
-    fn labels(model: &Model) -> Vec<String> {
-        model.config.labels.names().to_vec()
+    fn labels(model: &Model<N>) -> Vec<String> {
+        N::labels(&model.config).names().to_vec()
     }
 
     fn finish(self) -> (Option<Kept>, Vec<String>) {

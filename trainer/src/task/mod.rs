@@ -2,19 +2,20 @@
 //! and certificates; all that differs between kinds of tasks stands here.
 
 mod classify;
-mod clm;
+mod tokens;
 
 use std::path::Path;
 
 use graft_autograd::Var;
+use graft_models::LoadReport;
 use graft_nn::{Forward, TrainableSet};
 use graft_tensor::Memory;
 
 pub(crate) use classify::Classify;
-pub(crate) use clm::Clm;
+pub(crate) use tokens::Tokens;
 
 use crate::config::RunConfig;
-use crate::error::Result;
+use crate::error::{Result, list_names};
 use crate::features::Kept;
 use crate::model::{Hashes, Loaded, Model, Network};
 use crate::run_dir::Record;
@@ -63,8 +64,8 @@ pub(crate) trait Task: Sync + Sized {
     /// Training examples whose tokens were cut.
     fn truncated(&self) -> usize;
 
-    /// Makes examples ready. Called on a thread beside the computation of the batch before.
-    fn prepare(&self, examples: &[usize]) -> Self::Batch;
+    /// Makes examples ready for an epoch, counted from 1. Called on a thread beside the computation of the batch before.
+    fn prepare(&self, epoch: usize, examples: &[usize]) -> Self::Batch;
 
     /// A batch's share of the loss of a step with so many `targets`: the sum over the batch's, divided by them.
     ///
@@ -93,6 +94,12 @@ pub(crate) trait Task: Sync + Sized {
     fn finish(self) -> (Option<Kept>, Vec<String>) {
         (None, Vec::new())
     }
+}
+
+/// What the user should know about parameters that no checkpoint held.
+fn new_parameters(report: &LoadReport) -> Option<String> {
+    let new = &report.initialised;
+    (!new.is_empty()).then(|| format!("new for this task: {}", list_names(new, 4)))
 }
 
 /// The result of an evaluation.
