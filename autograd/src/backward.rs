@@ -1,5 +1,6 @@
 //! The gradient rule of each operation: one exhaustive match, without a default arm.
 
+use graft_tensor::ops::random::Key;
 use graft_tensor::ops::{self, Binary, Reduce, Unary, loss, norm, rope};
 use graft_tensor::{DType, Memory, Shape, Tensor};
 
@@ -68,6 +69,10 @@ pub(crate) fn backward(
     Ok(match op {
         Op::Leaf | Op::Detach | Op::ArgMax => vec![None; needs.len()],
         Op::Linear { linear, bias } => linear_backward(m, linear, *bias, saved, owned, around)?,
+        Op::Lora { lora, bias, stream } => {
+            let key = random.key(*stream);
+            lora_backward(m, lora, *bias, key, saved, owned, around)?
+        }
         Op::MatMul => vec![
             when(need(0), || {
                 let da = ops::matmul(m, dy, &saved.input(1).t()?)?;
@@ -294,6 +299,59 @@ fn linear_backward(
     if need(0) {
         let dx = ops::input_gradient(m, linear, saved.input(1), &dy, &around.shapes[0])?;
         gradients[0] = Some(dx);
+    }
+    Ok(gradients)
+}
+
+/// As [`linear_backward`]; what the adapter saw of the input is made once for both of its matrices, and freed before
+/// the input's gradient is allocated.
+fn lora_backward(
+    m: &Memory,
+    lora: &ops::Lora,
+    bias: bool,
+    key: Key,
+    saved: &mut Saved,
+    mut dy: Tensor,
+    around: &Around,
+) -> Result<Vec<Option<Tensor>>> {
+    let need = |i: usize| around.needs[i];
+    let (a, b) = (2 + usize::from(bias), 3 + usize::from(bias));
+    let mut gradients = vec![None; around.needs.len()];
+    if let Some(kind) = lora.linear.activation {
+        dy = ops::activation_backward(m, kind, &saved.extras[0], dy)?;
+        saved.extras.clear();
+    }
+    if bias && need(2) {
+        gradients[2] = Some(ops::sum_to_columns(m, &dy, around.dtypes[2])?);
+    }
+    if need(1) {
+        let (layout, x, dtype) = (lora.linear.layout, saved.input(0), around.dtypes[1]);
+        gradients[1] = Some(ops::weight_gradient(m, layout, x, &dy, dtype)?);
+    }
+    let low = match need(0) || need(a) {
+        true => Some(ops::lora_low_gradient(m, lora, saved.input(b), &dy)?),
+        false => None,
+    };
+    if need(a) || need(b) {
+        let seen = ops::lora_input(m, lora, saved.input(0), key)?;
+        let layout = ops::WeightLayout::OutIn;
+        if need(b) {
+            let inner = ops::lora_low(m, lora, &seen, saved.input(a))?;
+            let dtype = around.dtypes[b];
+            gradients[b] = Some(ops::weight_gradient(m, layout, &inner, &dy, dtype)?);
+        }
+        if let Some(low) = low.as_ref().filter(|_| need(a)) {
+            let dtype = around.dtypes[a];
+            gradients[a] = Some(ops::weight_gradient(m, layout, &seen, low, dtype)?);
+        }
+    }
+    saved.inputs[0] = None;
+    if let Some(low) = low.filter(|_| need(0)) {
+        let weights = [saved.input(1), saved.input(a)];
+        let shape = &around.shapes[0];
+        gradients[0] = Some(ops::lora_input_gradient(
+            m, lora, weights, &low, &dy, key, shape,
+        )?);
     }
     Ok(gradients)
 }

@@ -44,6 +44,16 @@ pub(crate) fn forward(
             let (y, pre) = ops::linear(m, linear, x[0], x[1], bias, extras)?;
             (y, pre.into_iter().collect())
         }
+        Op::Lora { lora, bias, stream } => {
+            let (bias, at) = match bias {
+                true => (Some(x[2]), 3),
+                false => (None, 2),
+            };
+            let adapter = [x[at], x[at + 1]];
+            let key = random.key(*stream);
+            let (y, pre) = ops::lora(m, lora, x[0], x[1], bias, adapter, key, extras)?;
+            (y, pre.into_iter().collect())
+        }
         Op::MatMul => plain(ops::matmul(m, x[0], x[1])?),
         Op::Binary(kind) => plain(ops::binary(m, *kind, x[0], x[1])?),
         Op::Affine { scale, shift } => plain(ops::affine(m, x[0], *scale, *shift)?),

@@ -2,7 +2,7 @@
 
 use graft_tensor::ops::attention::Attention;
 use graft_tensor::ops::rope::Rope;
-use graft_tensor::ops::{Activation, Binary, Glu, Linear, Pool, Reduce, Unary, WeightLayout};
+use graft_tensor::ops::{Activation, Binary, Glu, Linear, Lora, Pool, Reduce, Unary, WeightLayout};
 use graft_tensor::{DType, Shape};
 
 use crate::error::Result;
@@ -28,6 +28,30 @@ impl Tape {
             bias: bias.is_some(),
         };
         let inputs: Vec<&Var> = [x, weight].into_iter().chain(bias).collect();
+        self.record(op, &inputs)
+    }
+
+    /// `activation(x·w + bias + scale * dropout(x)·aᵀ·bᵀ)` over the last dimension, with `adapter` as `[a, b]`.
+    ///
+    /// # Errors
+    /// Shapes that do not fit, a dropout outside `[0, 1)`.
+    pub fn lora(
+        &mut self,
+        x: &Var,
+        weight: &Var,
+        bias: Option<&Var>,
+        adapter: [&Var; 2],
+        lora: Lora,
+    ) -> Result<Var> {
+        let op = Op::Lora {
+            lora,
+            bias: bias.is_some(),
+            stream: match lora.dropout {
+                0.0 => 0,
+                _ => self.next_stream(),
+            },
+        };
+        let inputs: Vec<&Var> = [x, weight].into_iter().chain(bias).chain(adapter).collect();
         self.record(op, &inputs)
     }
 

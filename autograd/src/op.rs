@@ -5,7 +5,7 @@
 
 use graft_tensor::ops::attention::Attention;
 use graft_tensor::ops::rope::Rope;
-use graft_tensor::ops::{Binary, Glu, Linear, Needs, Pool, Reduce, Unary};
+use graft_tensor::ops::{Binary, Glu, Linear, Lora, Needs, Pool, Reduce, Unary};
 use graft_tensor::{DType, Shape};
 
 /// One operation, without its inputs. The inputs of each, in order, stand in its comment; those in
@@ -22,6 +22,16 @@ pub enum Op {
         linear: Linear,
         /// There is a bias
         bias: bool,
+    },
+    /// `activation(x·w + bias + scale * dropout(x)·aᵀ·bᵀ)`: a linear layer with a low-rank adapter. Inputs: x, weight,
+    /// (bias), a, b.
+    Lora {
+        /// The layer, and the adapter's scale and dropout
+        lora: Lora,
+        /// There is a bias
+        bias: bool,
+        /// Number of the random stream, if there is dropout
+        stream: u64,
     },
     /// Batched matrix product. Inputs: a, b.
     MatMul,
@@ -170,7 +180,7 @@ macro_rules! kinds {
 }
 
 kinds! {
-    Leaf (), Detach (), Linear {}, MatMul (), Binary (_), Affine {}, Unary (_), Glu (_),
+    Leaf (), Detach (), Linear {}, Lora {}, MatMul (), Binary (_), Affine {}, Unary (_), Glu (_),
     Reduce {}, SumAll (), ArgMax (), Reshape (_), Permute (_), Narrow {}, Expand (_), Concat {},
     GatherRows (), LayerNorm {}, RmsNorm {}, L2Normalize {}, Softmax {}, Attention {}, Rope (_),
     Dropout {}, Pool (_), CrossEntropy {}, LinearCrossEntropy {}, BceWithLogits (), Cast (_),
@@ -199,6 +209,7 @@ impl Op {
     pub fn can_rebuild(&self) -> bool {
         match self {
             Op::Linear { linear, .. } => linear.activation.is_some(),
+            Op::Lora { lora, .. } => lora.linear.activation.is_some(),
             Op::LayerNorm { .. } | Op::RmsNorm { .. } | Op::Glu(_) => true,
             Op::Unary(kind) => kind.backward_needs() == Needs::Input,
             Op::Leaf
@@ -252,6 +263,19 @@ impl Op {
                 extras: linear.activation.is_some(),
                 ..inputs(&[(need(1), 0), (need(0), 1)])
             },
+            // The adapter's inner values are computed again from x: they are a small part of the products.
+            Op::Lora { lora, bias, .. } => {
+                let (a, b) = (2 + usize::from(*bias), 3 + usize::from(*bias));
+                Saves {
+                    extras: lora.linear.activation.is_some(),
+                    ..inputs(&[
+                        (need(1) || need(a) || need(b), 0),
+                        (need(0), 1),
+                        (need(0) || need(b), a),
+                        (need(0) || need(a), b),
+                    ])
+                }
+            }
             Op::MatMul => inputs(&[(need(1), 0), (need(0), 1)]),
             Op::Binary(kind) => match kind {
                 Binary::Add | Binary::Sub => none,

@@ -15,6 +15,10 @@ pub(crate) fn rebuild(m: &Memory, op: &Op, saved: &Saved) -> Result<Tensor> {
             let kind = linear.activation.expect("can_rebuild asks for one");
             ops::activation(m, kind, &saved.extras[0])?
         }
+        Op::Lora { lora, .. } => {
+            let kind = lora.linear.activation.expect("can_rebuild asks for one");
+            ops::activation(m, kind, &saved.extras[0])?
+        }
         Op::Glu(kind) => ops::glu(m, *kind, saved.input(0), saved.input(1))?,
         Op::Unary(kind) => ops::unary(m, *kind, saved.input(0))?,
         Op::LayerNorm {

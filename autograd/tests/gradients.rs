@@ -5,7 +5,7 @@
 use graft_autograd::{Error, GradCheck, Gradients, OpKind, Result, Tape, Var, gradcheck};
 use graft_tensor::ops::attention::Attention;
 use graft_tensor::ops::rope::Rope;
-use graft_tensor::ops::{Activation, Binary, Glu, Pool, Reduce, Unary, WeightLayout};
+use graft_tensor::ops::{Activation, Binary, Glu, Linear, Lora, Pool, Reduce, Unary, WeightLayout};
 use graft_tensor::{DType, Memory, Tensor};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
@@ -117,6 +117,41 @@ fn case(kind: OpKind, d: &Draw) -> Option<Case> {
             }
             case_of(inputs, move |t, x| {
                 t.linear(&x[0], &x[1], x.get(2), layout, activation)
+            })
+        }
+        OpKind::Lora => {
+            let layout = if f1 {
+                WeightLayout::InOut
+            } else {
+                WeightLayout::OutIn
+            };
+            let activation = [
+                None,
+                Some(Activation::Gelu),
+                Some(Activation::Tanh),
+                Some(Activation::Silu),
+            ][d.pick % 4];
+            let weight = match layout {
+                WeightLayout::OutIn => [e, c],
+                WeightLayout::InOut => [c, e],
+            };
+            // The rank is the second dimension of x too: any number from 1 to 4.
+            let mut inputs = vec![
+                d.spread(0, &[a, b, c]),
+                d.spread(1, &weight),
+                d.spread(2, &[b, c]),
+                d.spread(3, &[e, b]),
+            ];
+            if f0 {
+                inputs.push(d.spread(4, &[e]));
+            }
+            let lora = Lora {
+                linear: Linear { layout, activation },
+                scale: if d.flags[3] { 0.6 } else { 1.0 },
+                dropout: if f2 { 0.3 } else { 0.0 },
+            };
+            case_of(inputs, move |t, x| {
+                t.lora(&x[0], &x[1], x.get(4), [&x[2], &x[3]], lora)
             })
         }
         OpKind::MatMul => {
@@ -482,7 +517,7 @@ macro_rules! checks {
 }
 
 checks! {
-    leaf: Leaf, linear: Linear, matmul: MatMul, binary: Binary, affine: Affine, unary: Unary,
+    leaf: Leaf, linear: Linear, lora: Lora, matmul: MatMul, binary: Binary, affine: Affine, unary: Unary,
     glu: Glu, reduce: Reduce, sum_all: SumAll, reshape: Reshape, permute: Permute,
     narrow: Narrow, expand: Expand, concat: Concat, gather_rows: GatherRows,
     layer_norm: LayerNorm, rms_norm: RmsNorm, l2_normalize: L2Normalize, softmax: Softmax,

@@ -45,6 +45,8 @@ macro_rules! with_product {
     };
 }
 
+pub(super) use with_product;
+
 /// How the operands of a product with activations of `dtype` are multiplied.
 pub(super) fn operands(dtype: DType) -> Operands {
     if dtype == DType::Bf16 {
@@ -440,7 +442,11 @@ fn products_workspace(m: &Memory, products: &cuda::gemm::Products) -> Result<Ten
 }
 
 /// The last two dimensions of a tensor as a kernel's matrix.
-fn matrix<T: TensorElement>(x: &Tensor, rows: usize, cols: usize) -> Result<MatRef<'_, T>> {
+pub(super) fn matrix<T: TensorElement>(
+    x: &Tensor,
+    rows: usize,
+    cols: usize,
+) -> Result<MatRef<'_, T>> {
     let rank = x.shape().rank();
     Ok(MatRef {
         data: x.strided_slice::<T>()?,

@@ -9,6 +9,7 @@ pub mod elementwise;
 pub mod index;
 pub mod linalg;
 mod linear_loss;
+pub mod lora;
 pub mod loss;
 pub mod norm;
 pub mod optimizer;
@@ -27,6 +28,7 @@ pub use index::{concat, gather_rows, place, put, scatter_add_rows, write_rows};
 pub use linalg::{
     Linear, WeightLayout, input_gradient, linear, matmul, sum_to_columns, weight_gradient,
 };
+pub use lora::{Lora, lora, lora_input, lora_input_gradient, lora_low, lora_low_gradient};
 pub use pool::{Pool, pool, pool_backward};
 pub use reduce::{Reduce, argmax, max_backward, reduce};
 

@@ -155,6 +155,15 @@ impl Case {
 }
 
 impl Input {
+    /// All one.
+    pub fn ones(dtype: DType, shape: &[usize]) -> Input {
+        Input {
+            values: ArrayD::ones(shape),
+            dtype,
+            view: View::PLAIN,
+        }
+    }
+
     /// The tensor, in `m`.
     pub fn on(&self, m: &Memory) -> Tensor {
         self.cast_on(self.dtype, m)

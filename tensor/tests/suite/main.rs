@@ -8,6 +8,7 @@ mod elementwise;
 mod errors;
 mod index;
 mod linalg;
+mod lora;
 mod loss;
 mod memory;
 mod mixed;

@@ -1,0 +1,229 @@
+//! A linear layer with a low-rank adapter beside it, as one operation: `activation(x·w + bias + scale *
+//! dropout(x)·aᵀ·bᵀ)`, forward and backward.
+//!
+//! E. Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", ICLR 2022. The adapter stays in the space of
+//! activations: `b·a`, which is as large as the weight, is never formed. The short product is written first and the
+//! large one is added to it where its blocks are still in the cache, so that the adapter costs no pass of its own over
+//! the output, and in short types it is the small summand that is rounded once more.
+
+use graft_kernels::Float;
+use graft_kernels::activation::Activation;
+use graft_kernels::gemm::{self as kernel, Epilogue};
+use half::{bf16, f16};
+
+use super::linalg::{matmul_as, matrix, operands, with_product};
+use super::random::Key;
+use super::{
+    Linear, affine, dropout, dropout_backward, parameter, parameter_dtype, rows_of, workspace,
+};
+use crate::error::{Error, Result};
+use crate::{DType, Memory, Shape, Tensor};
+
+/// What [`lora`] computes.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub struct Lora {
+    /// Layout of the weight, and what is applied to the sum
+    pub linear: Linear,
+    /// Factor of the adapter's product
+    pub scale: f64,
+    /// Probability that the adapter does not see an element of the input
+    pub dropout: f64,
+}
+
+/// `activation(x·w + bias + scale * dropout(x)·aᵀ·bᵀ)`: `x [.., in]`, `a [rank, in]` and `b [out, rank]` give `[..,
+/// out]`. With `save`, also the pre-activation. `key` keys the dropout's mask.
+///
+/// # Errors
+/// As [`linear`](super::linear); an adapter whose sizes do not fit the weight's; a dropout outside `[0, 1)`.
+pub fn lora(
+    m: &Memory,
+    p: &Lora,
+    x: &Tensor,
+    weight: &Tensor,
+    bias: Option<&Tensor>,
+    [a, b]: [&Tensor; 2],
+    key: Key,
+    save: bool,
+) -> Result<(Tensor, Option<Tensor>)> {
+    let op = "lora";
+    let w = p.linear.input_by_output(weight)?;
+    let (rows, inputs, outputs) = check(op, x, &w, [a, b])?;
+    let bias = bias
+        .map(|bias| parameter(op, "the bias", bias, outputs, x.dtype(), m))
+        .transpose()?;
+    let x = x.contiguous(m)?;
+    let low = {
+        let seen = lora_input(m, p, &x, key)?;
+        lora_low(m, p, &seen, a)? // [rows, rank]
+    };
+    let shape = x.shape().replaced(x.shape().rank() - 1, Some(outputs));
+    let mut y = Tensor::empty(m, x.dtype(), &shape)?;
+    let mut pre = (save && p.linear.activation.is_some())
+        .then(|| Tensor::empty(m, x.dtype(), &shape))
+        .transpose()?;
+    product(m, &low, &b.t()?, &mut y, false, Last::default())?;
+    let flat = x.reshape(&[rows, inputs])?;
+    let last = Last {
+        bias: bias.as_ref(),
+        activation: p.linear.activation,
+        pre: pre.as_mut(),
+    };
+    product(m, &flat, &w, &mut y, true, last)?;
+    Ok((y, pre))
+}
+
+/// What the adapter sees of the input: `x` after dropout, or `x` itself if there is none.
+///
+/// # Errors
+/// A dropout outside `[0, 1)`.
+pub fn lora_input(m: &Memory, p: &Lora, x: &Tensor, key: Key) -> Result<Tensor> {
+    if p.dropout == 0.0 {
+        return x.contiguous(m);
+    }
+    dropout(m, x, p.dropout, key)
+}
+
+/// `scale * seen·aᵀ`: what [`lora_input`] gave, `[.., in]`, and `a [rank, in]` give `[rows, rank]`.
+///
+/// # Errors
+/// Sizes or types that do not fit.
+pub fn lora_low(m: &Memory, p: &Lora, seen: &Tensor, a: &Tensor) -> Result<Tensor> {
+    scaled_product(m, p, "the adapter's input", seen, &a.t()?)
+}
+
+/// The gradient of the adapter's inner values, `scale * dy·b`: `dy [.., out]`, the gradient after the activation's
+/// backward, and `b [out, rank]` give `[rows, rank]`.
+///
+/// # Errors
+/// Sizes or types that do not fit.
+pub fn lora_low_gradient(m: &Memory, p: &Lora, b: &Tensor, dy: &Tensor) -> Result<Tensor> {
+    scaled_product(m, p, "the gradient", dy, b)
+}
+
+fn scaled_product(
+    m: &Memory,
+    p: &Lora,
+    what: &'static str,
+    x: &Tensor,
+    by: &Tensor,
+) -> Result<Tensor> {
+    let op = "lora";
+    parameter_dtype(op, "the adapter", by, x.dtype())?;
+    let (rows, columns) = rows_of(op, what, x)?;
+    let flat = x.contiguous(m)?.reshape(&[rows, columns])?;
+    let low = matmul_as(m, operands(x.dtype()), &flat, by, x.dtype())?;
+    if p.scale == 1.0 {
+        return Ok(low);
+    }
+    affine(m, &low, p.scale, 0.0)
+}
+
+/// The gradient of [`lora`]'s input, of `shape`: from `low`, which [`lora_low_gradient`] gave, and `dy [.., out]`, the
+/// gradient after the activation's backward.
+///
+/// # Errors
+/// Sizes or types that do not fit.
+pub fn lora_input_gradient(
+    m: &Memory,
+    p: &Lora,
+    [weight, a]: [&Tensor; 2],
+    low: &Tensor,
+    dy: &Tensor,
+    key: Key,
+    shape: &Shape,
+) -> Result<Tensor> {
+    let op = "lora backward";
+    parameter_dtype(op, "the weight", weight, dy.dtype())?;
+    let (rows, outputs) = rows_of(op, "the gradient", dy)?;
+    let mut dx = matmul_as(m, operands(dy.dtype()), low, a, dy.dtype())?; // [rows, in]
+    if p.dropout != 0.0 {
+        dx = dropout_backward(m, dx, p.dropout, key)?;
+    }
+    let w = p.linear.input_by_output(weight)?;
+    let flat = dy.contiguous(m)?.reshape(&[rows, outputs])?;
+    product(m, &flat, &w.t()?, &mut dx, true, Last::default())?;
+    dx.reshape(shape)
+}
+
+/// `(rows, in, out)`, after checking that input, weight `[in, out]` and adapter fit each other.
+fn check(
+    op: &'static str,
+    x: &Tensor,
+    w: &Tensor,
+    [a, b]: [&Tensor; 2],
+) -> Result<(usize, usize, usize)> {
+    let (rows, columns) = rows_of(op, "the input", x)?;
+    let [inputs, outputs] = w.shape()[..] else {
+        return Err(Error::shape(op, "the weight", w.shape(), "a matrix"));
+    };
+    if columns != inputs {
+        let expected = format!("[.., {inputs}]");
+        return Err(Error::shape(op, "the input", x.shape(), expected));
+    }
+    let rank = match a.shape()[..] {
+        [rank, columns] if columns == inputs => rank,
+        _ => {
+            let expected = format!("[rank, {inputs}]");
+            return Err(Error::shape(op, "the adapter's a", a.shape(), expected));
+        }
+    };
+    if b.shape()[..] != [outputs, rank] {
+        let expected = format!("[{outputs}, {rank}]");
+        return Err(Error::shape(op, "the adapter's b", b.shape(), expected));
+    }
+    for (what, x2) in [
+        ("the weight", w),
+        ("the adapter's a", a),
+        ("the adapter's b", b),
+    ] {
+        parameter_dtype(op, what, x2, x.dtype())?;
+    }
+    Ok((rows, inputs, outputs))
+}
+
+/// What happens to a product on its way out.
+#[derive(Default)]
+struct Last<'a> {
+    bias: Option<&'a Tensor>,
+    activation: Option<Activation>,
+    pre: Option<&'a mut Tensor>,
+}
+
+/// `y = x·w`, or `y += x·w`, and what is to be done last: `x [rows, in]` contiguous, `w [in, out]`, `y` contiguous.
+fn product(
+    m: &Memory,
+    x: &Tensor,
+    w: &Tensor,
+    y: &mut Tensor,
+    accumulate: bool,
+    last: Last,
+) -> Result<()> {
+    let (rows, inner, columns) = (x.shape()[0], x.shape()[1], w.shape()[1]);
+    if w.shape()[0] != inner || y.count() != rows * columns {
+        let expected = format!("[{inner}, {}]", y.count() / rows.max(1));
+        return Err(Error::shape("lora", "a factor", w.shape(), expected));
+    }
+    let (operands, dtype) = (operands(x.dtype()), y.dtype());
+    with_product!("lora", (x.dtype(), w.dtype(), dtype), (X, W, Y) => {
+        let needed = kernel::gemm_workspace::<Y>(operands, rows, columns, inner);
+        let mut scratch = workspace(m, dtype, needed)?;
+        if !y.is_planned() {
+            let bias = last.bias.map(|t| t.slice::<<Y as Float>::Acc>()).transpose()?;
+            let epilogue = Epilogue {
+                bias,
+                activation: last.activation,
+                pre_activation: last.pre.map(|t| t.slice_mut::<Y>()).transpose()?,
+            };
+            kernel::gemm(
+                operands,
+                matrix::<X>(x, rows, inner)?,
+                matrix::<W>(w, inner, columns)?,
+                y.slice_mut::<Y>()?,
+                accumulate,
+                epilogue,
+                scratch.slice_mut::<<Y as Float>::Acc>()?,
+            );
+        }
+    });
+    Ok(())
+}
