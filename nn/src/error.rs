@@ -79,6 +79,12 @@ pub enum Error {
         /// The parameter with the most similar name
         nearest: Option<String>,
     },
+    /// An adapter that cannot stand beside the model.
+    #[error("{what}")]
+    Adapter {
+        /// What was found, what was expected, and one thing to do
+        what: String,
+    },
     /// A policy that leaves nothing to train.
     #[error("every parameter is frozen, so there is nothing to train; add a \"train GLOB\" rule")]
     NothingTrainable,

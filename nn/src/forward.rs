@@ -3,6 +3,7 @@
 use graft_autograd::{Gradients, Tape, Var};
 use graft_tensor::{DType, Memory, Tensor};
 
+use crate::adapters::Adapter;
 use crate::error::Result;
 use crate::parameters::{ParamId, Parameters};
 use crate::trainable::TrainableSet;
@@ -49,11 +50,17 @@ impl<'a> Forward<'a> {
         self.tape.memory()
     }
 
-    /// A parameter on the tape.
+    /// What stands beside the layer of a weight, in the adapter in use.
+    pub(crate) fn adapter(&self, weight: ParamId) -> Option<&'a Adapter> {
+        self.parameters.adapters().of(weight)
+    }
+
+    /// A parameter on the tape: the one that an adapter in use has in its place, if it has one.
     ///
     /// # Errors
     /// A parameter without a value.
     pub fn parameter(&mut self, id: ParamId) -> Result<Var> {
+        let id = self.parameters.adapters().in_place_of(id);
         let trained = self.trainable.is_some_and(|set| set.contains(id));
         let value = self.parameters.value(id)?;
         let name = self.parameters.get(id).name();
@@ -76,7 +83,7 @@ impl<'a> Forward<'a> {
         self.cast(x, self.parameters.dtype())
     }
 
-    fn cast(&mut self, x: &Var, dtype: DType) -> Result<Var> {
+    pub(crate) fn cast(&mut self, x: &Var, dtype: DType) -> Result<Var> {
         Ok(if x.value().dtype() == dtype {
             x.clone()
         } else {

@@ -5,6 +5,7 @@
 //! the [`TrainableSet`] that it yields drives everything else.
 #![forbid(unsafe_code)]
 
+pub mod adapters;
 pub mod audit;
 pub mod error;
 mod forward;
@@ -20,7 +21,7 @@ pub use audit::{Audit, Finding};
 pub use error::{Error, Result};
 pub use forward::Forward;
 pub use optimizer::Optimizer;
-pub use parameters::{Init, ParamId, Parameter, Parameters};
+pub use parameters::{Init, ParamId, Parameter, Parameters, Role};
 pub use rates::{Rate, RateRule, Rated, Rates};
 pub use schedule::{Decay, Schedule};
 pub use trainable::{FreezePolicy, Rule, TrainableSet};

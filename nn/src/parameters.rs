@@ -3,9 +3,11 @@
 
 use std::collections::HashMap;
 
+use graft_tensor::ops::WeightLayout;
 use graft_tensor::ops::random::{self, Key};
 use graft_tensor::{Category, DType, Memory, Shape, Tensor, ops};
 
+use crate::adapters::Adapters;
 use crate::error::{Error, Result, nearest};
 
 /// A parameter's number within its [`Parameters`].
@@ -28,6 +30,19 @@ pub enum Init {
     Ones,
     /// Normal with mean 0 and this standard deviation
     Normal(f64),
+    /// Uniform between this and its negative
+    Uniform(f64),
+}
+
+/// What a parameter is to its layer, where an adapter may stand beside it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Role {
+    /// The weight of a linear layer
+    Linear(WeightLayout),
+    /// The table of an embedding
+    Embedding,
+    /// Anything else
+    Other,
 }
 
 /// One parameter.
@@ -36,6 +51,7 @@ pub struct Parameter {
     name: String,
     shape: Shape,
     init: Init,
+    role: Role,
     value: Option<Tensor>,
 }
 
@@ -48,6 +64,11 @@ impl Parameter {
     /// The shape.
     pub fn shape(&self) -> &Shape {
         &self.shape
+    }
+
+    /// What it is to its layer.
+    pub fn role(&self) -> Role {
+        self.role
     }
 
     /// True once it was loaded or initialised.
@@ -64,6 +85,7 @@ pub struct Parameters {
     memory: Memory,
     dtype: DType,
     compute: DType,
+    adapters: Adapters,
 }
 
 impl Parameters {
@@ -75,6 +97,7 @@ impl Parameters {
             memory: memory.with(Category::Weights),
             dtype,
             compute: dtype,
+            adapters: Adapters::default(),
         }
     }
 
@@ -90,6 +113,7 @@ impl Parameters {
                 name: one.name.clone(),
                 shape: one.shape,
                 init: one.init,
+                role: one.role,
                 value: one.value.as_ref().map(empty).transpose()?,
             })
         };
@@ -99,6 +123,7 @@ impl Parameters {
             memory,
             dtype: self.dtype,
             compute: self.compute,
+            adapters: self.adapters.planned(),
         })
     }
 
@@ -150,9 +175,25 @@ impl Parameters {
             name: name.to_owned(),
             shape,
             init,
+            role: Role::Other,
             value: None,
         });
         Ok(id)
+    }
+
+    /// Says what a parameter is to its layer: only those of which it was said can have an adapter.
+    pub fn set_role(&mut self, id: ParamId, role: Role) {
+        self.list[id.0].role = role;
+    }
+
+    /// The adapters beside the layers.
+    pub fn adapters(&self) -> &Adapters {
+        &self.adapters
+    }
+
+    /// The adapters beside the layers, to take another one into use.
+    pub fn adapters_mut(&mut self) -> &mut Adapters {
+        &mut self.adapters
     }
 
     /// Number of parameters (tensors).
@@ -243,6 +284,15 @@ impl Parameters {
         Ok(())
     }
 
+    /// [`Parameters::set`] with the shape that the value has: a head for other labels.
+    ///
+    /// # Errors
+    /// A type that is no float.
+    pub fn replace(&mut self, id: ParamId, value: Tensor) -> Result<()> {
+        self.list[id.0].shape = *value.shape();
+        self.set(id, value)
+    }
+
     /// Initialises every parameter that has no value. The numbers depend on the seed and the
     /// parameter's name alone, not on which others there are.
     ///
@@ -262,6 +312,10 @@ impl Parameters {
                     let key = Key::new(seed, 0, fnv1a(&parameter.name));
                     random::normal(memory, key, &shape, 0.0, std as f32)?
                 }
+                Init::Uniform(bound) => {
+                    let (key, bound) = (Key::new(seed, 0, fnv1a(&parameter.name)), bound as f32);
+                    random::uniform(memory, key, &shape, -bound, bound)?
+                }
             };
             self.set(ParamId(i), value)?;
         }
@@ -270,7 +324,7 @@ impl Parameters {
 }
 
 /// FNV-1a (Fowler, Noll, Vo), 64 bits.
-fn fnv1a(text: &str) -> u64 {
+pub(crate) fn fnv1a(text: &str) -> u64 {
     text.bytes().fold(0xCBF2_9CE4_8422_2325, |hash, byte| {
         (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01B3)
     })

@@ -4,7 +4,7 @@ use graft_autograd::Var;
 
 use crate::error::Result;
 use crate::forward::Forward;
-use crate::parameters::{Init, ParamId, Parameters};
+use crate::parameters::{Init, ParamId, Parameters, Role};
 
 /// A row of a table for each id: `i64 [tokens]` to `[tokens, width]`.
 #[derive(Clone, Debug)]
@@ -25,6 +25,7 @@ impl Embedding {
         std: f64,
     ) -> Result<Embedding> {
         let weight = p.declare(&format!("{name}.weight"), &[rows, width], Init::Normal(std))?;
+        p.set_role(weight, Role::Embedding);
         Ok(Embedding { weight })
     }
 
@@ -39,7 +40,10 @@ impl Embedding {
     /// An id outside the table.
     pub fn forward(&self, f: &mut Forward, ids: &Var) -> Result<Var> {
         let table = f.parameter(self.weight)?;
-        let rows = f.tape.gather_rows(&table, ids)?;
+        let rows = match f.adapter(self.weight) {
+            Some(adapter) => adapter.embedding(f, &table, ids)?,
+            None => f.tape.gather_rows(&table, ids)?,
+        };
         f.enter(&rows)
     }
 }

@@ -1,11 +1,11 @@
 //! The linear layer.
 
 use graft_autograd::Var;
-use graft_tensor::ops::{Activation, WeightLayout};
+use graft_tensor::ops::{self, Activation, WeightLayout};
 
 use crate::error::Result;
 use crate::forward::Forward;
-use crate::parameters::{Init, ParamId, Parameters};
+use crate::parameters::{Init, ParamId, Parameters, Role};
 
 /// `activation(x·w + bias)`: `[.., inputs]` to `[.., outputs]`.
 #[derive(Clone, Debug)]
@@ -70,6 +70,7 @@ impl Linear {
         std: f64,
     ) -> Result<Linear> {
         let weight = p.declare(&format!("{name}.weight"), &shape, Init::Normal(std))?;
+        p.set_role(weight, Role::Linear(layout));
         let bias = bias
             .map(|outputs| p.declare(&format!("{name}.bias"), &[outputs], Init::Zeros))
             .transpose()?;
@@ -109,6 +110,13 @@ impl Linear {
     fn run(&self, f: &mut Forward, x: &Var, activation: Option<Activation>) -> Result<Var> {
         let weight = f.parameter(self.weight)?;
         let bias = self.bias.map(|id| f.parameter(id)).transpose()?;
+        if let Some(adapter) = f.adapter(self.weight) {
+            let linear = ops::Linear {
+                layout: self.layout,
+                activation,
+            };
+            return adapter.linear(f, x, &weight, bias.as_ref(), linear);
+        }
         let y = f
             .tape
             .linear(x, &weight, bias.as_ref(), self.layout, activation)?;

@@ -1,6 +1,7 @@
 //! Parameters, layers, losses, optimizers and policies: values against `ndarray` and naive formulas
 //! in f64, gradients against finite differences.
 
+mod adapters;
 mod audit;
 mod common;
 mod dropout;

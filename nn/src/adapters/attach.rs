@@ -1,0 +1,340 @@
+//! Declares the parameters of an adapter beside the layers that its configuration means.
+
+use std::collections::BTreeMap;
+
+use super::config::{AdapterConfig, Bias, LowRankConfig, LowRankInit, Method, Targets};
+use super::names::{Matcher, Patterns, ends_in};
+use super::{Adapter, AdapterSet, LowRank, Scaling};
+use crate::error::{Error, Result, nearest};
+use crate::parameters::{Init, ParamId, Parameters, Role};
+use crate::trainable::Rule;
+
+/// What becomes of the base's parameters that an adapter keeps as a whole.
+pub enum Modules<'a> {
+    /// They are trained where they are
+    InPlace,
+    /// The adapter has parameters of its own in their place, of the shape that is given for a name; without one, there
+    /// is none
+    Copies(&'a dyn Fn(&str) -> Option<Vec<usize>>),
+}
+
+/// A layer that may have an adapter.
+struct Layer {
+    weight: ParamId,
+    module: String,
+    role: Role,
+    /// As the weight is stored
+    shape: [usize; 2],
+}
+
+impl Layer {
+    /// Inputs and outputs; rows and width of an embedding.
+    fn sizes(&self) -> [usize; 2] {
+        use graft_tensor::ops::WeightLayout;
+        match self.role {
+            Role::Linear(WeightLayout::OutIn) => [self.shape[1], self.shape[0]],
+            _ => self.shape,
+        }
+    }
+}
+
+/// Declares an adapter of the name `name` and takes it into use. Its parameters have no values yet:
+/// [`Parameters::initialise`] and then [`finish`](super::finish) give them the ones to begin with.
+///
+/// # Errors
+/// A name that is taken; targets that are no layers, or none at all; settings out of range.
+pub fn attach(
+    p: &mut Parameters,
+    name: &str,
+    config: &AdapterConfig,
+    modules: Modules,
+) -> Result<()> {
+    if name.is_empty() || name.contains(['.', '*', '?']) {
+        let what = format!("an adapter cannot be called \"{name}\"; use letters and digits");
+        return Err(Error::Adapter { what });
+    }
+    if p.adapters().sets().any(|set| set.name() == name) {
+        let what = format!("two adapters are called {name}; give each a name of its own");
+        return Err(Error::Adapter { what });
+    }
+    let layers = targets(p, config)?;
+    let mut set = AdapterSet {
+        name: name.to_owned(),
+        config: config.clone(),
+        layers: BTreeMap::new(),
+        copies: BTreeMap::new(),
+        residuals: BTreeMap::new(),
+    };
+    let mut declare = Declare {
+        p,
+        name,
+        anchors: Vec::new(),
+    };
+    match &config.method {
+        Method::LowRank(c) => {
+            let ranks = Patterns::new("rank_pattern", &c.rank_pattern)?;
+            let alphas = Patterns::new("alpha_pattern", &c.alpha_pattern)?;
+            for layer in &layers {
+                let rank = ranks.of(&layer.module).unwrap_or(c.rank);
+                let alpha = alphas.of(&layer.module).unwrap_or(c.alpha);
+                let adapter = declare.low_rank(layer, c, rank, alpha)?;
+                set.layers.insert(layer.weight, adapter);
+            }
+        }
+        Method::Ia3 { feedforward } => {
+            for layer in &layers {
+                let input = feedforward.iter().any(|end| ends_in(&layer.module, end));
+                let adapter = declare.scaling(layer, input)?;
+                set.layers.insert(layer.weight, adapter);
+            }
+        }
+    }
+    if let Modules::Copies(shape_of) = modules {
+        for id in kept(declare.p, config, &set.layers) {
+            set.copies.extend(declare.copy(id, shape_of)?);
+        }
+    }
+    let anchors = declare.anchors;
+    p.adapters_mut().anchors.extend(anchors);
+    p.adapters_mut().sets.push(set);
+    p.adapters_mut().activate(Some(name))
+}
+
+/// The layers that a configuration means.
+fn targets(p: &Parameters, config: &AdapterConfig) -> Result<Vec<Layer>> {
+    let matcher = Matcher::new(config)?;
+    let mut found = Vec::new();
+    let mut modules = Vec::new();
+    for (weight, parameter) in p.iter() {
+        let Some(module) = parameter.name().strip_suffix(".weight") else {
+            continue;
+        };
+        let role = parameter.role();
+        let linear = matches!(role, Role::Linear(_));
+        modules.push(module);
+        if !matcher.matches(module, linear) {
+            continue;
+        }
+        let what = match (role, &config.method) {
+            (Role::Other, _) => "is neither a linear layer nor an embedding that can have one",
+            (Role::Embedding, Method::Ia3 { .. }) => {
+                "is an embedding, and IA3 scales linear layers"
+            }
+            (Role::Embedding, Method::LowRank(c)) if c.magnitude => {
+                "is an embedding, and DoRA is for linear layers"
+            }
+            _ => {
+                let shape = [parameter.shape()[0], parameter.shape()[1]];
+                let module = module.to_owned();
+                found.push(Layer {
+                    weight,
+                    module,
+                    role,
+                    shape,
+                });
+                continue;
+            }
+        };
+        let what = format!("{module} cannot have an adapter: it {what}; name other targets");
+        return Err(Error::Adapter { what });
+    }
+    let unmet = |name: &&String| !modules.iter().any(|module| ends_in(module, name));
+    let near = |name: &str| match nearest(&format!("*{name}"), modules.iter().copied()) {
+        Some(near) => format!("; the nearest name is {near}"),
+        None => String::new(),
+    };
+    if let Targets::Names(names) = &config.targets
+        && let Some(name) = names.iter().find(unmet)
+    {
+        let what = format!("no layer's name ends in the target {name}{}", near(name));
+        return Err(Error::Adapter { what });
+    }
+    if let Some(name) = config.modules_to_save.iter().find(|name| {
+        !p.iter()
+            .any(|(_, q)| module_of(q.name()).is_some_and(|m| keeps(m, name)))
+    }) {
+        let what = format!(
+            "no module's name ends in {name}, which is to be kept{}",
+            near(name)
+        );
+        return Err(Error::Adapter { what });
+    }
+    if found.is_empty() {
+        let what = "no layer is a target of the adapter; name targets that the model has".into();
+        return Err(Error::Adapter { what });
+    }
+    Ok(found)
+}
+
+/// The module of a parameter.
+fn module_of(parameter: &str) -> Option<&str> {
+    parameter.rsplit_once('.').map(|(module, _)| module)
+}
+
+/// Whether a module is kept by a name: it or a module above it ends in that.
+fn keeps(module: &str, name: &str) -> bool {
+    let mut module = Some(module);
+    while let Some(here) = module {
+        if ends_in(here, name) {
+            return true;
+        }
+        module = module_of(here);
+    }
+    false
+}
+
+/// The parameters of the base that are trained and kept with an adapter: whole modules, and biases.
+fn kept(
+    p: &Parameters,
+    config: &AdapterConfig,
+    layers: &BTreeMap<ParamId, Adapter>,
+) -> Vec<ParamId> {
+    let adapted = |module: &str| {
+        let weight = p.lookup(&format!("{module}.weight"));
+        weight.is_some_and(|weight| layers.contains_key(&weight))
+    };
+    p.iter()
+        .filter(|(id, q)| {
+            let Some(module) = module_of(q.name()) else {
+                return false;
+            };
+            let bias = q.name().ends_with(".bias");
+            let by_bias = match config.bias {
+                Bias::None => false,
+                Bias::Adapted => bias && adapted(module),
+                Bias::All => bias,
+            };
+            let by_module = config
+                .modules_to_save
+                .iter()
+                .any(|name| keeps(module, name));
+            p.adapters().anchor(*id) == *id && (by_bias || by_module)
+        })
+        .map(|(id, _)| id)
+        .collect()
+}
+
+/// The rules under which an adapter that was attached in place is trained, and nothing else.
+pub fn rules(p: &Parameters, name: &str) -> Vec<Rule> {
+    let mut rules = vec![Rule::freeze("*")];
+    let Some(set) = p.adapters().sets().find(|set| set.name() == name) else {
+        return rules;
+    };
+    rules.push(Rule::train(match set.config.method {
+        Method::LowRank(_) => format!("*.lora_*.{name}*"),
+        Method::Ia3 { .. } => format!("*.ia3_l.{name}"),
+    }));
+    let kept = kept(p, &set.config, &set.layers);
+    rules.extend(kept.iter().map(|id| Rule::train(p.get(*id).name())));
+    rules
+}
+
+/// Declares parameters and notes where they take part.
+struct Declare<'a> {
+    p: &'a mut Parameters,
+    name: &'a str,
+    anchors: Vec<(ParamId, ParamId)>,
+}
+
+impl Declare<'_> {
+    fn one(&mut self, beside: ParamId, name: &str, shape: &[usize], init: Init) -> Result<ParamId> {
+        let id = self.p.declare(name, shape, init)?;
+        self.anchors.push((id, beside));
+        Ok(id)
+    }
+
+    fn low_rank(
+        &mut self,
+        layer: &Layer,
+        c: &LowRankConfig,
+        rank: usize,
+        alpha: f64,
+    ) -> Result<Adapter> {
+        let (module, name) = (&layer.module, self.name);
+        let refuse = |what: String| Err(Error::Adapter { what });
+        if rank == 0 || rank > 1 << 20 {
+            return refuse(format!("{module}: a rank of {rank}; it must be 1 or more"));
+        }
+        if !alpha.is_finite() {
+            return refuse(format!(
+                "{module}: an alpha of {alpha}; it must be a number"
+            ));
+        }
+        if !(0.0..1.0).contains(&c.dropout) {
+            let p = c.dropout;
+            return refuse(format!("{module}: a dropout of {p}; it must be in [0, 1)"));
+        }
+        let [inputs, outputs] = layer.sizes();
+        if c.init == LowRankInit::Pissa && rank > inputs.min(outputs) {
+            let most = inputs.min(outputs);
+            return refuse(format!(
+                "{module}: a rank of {rank}, but it has {most} singular vectors; take a smaller rank"
+            ));
+        }
+        if c.init == LowRankInit::Orthogonal && rank % 2 == 1 {
+            return refuse(format!(
+                "{module}: an odd rank of {rank}; orthogonal matrices need an even one"
+            ));
+        }
+        let weight = layer.weight;
+        let (a, b) = if layer.role == Role::Embedding {
+            let at = |which: &str| format!("{module}.lora_embedding_{which}.{name}");
+            // The rows are looked up in `a`, so that this one begins as zero.
+            (
+                self.one(weight, &at("A"), &[rank, inputs], Init::Zeros)?,
+                self.one(weight, &at("B"), &[outputs, rank], Init::Normal(1.0))?,
+            )
+        } else {
+            let at = |which: &str| format!("{module}.lora_{which}.{name}.weight");
+            let first = match c.init {
+                LowRankInit::Gaussian => Init::Normal(1.0 / rank as f64),
+                // PyTorch's uniform initialisation of He et al. with a slope of √5.
+                _ => Init::Uniform(1.0 / (inputs as f64).sqrt()),
+            };
+            (
+                self.one(weight, &at("A"), &[rank, inputs], first)?,
+                self.one(weight, &at("B"), &[outputs, rank], Init::Zeros)?,
+            )
+        };
+        let magnitude = match c.magnitude {
+            true => {
+                let at = format!("{module}.lora_magnitude_vector.{name}.weight");
+                Some(self.one(weight, &at, &[outputs], Init::Ones)?)
+            }
+            false => None,
+        };
+        Ok(Adapter::LowRank(LowRank {
+            a,
+            b,
+            magnitude,
+            scale: c.scale(rank, alpha),
+            dropout: c.dropout,
+        }))
+    }
+
+    fn scaling(&mut self, layer: &Layer, input: bool) -> Result<Adapter> {
+        let [inputs, outputs] = layer.sizes();
+        let shape = match input {
+            true => [1, inputs],
+            false => [outputs, 1],
+        };
+        let at = format!("{}.ia3_l.{}", layer.module, self.name);
+        let factors = self.one(layer.weight, &at, &shape, Init::Ones)?;
+        Ok(Adapter::Scaling(Scaling { factors, input }))
+    }
+
+    fn copy(
+        &mut self,
+        id: ParamId,
+        shape_of: &dyn Fn(&str) -> Option<Vec<usize>>,
+    ) -> Result<Option<(ParamId, ParamId)>> {
+        let name = self.p.get(id).name().to_owned();
+        let Some(shape) = shape_of(&name) else {
+            return Ok(None);
+        };
+        let (module, last) = name.rsplit_once('.').unwrap_or(("", &name));
+        let at = format!("{module}.modules_to_save.{}.{last}", self.name);
+        let copy = self.one(id, &at, &shape, Init::Zeros)?;
+        Ok(Some((id, copy)))
+    }
+}

@@ -1,0 +1,94 @@
+//! Folds an adapter into the weights of its base.
+
+use graft_tensor::ops::{self, Binary, Reduce, Unary};
+use graft_tensor::{DType, Tensor};
+
+use super::init::{out_by_in, set_out_by_in};
+use super::{Adapter, LowRank, Scaling};
+use crate::error::Result;
+use crate::parameters::{ParamId, Parameters, Role};
+
+/// Folds the adapter in use into the weights, in f64 with one rounding at the end, and takes none into use: the base
+/// then computes by itself what base and adapter did.
+///
+/// # Errors
+/// Parameters without values.
+pub fn merge(p: &mut Parameters) -> Result<()> {
+    let Some(set) = p.adapters().active() else {
+        return Ok(());
+    };
+    let layers: Vec<(ParamId, Adapter)> = set
+        .layers()
+        .map(|(id, adapter)| (id, adapter.clone()))
+        .collect();
+    let copies: Vec<(ParamId, ParamId)> = set.copies().collect();
+    // Biases that the adapter has of its own are scaled too.
+    for (base, copy) in copies {
+        let value = p.value(copy)?.clone();
+        p.replace(base, value)?;
+    }
+    for (weight, adapter) in layers {
+        match adapter {
+            Adapter::LowRank(adapter) => {
+                let mut w = changed_weight(p, weight, &adapter)?;
+                if let Some(magnitude) = adapter.magnitude {
+                    let m = p.memory().clone();
+                    let lengths = ops::cast(&m, p.value(magnitude)?, DType::F64)?;
+                    let factors = ops::binary(&m, Binary::Div, &lengths, &row_lengths(&w)?)?;
+                    let factors = factors.reshape(&[factors.count(), 1])?;
+                    w = ops::binary(&m, Binary::Mul, &w, &factors)?;
+                }
+                match p.get(weight).role() {
+                    Role::Embedding => p.set(weight, w)?,
+                    _ => set_out_by_in(p, weight, w)?,
+                }
+            }
+            Adapter::Scaling(adapter) => scale(p, weight, &adapter)?,
+        }
+    }
+    p.adapters_mut().activate(None)
+}
+
+/// `w + scale * b·a` in f64: `[out, in]`, or an embedding's `[rows, width]`.
+pub(super) fn changed_weight(p: &Parameters, weight: ParamId, l: &LowRank) -> Result<Tensor> {
+    let m = p.memory();
+    let a = ops::cast(m, p.value(l.a)?, DType::F64)?;
+    let b = ops::cast(m, p.value(l.b)?, DType::F64)?;
+    let change = ops::affine(m, &ops::matmul(m, &b, &a)?, l.scale, 0.0)?;
+    let (w, change) = match p.get(weight).role() {
+        Role::Embedding => {
+            let w = ops::cast(m, p.value(weight)?, DType::F64)?;
+            (w, change.t()?)
+        }
+        _ => (out_by_in(p, weight)?, change),
+    };
+    Ok(ops::binary(m, Binary::Add, &w, &change)?)
+}
+
+/// The length of each row of `w [rows, columns]`, `[rows]`.
+pub(super) fn row_lengths(w: &Tensor) -> Result<Tensor> {
+    let m = w.memory().clone();
+    let squares = ops::unary(&m, Unary::Square, w)?;
+    let sums = ops::reduce(&m, Reduce::Sum, &squares, 1, false)?;
+    Ok(ops::unary(&m, Unary::Sqrt, &sums)?)
+}
+
+/// Folds factors into a weight, and into the bias where they are the outputs'.
+fn scale(p: &mut Parameters, weight: ParamId, adapter: &Scaling) -> Result<()> {
+    let m = p.memory().clone();
+    let factors = ops::cast(&m, p.value(adapter.factors)?, DType::F64)?;
+    let w = out_by_in(p, weight)?;
+    // [out, 1] or [1, in], as they are stored
+    let w = ops::binary(&m, Binary::Mul, &w, &factors)?;
+    set_out_by_in(p, weight, w)?;
+    let name = p.get(weight).name();
+    let bias = name.strip_suffix("weight").map(|at| format!("{at}bias"));
+    let bias = bias.and_then(|bias| p.lookup(&bias));
+    if let Some(bias) = bias.filter(|_| !adapter.input) {
+        let value = ops::cast(&m, p.value(bias)?, DType::F64)?;
+        let factors = factors.reshape(&[factors.count()])?;
+        let value = ops::binary(&m, Binary::Mul, &value, &factors)?;
+        p.set(bias, value)?;
+    }
+    Ok(())
+}

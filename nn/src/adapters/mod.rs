@@ -1,0 +1,167 @@
+//! Adapters: few trained numbers beside frozen layers.
+//!
+//! An adapter is found by the weight that it belongs to: [`Linear`](crate::layers::Linear) and
+//! [`Embedding`](crate::layers::Embedding) ask the [`Parameters`](crate::Parameters) for the one of their own weight,
+//! so no model family knows of adapters. Its tensors are parameters like others, under the names that PEFT has for
+//! them in memory (`encoder.layer.0.attention.self.query.lora_A.default.weight`), and the one trainable set says which
+//! of them move.
+//!
+//! Several adapters may lie beside one base; one of them, or none, is in use.
+
+mod attach;
+mod config;
+mod forward;
+mod init;
+mod merge;
+mod names;
+
+use std::collections::{BTreeMap, HashMap};
+
+use graft_tensor::Tensor;
+
+pub use attach::{Modules, attach, rules};
+pub use config::{AdapterConfig, Bias, LowRankConfig, LowRankInit, Method, Targets};
+pub use init::finish;
+pub use merge::merge;
+
+use crate::error::{Error, Result, nearest};
+use crate::parameters::ParamId;
+
+/// The name of an adapter where there is only one.
+pub const DEFAULT: &str = "default";
+
+/// What stands beside one layer.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Adapter {
+    /// A low-rank matrix that is added to the weight
+    LowRank(LowRank),
+    /// Factors of the layer's outputs or inputs
+    Scaling(Scaling),
+}
+
+/// LoRA and its kin.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LowRank {
+    /// `[rank, in]`; of an embedding, `[rank, rows]`
+    pub a: ParamId,
+    /// `[out, rank]`; of an embedding, `[width, rank]`
+    pub b: ParamId,
+    /// DoRA: the length of each output's weights, `[out]`
+    pub magnitude: Option<ParamId>,
+    /// Factor of `b·a`
+    pub scale: f64,
+    /// Probability that it does not see an element of its input, in training
+    pub dropout: f64,
+}
+
+/// IA³ (H. Liu et al., "Few-Shot Parameter-Efficient Fine-Tuning is Better and Cheaper than In-Context Learning", 2022).
+#[derive(Clone, Debug, PartialEq)]
+pub struct Scaling {
+    /// `[out, 1]`, or `[1, in]`
+    pub factors: ParamId,
+    /// They are the inputs' factors
+    pub input: bool,
+}
+
+/// The adapters of one name: what was trained together.
+#[derive(Clone, Debug)]
+pub struct AdapterSet {
+    name: String,
+    config: AdapterConfig,
+    /// By the weight that each belongs to
+    layers: BTreeMap<ParamId, Adapter>,
+    /// Parameters of the base, and those that take their place while the set is in use
+    copies: BTreeMap<ParamId, ParamId>,
+    /// PiSSA: what was taken out of each weight, as `a` and `b`
+    residuals: BTreeMap<ParamId, [Tensor; 2]>,
+}
+
+impl AdapterSet {
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// How it was made.
+    pub fn config(&self) -> &AdapterConfig {
+        &self.config
+    }
+
+    /// Weights and adapters, in the order in which the weights take part.
+    pub fn layers(&self) -> impl Iterator<Item = (ParamId, &Adapter)> {
+        self.layers.iter().map(|(&id, adapter)| (id, adapter))
+    }
+
+    /// Parameters of the base, and those that take their place.
+    pub fn copies(&self) -> impl Iterator<Item = (ParamId, ParamId)> + '_ {
+        self.copies.iter().map(|(&base, &copy)| (base, copy))
+    }
+}
+
+/// All adapters beside a base.
+#[derive(Clone, Debug, Default)]
+pub struct Adapters {
+    sets: Vec<AdapterSet>,
+    active: Option<usize>,
+    /// By the parameter of an adapter, that of the base beside which it takes part
+    anchors: HashMap<ParamId, ParamId>,
+}
+
+impl Adapters {
+    /// The same beside parameters that are only counted.
+    pub(crate) fn planned(&self) -> Adapters {
+        let mut planned = self.clone();
+        for set in &mut planned.sets {
+            set.residuals.clear();
+        }
+        planned
+    }
+
+    /// The adapter sets, in the order in which they were attached.
+    pub fn sets(&self) -> impl Iterator<Item = &AdapterSet> {
+        self.sets.iter()
+    }
+
+    /// The set in use.
+    pub fn active(&self) -> Option<&AdapterSet> {
+        self.sets.get(self.active?)
+    }
+
+    /// Takes another set into use, or none: the base alone.
+    ///
+    /// # Errors
+    /// A name that no set has.
+    pub fn activate(&mut self, name: Option<&str>) -> Result<()> {
+        self.active = match name {
+            None => None,
+            Some(name) => match self.sets.iter().position(|set| set.name == name) {
+                Some(position) => Some(position),
+                None => {
+                    let names = self.sets.iter().map(|set| set.name.as_str());
+                    let what = match nearest(name, names) {
+                        Some(near) => format!("no adapter is called {name}; the nearest is {near}"),
+                        None => format!("no adapter is called {name}: there are none; attach one"),
+                    };
+                    return Err(Error::Adapter { what });
+                }
+            },
+        };
+        Ok(())
+    }
+
+    /// What stands beside a weight, in the set in use.
+    pub fn of(&self, weight: ParamId) -> Option<&Adapter> {
+        self.active()?.layers.get(&weight)
+    }
+
+    /// The parameter that takes the place of one of the base, or that one itself.
+    pub fn in_place_of(&self, id: ParamId) -> ParamId {
+        let copy = self.active().and_then(|set| set.copies.get(&id));
+        copy.copied().unwrap_or(id)
+    }
+
+    /// The parameter of the base beside which an adapter's takes part; of the base's own, each itself.
+    pub fn anchor(&self, id: ParamId) -> ParamId {
+        self.anchors.get(&id).copied().unwrap_or(id)
+    }
+}
