@@ -11,6 +11,7 @@
 //! the reason.
 #![forbid(unsafe_code)]
 
+pub mod adapter;
 mod archive;
 pub mod atomic;
 mod batch;
@@ -37,6 +38,7 @@ pub mod tokenizer;
 pub mod torch;
 mod weights;
 
+pub use adapter::{Adaptable, StoredAdapter, load_adapter, save_adapter};
 pub use batch::TokenBatch;
 pub use bpe::{END_OF_TEXT, MIN_BPE_VOCAB, train_bpe};
 pub use chat::{ChatOptions, ChatTemplate, Supervised};

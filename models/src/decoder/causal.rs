@@ -2,7 +2,7 @@
 
 use graft_autograd::Var;
 use graft_nn::layers::Linear;
-use graft_nn::{Forward, FreezePolicy, ParamId, Parameters};
+use graft_nn::{Forward, FreezePolicy, ParamId, Parameters, Role};
 use graft_tensor::Tensor;
 use graft_tensor::ops::loss::IGNORE;
 use graft_tensor::ops::{Pool, Unary, WeightLayout};
@@ -34,7 +34,11 @@ impl CausalLm {
             true => decoder.words(),
             false => {
                 let (hidden, vocab) = (config.hidden_size, config.vocab_size);
-                Linear::without_bias(p, LM_HEAD, hidden, vocab, config.initializer_range)?.weight()
+                let std = config.initializer_range;
+                let head = Linear::without_bias(p, LM_HEAD, hidden, vocab, std)?.weight();
+                // The loss reads it by chunks, beside which no adapter can stand.
+                p.set_role(head, Role::Other);
+                head
             }
         };
         Ok(CausalLm {

@@ -7,7 +7,7 @@ use super::names::{Matcher, Patterns, ends_in};
 use super::{Adapter, AdapterSet, LowRank, Scaling};
 use crate::error::{Error, Result, nearest};
 use crate::parameters::{Init, ParamId, Parameters, Role};
-use crate::trainable::Rule;
+use crate::trainable::{Rule, TrainableSet};
 
 /// What becomes of the base's parameters that an adapter keeps as a whole.
 pub enum Modules<'a> {
@@ -171,11 +171,11 @@ fn module_of(parameter: &str) -> Option<&str> {
     parameter.rsplit_once('.').map(|(module, _)| module)
 }
 
-/// Whether a module is kept by a name: it or a module above it ends in that.
+/// Whether a module is kept by a name: it or a module above it ends in that, within a word too, as PEFT has it.
 fn keeps(module: &str, name: &str) -> bool {
     let mut module = Some(module);
     while let Some(here) = module {
-        if ends_in(here, name) {
+        if here.ends_with(name) {
             return true;
         }
         module = module_of(here);
@@ -183,7 +183,49 @@ fn keeps(module: &str, name: &str) -> bool {
     false
 }
 
-/// The parameters of the base that are trained and kept with an adapter: whole modules, and biases.
+/// The parameters of the base that are trained and kept with an adapter of a configuration, where `set` stands beside
+/// the layers: whole modules, and biases.
+pub fn kept_parameters(p: &Parameters, config: &AdapterConfig, set: &AdapterSet) -> Vec<ParamId> {
+    kept(p, config, &set.layers)
+}
+
+/// Notes the modules of which rules train a part, beside what the adapter in use keeps anyway, so that they are kept as
+/// well.
+///
+/// # Errors
+/// A trained parameter of a layer that has an adapter: no file of an adapter can hold it, unless it is a bias that
+/// [`AdapterConfig::bias`] says is trained.
+pub fn keep_trained(p: &mut Parameters, trained: &TrainableSet) -> Result<()> {
+    let Some(set) = p.adapters().active() else {
+        return Ok(());
+    };
+    let known = kept(p, &set.config, &set.layers);
+    let mut more: Vec<String> = Vec::new();
+    for id in trained.ids() {
+        if p.adapters().anchor(id) != id || known.contains(&id) {
+            continue;
+        }
+        let name = p.get(id).name();
+        let module = module_of(name).unwrap_or(name);
+        let weight = p.lookup(&format!("{module}.weight"));
+        if weight.is_some_and(|weight| set.layers.contains_key(&weight)) {
+            let what = format!(
+                "a rule trains {name}, whose layer has an adapter; leave the layer out of the adapter's targets, or \
+                 freeze it (biases of adapted layers are trained with the adapter's bias setting)"
+            );
+            return Err(Error::Adapter { what });
+        }
+        if !more.iter().any(|known| known == module) {
+            more.push(module.to_owned());
+        }
+    }
+    let name = set.name.clone();
+    if let Some(set) = p.adapters_mut().sets.iter_mut().find(|s| s.name == name) {
+        set.config.modules_to_save.extend(more);
+    }
+    Ok(())
+}
+
 fn kept(
     p: &Parameters,
     config: &AdapterConfig,

@@ -19,7 +19,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use graft_tensor::Tensor;
 
-pub use attach::{Modules, attach, rules};
+pub use attach::{Modules, attach, keep_trained, kept_parameters, rules};
 pub use config::{AdapterConfig, Bias, LowRankConfig, LowRankInit, Method, Targets};
 pub use init::finish;
 pub use merge::merge;

@@ -1,0 +1,77 @@
+//! The layers that have an adapter where nothing else is said: those that PEFT takes for each family, so that an adapter
+//! trained here and one trained there are of the same make.
+
+use graft_nn::Parameters;
+
+use crate::config::{DecoderConfig, DecoderFamily, Family, ModelConfig};
+use crate::load::Stored;
+
+/// A family's usual targets.
+pub trait Adaptable: Stored {
+    /// LoRA's: the ends of the names of its modules.
+    fn lora_targets(&self) -> &'static [&'static str];
+
+    /// IA³'s, and those among them whose inputs are scaled.
+    fn ia3_targets(&self) -> (&'static [&'static str], &'static [&'static str]);
+
+    /// What PEFT calls the task of a model without a classification head.
+    fn task_type(&self) -> Option<&'static str>;
+}
+
+impl Adaptable for ModelConfig {
+    fn lora_targets(&self) -> &'static [&'static str] {
+        match self.family {
+            Family::Bert | Family::Roberta => &["query", "value"],
+            Family::DistilBert => &["q_lin", "v_lin"],
+        }
+    }
+
+    fn ia3_targets(&self) -> (&'static [&'static str], &'static [&'static str]) {
+        match self.family {
+            Family::Bert | Family::Roberta => {
+                (&["key", "value", "output.dense"], &["output.dense"])
+            }
+            Family::DistilBert => (&["k_lin", "v_lin", "lin2"], &["lin2"]),
+        }
+    }
+
+    fn task_type(&self) -> Option<&'static str> {
+        None
+    }
+}
+
+impl Adaptable for DecoderConfig {
+    fn lora_targets(&self) -> &'static [&'static str] {
+        match self.family {
+            DecoderFamily::Gpt2 => &["c_attn"],
+            _ => &["q_proj", "v_proj"],
+        }
+    }
+
+    fn ia3_targets(&self) -> (&'static [&'static str], &'static [&'static str]) {
+        match self.family {
+            DecoderFamily::Gpt2 => (&["c_attn", "mlp.c_proj"], &["mlp.c_proj"]),
+            DecoderFamily::Llama | DecoderFamily::Mistral => {
+                (&["k_proj", "v_proj", "down_proj"], &["down_proj"])
+            }
+            _ => (&["q_proj", "v_proj", "down_proj"], &["down_proj"]),
+        }
+    }
+
+    fn task_type(&self) -> Option<&'static str> {
+        Some("CAUSAL_LM")
+    }
+}
+
+/// The modules of a model's classification head, which no pretrained checkpoint holds: they are trained and kept with
+/// an adapter.
+pub fn head_modules(p: &Parameters, config: &impl Stored) -> Vec<String> {
+    let mut modules: Vec<String> = Vec::new();
+    for (_, parameter) in p.iter().filter(|(_, q)| config.is_task_specific(q.name())) {
+        let module = parameter.name().split('.').next().unwrap_or_default();
+        if !modules.iter().any(|known| known == module) {
+            modules.push(module.to_owned());
+        }
+    }
+    modules
+}
