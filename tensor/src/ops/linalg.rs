@@ -394,7 +394,7 @@ pub(super) fn add_product(
 }
 
 /// Products of the matrices that the last two dimensions of `a` and `b` are, for a GPU.
-fn products(
+pub(super) fn products(
     operands: Operands,
     batch: Batch,
     a: &Tensor,
@@ -423,7 +423,7 @@ fn products(
 }
 
 /// One product with a result of `count` elements.
-fn single(count: usize) -> Batch {
+pub(super) fn single(count: usize) -> Batch {
     Batch {
         count: 1,
         a_stride: 0,
@@ -433,7 +433,7 @@ fn single(count: usize) -> Batch {
 }
 
 /// Workspace for products on a GPU; a plan reckons with the latest that there are kernels for.
-fn products_workspace(m: &Memory, products: &cuda::gemm::Products) -> Result<Tensor> {
+pub(super) fn products_workspace(m: &Memory, products: &cuda::gemm::Products) -> Result<Tensor> {
     let target = m
         .opened_gpu()
         .map_or(Target::Sm90a, |gpu| gpu.limits().target);

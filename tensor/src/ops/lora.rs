@@ -8,10 +8,13 @@
 
 use graft_kernels::Float;
 use graft_kernels::activation::Activation;
+use graft_kernels::cuda;
 use graft_kernels::gemm::{self as kernel, Epilogue};
 use half::{bf16, f16};
 
-use super::linalg::{matmul_as, matrix, operands, with_product};
+use super::linalg::{
+    matmul_as, matrix, operands, products, products_workspace, single, with_product,
+};
 use super::random::Key;
 use super::{
     Linear, affine, dropout, dropout_backward, parameter, parameter_dtype, rows_of, workspace,
@@ -204,6 +207,22 @@ fn product(
         return Err(Error::shape("lora", "a factor", w.shape(), expected));
     }
     let (operands, dtype) = (operands(x.dtype()), y.dtype());
+    if let Some(on) = m.gpu() {
+        let products = products(operands, single(rows * columns), x, w, dtype);
+        let mut scratch = products_workspace(m, &products)?;
+        on.run(|gpu| {
+            let epilogue = cuda::gemm::Epilogue {
+                bias: last.bias.map(Tensor::device).transpose()?,
+                activation: last.activation,
+                pre_activation: last.pre.map(Tensor::device_mut).transpose()?,
+            };
+            let (x, w) = (x.device_strided()?, w.device_strided()?);
+            let (y, scratch) = (y.device_mut()?, scratch.device_mut()?);
+            cuda::gemm::gemm(gpu, &products, x, w, y, accumulate, epilogue, scratch)?;
+            Ok(())
+        })?;
+        return Ok(());
+    }
     with_product!("lora", (x.dtype(), w.dtype(), dtype), (X, W, Y) => {
         let needed = kernel::gemm_workspace::<Y>(operands, rows, columns, inner);
         let mut scratch = workspace(m, dtype, needed)?;
