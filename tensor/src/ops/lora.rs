@@ -208,7 +208,7 @@ fn product(
     }
     let (operands, dtype) = (operands(x.dtype()), y.dtype());
     if let Some(on) = m.gpu() {
-        let products = products(operands, single(rows * columns), x, w, dtype);
+        let products = products(operands, single(rows * columns), x, w, dtype)?;
         let mut scratch = products_workspace(m, &products)?;
         on.run(|gpu| {
             let epilogue = cuda::gemm::Epilogue {
