@@ -4,19 +4,20 @@
 //!
 //! Each number is the median of repeats that the GPU's own clock times, on random numbers; packing
 //! of operands and the sum over splits are part of a product. `general` are the kernels of
-//! `gemm.cu`, `hopper` those of `gemm_hopper.cu` with blocks alone and in pairs.
+//! `gemm.cu`, `hopper` those of `gemm_hopper.cu`; `cublaslt` is NVIDIA's
+//! library, if it is found (the variable GRAFT_CUBLASLT may name its file).
 
 use std::process::ExitCode;
 
 use graft_kernels::activation::Activation;
 use graft_kernels::cuda::gemm::{Epilogue, Kernels, Layout, Products, gemm};
-use graft_kernels::cuda::{self, Buffer, Gpu, Scalar};
+use graft_kernels::cuda::{self, Buffer, Error, Gpu, Scalar};
 use graft_kernels::gemm::{Batch, Operands};
 
 const KERNELS: [(&str, Kernels); 3] = [
     ("general", Kernels::General),
     ("hopper", Kernels::Hopper),
-    ("pairs", Kernels::HopperPairs),
+    ("cublaslt", Kernels::CublasLt),
 ];
 
 /// What is timed.
@@ -29,6 +30,8 @@ struct Case {
     types: [Scalar; 3],
     /// Bias, GELU and the pre-activation
     rich: bool,
+    /// The old C is added
+    accumulate: bool,
 }
 
 fn cases() -> Vec<Case> {
@@ -46,6 +49,7 @@ fn cases() -> Vec<Case> {
             transposed,
             types,
             rich,
+            accumulate: name.contains("+="),
         });
     };
     case("f32 4096", [4096; 3], *b"nn", WIDE, false);
@@ -66,8 +70,10 @@ fn cases() -> Vec<Case> {
     case("gpt2 up gelu", [m, 3072, 768], *b"nn", SHORT, true);
     case("gpt2 down", [m, 768, 3072], *b"nn", SHORT, false);
     case("gpt2 head chunk", [m, 8192, 768], *b"nt", GRADIENT, false);
+    case("gpt2 head", [16384, 50257, 768], *b"nt", SHORT, false);
     case("gpt2 d(qkv)", [m, 768, 2304], *b"nt", SHORT, false);
     case("gpt2 d(up)", [m, 768, 3072], *b"nt", SHORT, false);
+    case("gpt2 d(head) +=", [m, 768, 8192], *b"nn", GRADIENT, false);
     case("gpt2 dW out", [768, 768, m], *b"tn", GRADIENT, false);
     case("gpt2 dW qkv", [768, 2304, m], *b"tn", GRADIENT, false);
     case("gpt2 dW up", [768, 3072, m], *b"tn", GRADIENT, false);
@@ -166,7 +172,7 @@ fn time(gpu: &Gpu, case: &Case, kernels: Kernels) -> cuda::Result<f64> {
             a.slice(0, m * k, ta),
             b.slice(0, k * n, tb),
             c.slice_mut(0, m * n, tc),
-            false,
+            case.accumulate,
             epilogue,
             workspace.slice_mut(0, bytes, Scalar::U8),
         )
@@ -203,10 +209,16 @@ fn run() -> cuda::Result<()> {
             case.name, order[0], order[1]
         );
         for (_, kernels) in KERNELS {
-            if case.types[0] == Scalar::F32 && kernels != Kernels::General {
+            let own = kernels == Kernels::Hopper;
+            let seconds = match time(&gpu, &case, kernels) {
+                Err(Error::Unsupported { .. }) => None,
+                _ if own && case.types[0] == Scalar::F32 => None,
+                seconds => Some(seconds?),
+            };
+            let Some(seconds) = seconds else {
+                print!("{:>17}", "-");
                 continue;
-            }
-            let seconds = time(&gpu, &case, kernels)?;
+            };
             let flops = 2.0 * (m * n * k) as f64 / seconds / 1e12;
             print!("  {flops:6.1} ({:6.3})", seconds * 1e3);
         }

@@ -3,10 +3,11 @@
 use std::ffi::c_void;
 use std::fmt;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
 use super::driver::{self, Driver};
+use super::gemm::Library;
 use super::launch::{Arg, Launch};
 use super::module::Target;
 use super::profile::Profile;
@@ -43,6 +44,8 @@ pub struct Gpu(Arc<Inner>);
 struct Inner {
     limits: Limits,
     profile: Option<Profile>,
+    /// Loaded when it is asked for
+    library: OnceLock<Result<Library>>,
     backend: Backend,
 }
 
@@ -73,6 +76,7 @@ impl Gpu {
         Ok(Gpu(Arc::new(Inner {
             limits,
             profile,
+            library: OnceLock::new(),
             backend,
         })))
     }
@@ -302,6 +306,18 @@ impl Gpu {
                 what: "the GPU is simulated".into(),
             }),
         }
+    }
+
+    /// NVIDIA's library of products.
+    ///
+    /// # Errors
+    /// None on this machine.
+    pub(super) fn library(&self) -> Result<&Library> {
+        let library = self.0.library.get_or_init(|| {
+            self.enter()?;
+            Library::load()
+        });
+        library.as_ref().map_err(Clone::clone)
     }
 
     /// Runs kernel `name` of source `file`. The arguments must be those that it declares: a kernel

@@ -38,21 +38,10 @@ __device__ __forceinline__ void barrier_arrive(u64 *barrier) {
                  : "memory");
 }
 
-// Arrives at the same barrier of block `rank` of the cluster.
-__device__ __forceinline__ void barrier_arrive_at(u64 *barrier, int rank) {
-    asm volatile("{\n"
-                 ".reg .b32 there;\n"
-                 "mapa.shared::cluster.u32 there, %0, %1;\n"
-                 "mbarrier.arrive.release.cluster.shared::cluster.b64 _, [there];\n"
-                 "}" ::"r"(shared_address(barrier)),
-                 "r"(rank)
-                 : "memory");
-}
-
 // Waits for the end of the latest phase of this parity: at once if the barrier is in a phase of the
 // other.
 __device__ __forceinline__ void barrier_wait(u64 *barrier, u32 parity) {
-    u32 done, tries = 0;
+    u32 done;
     do {
         asm volatile("{\n"
                      ".reg .pred p;\n"
@@ -62,25 +51,12 @@ __device__ __forceinline__ void barrier_wait(u64 *barrier, u32 parity) {
                      : "=r"(done)
                      : "r"(shared_address(barrier)), "r"(parity)
                      : "memory");
-    } while (!done && ++tries < 1 << 22);
+    } while (!done);
 }
 
 // A barrier of `threads` threads; number 0 is that of __syncthreads.
 __device__ __forceinline__ void named_barrier(int number, int threads) {
     asm volatile("bar.sync %0, %1;" ::"r"(number), "r"(threads) : "memory");
-}
-
-// --- Clusters of blocks.
-
-__device__ __forceinline__ int cluster_rank() {
-    int rank;
-    asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
-    return rank;
-}
-
-__device__ __forceinline__ void cluster_sync() {
-    asm volatile("barrier.cluster.arrive.release;\n"
-                 "barrier.cluster.wait.acquire;" ::: "memory");
 }
 
 // --- The copy engine. Coordinates count elements, from the innermost dimension on; what lies
@@ -96,16 +72,6 @@ __device__ __forceinline__ void tensor_load(void *to, const TensorMap *map, u64 
     asm volatile("cp.async.bulk.tensor.3d.shared::cluster.global.tile.mbarrier::complete_tx::bytes "
                  "[%0], [%1, {%3, %4, %5}], [%2];" ::"r"(shared_address(to)),
                  "l"(map), "r"(shared_address(barrier)), "r"(x), "r"(y), "r"(z)
-                 : "memory");
-}
-
-// The same to the same place of each block of the cluster whose bit is set, with its own barrier.
-__device__ __forceinline__ void tensor_load_all(void *to, const TensorMap *map, u64 *barrier, int x,
-                                                int y, int z, u16 blocks) {
-    asm volatile("cp.async.bulk.tensor.3d.shared::cluster.global.tile.mbarrier::complete_tx::bytes"
-                 ".multicast::cluster [%0], [%1, {%3, %4, %5}], [%2], %6;" ::"r"(
-                     shared_address(to)),
-                 "l"(map), "r"(shared_address(barrier)), "r"(x), "r"(y), "r"(z), "h"(blocks)
                  : "memory");
 }
 
@@ -159,6 +125,12 @@ __device__ __forceinline__ void wgmma_commit() {
 // Waits until at most PENDING groups of products are under way.
 template <int PENDING> __device__ __forceinline__ void wgmma_wait() {
     asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(PENDING) : "memory");
+}
+
+// After waiting: the sums are read from here on, not before.
+template <int N> __device__ __forceinline__ void wgmma_sums(float (&d)[N]) {
+#pragma unroll
+    for (int i = 0; i < N; i++) asm volatile("" : "+f"(d[i])::"memory");
 }
 
 // An operand in shared memory as products take it, in rows of 128 bytes with the copy engine's

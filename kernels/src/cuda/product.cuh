@@ -21,6 +21,7 @@ struct Product {
     i64 activation;    // 1 + its number, or 0 for none
     i64 accumulate;    // whether the old C is added
     i64 wide;
+    i64 direct; // whether rows of C are no multiples of 16 bytes apart
 };
 
 // The activation of `x` as it is stored.

@@ -8,23 +8,22 @@ use crate::cuda::{Gpu, Launch, Result, Scalar};
 
 /// k of a stage.
 const DEEP: usize = 64;
-/// Dynamic shared memory: four stages of both operands, four buffers of 8 KB for each of two groups,
-/// barriers.
-const SHARED: usize = 4 * (HOPPER_TILE[0] + HOPPER_TILE[1]) * DEEP * 2 + (8 << 13) + 128;
+/// Dynamic shared memory: four stages of both operands; for each of two groups four buffers of 8 KB
+/// and the biases of a tile; barriers.
+const SHARED: usize =
+    4 * (HOPPER_TILE[0] + HOPPER_TILE[1]) * DEEP * 2 + 2 * ((4 << 13) + HOPPER_TILE[1] * 4) + 128;
 
-/// The boxes of an operand of `side` elements beside k, in `batches` matrices. Blocks of a cluster
-/// share its load.
+/// The boxes of an operand of `side` elements beside k, in `batches` matrices.
 fn operand_map(
     address: u64,
     x: &Operand,
     [side, depth]: [usize; 2],
     batches: usize,
     tile: usize,
-    cluster: usize,
 ) -> Result<TensorMap> {
     let (dims, box_dims) = match x.along_depth {
-        true => ([depth, side], [DEEP, tile / cluster]),
-        false => ([side, depth], [64, DEEP / cluster]),
+        true => ([depth, side], [DEEP, tile]),
+        false => ([side, depth], [64, DEEP]),
     };
     // A stride over one element is none; the driver wants one all the same.
     let step = x.step.max(dims[0].next_multiple_of(8));
@@ -46,15 +45,19 @@ pub(super) fn launch(
     gpu: &Gpu,
     plan: &Plan,
     batches: usize,
-    cluster: usize,
     a: u64,
     b: u64,
     sums: &Sums,
 ) -> Result<()> {
     let Plan { m, n, k, .. } = *plan;
     let [rows, columns] = HOPPER_TILE;
-    let scalar = if sums.wide { Scalar::F32 } else { Scalar::Bf16 };
+    let scalar = sums.scalar();
+    let left = operand_map(a, &plan.a, [m, k], batches, rows)?;
+    let right = operand_map(b, &plan.b, [n, k], batches, columns)?;
     let result = |address: u64| {
+        if address == 0 || sums.direct(plan, batches) {
+            return Ok(left); // not used
+        }
         // The matrices of a split follow each other, as those of a batch do.
         let apart = plan.splits == 1 && batches > 1;
         let stride = if apart { sums.c_batch } else { m * n };
@@ -62,36 +65,18 @@ pub(super) fn launch(
         let box_dims = [128 / scalar.size(), 64, 1];
         tensor_map(address, scalar, dims, [n, stride], box_dims)
     };
-    let maps = [
-        operand_map(a, &plan.a, [m, k], batches, rows, 1)?,
-        operand_map(b, &plan.b, [n, k], batches, columns, cluster)?,
-        result(sums.c)?,
-        result(if sums.pre == 0 { sums.c } else { sums.pre })?,
-    ];
+    let maps = [left, right, result(sums.c)?, result(sums.pre)?];
     let names = [
-        [
-            "gemm_hopper_nn",
-            "gemm_hopper_nt",
-            "gemm_hopper_tn",
-            "gemm_hopper_tt",
-        ],
-        [
-            "gemm_hopper_pair_nn",
-            "gemm_hopper_pair_nt",
-            "gemm_hopper_pair_tn",
-            "gemm_hopper_pair_tt",
-        ],
+        "gemm_hopper_nn",
+        "gemm_hopper_nt",
+        "gemm_hopper_tn",
+        "gemm_hopper_tt",
     ];
-    let name = names[cluster - 1][order(plan)];
     let tasks = plan.path.tiles(m, n) * plan.splits * batches;
-    let clusters = tasks.min(gpu.limits().processors / cluster);
-    let launch = Launch::linear(clusters * cluster, 384).with_shared(SHARED);
-    let product = sums.product(plan, a, b);
+    let blocks = tasks.min(gpu.limits().processors);
+    let launch = Launch::linear(blocks, 384).with_shared(SHARED);
+    let product = sums.product(plan, batches, a, b);
     let maps: &[u8] = bytemuck::cast_slice(&maps);
-    gpu.launch(
-        "gemm_hopper",
-        name,
-        launch,
-        args![&product[..], batches, maps],
-    )
+    let args = args![&product[..], batches, maps];
+    gpu.launch("gemm_hopper", names[order(plan)], launch, args)
 }

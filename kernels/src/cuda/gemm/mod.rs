@@ -6,8 +6,10 @@
 //! dimension.
 
 mod hopper;
+mod library;
 mod plan;
 
+pub(super) use library::Library;
 pub use plan::{Kernels, Layout, Products};
 
 use self::plan::{Operand, Path, Plan, TILE};
@@ -51,8 +53,17 @@ pub fn gemm(
     epilogue: Epilogue<'_>,
     workspace: SliceMut<'_>,
 ) -> Result<()> {
-    let target = gpu.limits().target;
-    let plan = products.plan(target)?;
+    let plain = epilogue.bias.is_none()
+        && epilogue.pre_activation.is_none()
+        && epilogue.activation.is_none();
+    let products = &match products.kernels {
+        Kernels::CublasLt if !plain => Products {
+            kernels: Kernels::Auto,
+            ..*products
+        },
+        _ => *products,
+    };
+    let plan = products.plan(gpu.limits().target)?;
     check(products, &plan, a, b, &c, &epilogue, &workspace);
     let batches = products.batch.count;
     if plan.m == 0 || plan.n == 0 || batches == 0 {
@@ -70,6 +81,12 @@ pub fn gemm(
         pre: epilogue.pre_activation.map_or(0, |pre| pre.address()),
         activation: epilogue.activation.map_or(0, number),
     };
+    if plan.path == Path::Library {
+        let room = room + plan.parts as u64;
+        return gpu
+            .library()?
+            .multiply(gpu, &plan, batches, a, b, &whole, room);
+    }
     if plan.splits == 1 {
         return multiply(gpu, &plan, batches, a, b, &whole);
     }
@@ -84,7 +101,7 @@ pub fn gemm(
         activation: 0,
     };
     multiply(gpu, &plan, batches, a, b, &partial)?;
-    let product = whole.product(&plan, a, b);
+    let product = whole.product(&plan, batches, a, b);
     let launch = Launch::cover(batches * plan.m * plan.n.div_ceil(4), 256, 1);
     let args = args![&product[..], parts, batches];
     gpu.launch("gemm", "gemm_sum_splits", launch, args)
@@ -102,8 +119,8 @@ fn order(plan: &Plan) -> usize {
 
 /// Launches the products of a plan, whose operands are at `a` and `b`.
 fn multiply(gpu: &Gpu, plan: &Plan, batches: usize, a: u64, b: u64, sums: &Sums) -> Result<()> {
-    if let Path::Hopper { cluster } = plan.path {
-        return hopper::launch(gpu, plan, batches, cluster, a, b, sums);
+    if plan.path == Path::Hopper {
+        return hopper::launch(gpu, plan, batches, a, b, sums);
     }
     let order = order(plan);
     let name = match plan.scalar {
@@ -120,7 +137,7 @@ fn multiply(gpu: &Gpu, plan: &Plan, batches: usize, a: u64, b: u64, sums: &Sums)
         Path::Simple => Launch::linear(blocks, 256),
         _ => Launch::linear(blocks, 128).with_shared(STAGES),
     };
-    let product = sums.product(plan, a, b);
+    let product = sums.product(plan, batches, a, b);
     gpu.launch("gemm", name, launch, args![&product[..]])
 }
 
@@ -136,9 +153,23 @@ struct Sums {
 }
 
 impl Sums {
+    /// Whether rows of C are no multiples of 16 bytes apart, which the copy engine writes.
+    fn direct(&self, plan: &Plan, batches: usize) -> bool {
+        let whole = |count: usize| (count * self.scalar().size()).is_multiple_of(16);
+        !whole(plan.n) || (batches > 1 && plan.splits == 1 && !whole(self.c_batch))
+    }
+
+    /// Element type of C.
+    fn scalar(&self) -> Scalar {
+        match self.wide {
+            true => Scalar::F32,
+            false => Scalar::Bf16,
+        }
+    }
+
     /// `Product` as `product.cuh` has it.
-    fn product(&self, plan: &Plan, a: u64, b: u64) -> [u8; 144] {
-        let words: [u64; 18] = [
+    fn product(&self, plan: &Plan, batches: usize, a: u64, b: u64) -> [u8; 152] {
+        let words: [u64; 19] = [
             a,
             b,
             self.c,
@@ -157,6 +188,7 @@ impl Sums {
             self.activation as u64,
             u64::from(self.accumulate),
             u64::from(self.wide),
+            u64::from(self.direct(plan, batches)),
         ];
         bytemuck::cast(words)
     }

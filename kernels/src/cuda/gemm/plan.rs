@@ -30,15 +30,15 @@ pub enum Kernels {
     Auto,
     /// Those of `gemm.cu`, which every device has
     General,
-    /// Warpgroups of Hopper, blocks by themselves
+    /// Warpgroups of Hopper
     Hopper,
-    /// The same in pairs of blocks that share B
-    HopperPairs,
+    /// NVIDIA's cuBLASLt, which has to be there; products with an epilogue as with `Auto`
+    CublasLt,
 }
 
 impl Kernels {
     /// What the variable GRAFT_GEMM asks for: `auto` (as if there were none), `general`, `hopper`,
-    /// `hopper-pairs`.
+    /// `cublaslt`.
     ///
     /// # Errors
     /// Another value.
@@ -50,10 +50,10 @@ impl Kernels {
             Some("auto") => Ok(Kernels::Auto),
             Some("general") => Ok(Kernels::General),
             Some("hopper") => Ok(Kernels::Hopper),
-            Some("hopper-pairs") => Ok(Kernels::HopperPairs),
+            Some("cublaslt") => Ok(Kernels::CublasLt),
             _ => Err(Error::Unsupported {
                 kernel: "gemm",
-                what: format!("GRAFT_GEMM is {name:?}; use auto, general, hopper or hopper-pairs"),
+                what: format!("GRAFT_GEMM is {name:?}; use auto, general, hopper or cublaslt"),
             }),
         }
     }
@@ -83,6 +83,8 @@ const PROCESSORS: usize = 132;
 pub(super) const TILE: usize = 128;
 /// The same of `gemm_hopper.cu`.
 pub(super) const HOPPER_TILE: [usize; 2] = [128, 192];
+/// Bytes that cuBLASLt may use.
+pub(super) const LIBRARY_ROOM: usize = 32 << 20;
 /// What ranges of k are multiples of: of the depth of every kernel's stages.
 const DEPTH: usize = 64;
 /// Alignment of what lies in the workspace, in bytes.
@@ -120,20 +122,18 @@ pub(super) enum Path {
     Simple,
     /// `mma.sync`
     TensorCores,
-    /// `wgmma`, with so many blocks in a cluster
-    Hopper { cluster: usize },
+    /// `wgmma`
+    Hopper,
+    /// cuBLASLt
+    Library,
 }
 
 impl Path {
-    /// Rows and columns of C that a block, or a cluster, sums, and how many of them an H100 runs at
-    /// a time.
+    /// Rows and columns of C that a block sums, and how many an H100 runs at a time.
     fn tile(self) -> ([usize; 2], usize) {
         match self {
-            Path::Simple | Path::TensorCores => ([TILE; 2], 2 * PROCESSORS),
-            Path::Hopper { cluster } => {
-                let [rows, columns] = HOPPER_TILE;
-                ([rows * cluster, columns], PROCESSORS / cluster)
-            }
+            Path::Simple | Path::TensorCores | Path::Library => ([TILE; 2], 2 * PROCESSORS),
+            Path::Hopper => (HOPPER_TILE, PROCESSORS),
         }
     }
 
@@ -181,7 +181,17 @@ impl Products {
     /// # Errors
     /// Element types other than f32 and bf16.
     pub fn workspace(&self, target: Target) -> Result<usize> {
-        Ok(self.plan(target)?.workspace)
+        let own = Products {
+            kernels: match self.kernels {
+                Kernels::CublasLt => Kernels::Auto,
+                kernels => kernels,
+            },
+            ..*self
+        };
+        Ok(self
+            .plan(target)?
+            .workspace
+            .max(own.plan(target)?.workspace))
     }
 
     pub(super) fn plan(&self, target: Target) -> Result<Plan> {
@@ -208,8 +218,12 @@ impl Products {
         let b = operand(b, b.col_stride, b.row_stride, n, self.batch.b_stride);
         let path = self.path(scalar, target, [&a, &b], [m, n, k]);
         let tiles = path.tiles(m, n) * self.batch.count;
-        let (splits, depth) = split(tiles, k, path.tile().1);
+        let (splits, depth) = match path {
+            Path::Library => (1, k),
+            _ => split(tiles, k, path.tile().1),
+        };
         let parts = match splits {
+            _ if path == Path::Library => room.take(LIBRARY_ROOM),
             0 | 1 => room.0,
             _ => room.take(4 * self.batch.count * splits * m * n),
         };
@@ -235,12 +249,16 @@ impl Products {
         operands: [&Operand; 2],
         [m, n, k]: [usize; 3],
     ) -> Path {
+        if self.kernels == Kernels::CublasLt
+            && k > 0
+            && (scalar, self.c) != (Scalar::F32, Scalar::Bf16)
+        {
+            return Path::Library;
+        }
         if scalar != Scalar::Bf16 || target == Target::Sm70 {
             return Path::Simple;
         }
-        // The copy engine reads rows that do not overlap, and writes ones that are multiples of 16
-        // bytes apart.
-        let whole = |count: usize| (count * self.c.size()).is_multiple_of(16);
+        // The copy engine reads rows that do not overlap.
         let rows = [(operands[0], m), (operands[1], n)]
             .iter()
             .all(|(x, side)| {
@@ -251,24 +269,14 @@ impl Products {
                 };
                 outer == 1 || x.step >= inner
             });
-        let apart = self.batch.count <= 1 || whole(self.batch.c_stride);
-        let possible = target == Target::Sm90a && k > 0 && rows && whole(n) && apart;
-        let hopper = |cluster| Path::Hopper { cluster };
+        let possible = target == Target::Sm90a && k > 0 && rows;
+        // Of few rows or columns, more blocks of smaller tiles read the other operand faster.
+        let narrow = m.min(n) <= 64;
         match self.kernels {
-            _ if !possible => Path::TensorCores,
             Kernels::General => Path::TensorCores,
-            Kernels::Hopper => hopper(1),
-            Kernels::HopperPairs => hopper(2),
-            Kernels::Auto => {
-                // Pairs load less, and may have more of their tiles outside of C.
-                let covered = |path: Path| {
-                    let [rows, columns] = path.tile().0;
-                    path.tiles(m, n) * rows * columns
-                };
-                let paths = [hopper(2), hopper(1)];
-                let best = paths.into_iter().min_by_key(|&path| covered(path));
-                best.unwrap_or(Path::TensorCores)
-            }
+            Kernels::Auto | Kernels::CublasLt if narrow => Path::TensorCores,
+            _ if possible => Path::Hopper,
+            _ => Path::TensorCores,
         }
     }
 
@@ -477,19 +485,17 @@ mod tests {
             products.plan(target).unwrap().path
         };
         let auto = |m, n, k| path(m, n, k, Target::Sm90a, Kernels::Auto);
-        assert_eq!(auto(4096, 768, 768), Path::Hopper { cluster: 2 });
-        assert_eq!(auto(128, 768, 768), Path::Hopper { cluster: 1 });
-        // C's rows, 2 * 1105 bytes, are no multiples of 16 bytes; those of A and B can be copied.
-        assert_eq!(auto(4096, 1105, 768), Path::TensorCores);
-        assert_eq!(auto(4096, 768, 1105), Path::Hopper { cluster: 2 });
+        assert_eq!(auto(4096, 768, 768), Path::Hopper);
+        // Rows of A and B that do not begin on 16-byte boundaries are copied.
+        assert_eq!(auto(4096, 1105, 1103), Path::Hopper);
         assert_eq!(auto(4096, 768, 0), Path::TensorCores);
+        assert_eq!(auto(4096, 16, 768), Path::TensorCores);
         let large = |target, kernels| path(4096, 768, 768, target, kernels);
         let general = Kernels::General;
         assert_eq!(large(Target::Sm90a, general), Path::TensorCores);
         assert_eq!(large(Target::Sm80, Kernels::Hopper), Path::TensorCores);
         assert_eq!(large(Target::Sm70, Kernels::Auto), Path::Simple);
-        let alone = Path::Hopper { cluster: 1 };
-        assert_eq!(large(Target::Sm90a, Kernels::Hopper), alone);
+        assert_eq!(large(Target::Sm80, Kernels::CublasLt), Path::Library);
     }
 
     #[test]
