@@ -95,23 +95,25 @@ impl Scatter {
         for &row in index {
             ends[row as usize] += 1;
         }
-        let mut numbers = vec![0i32; index.len()];
-        let (mut pieces, mut joins, mut parts) = (Vec::new(), Vec::new(), 0i32);
+        // Pieces go behind the positions at once: a step waits for this.
+        let count = Scatter::numbers(index.len(), rows);
+        let mut numbers = Vec::with_capacity(count);
+        numbers.resize(index.len(), 0i32);
+        let (mut joins, mut parts) = (Vec::new(), 0i32);
         let mut first = 0;
         for (row, end) in ends.iter_mut().enumerate() {
-            let count = *end as usize;
+            let last = first + *end as usize;
             *end = first as u32; // where the row's next position goes
-            let last = first + count;
-            if count > PIECE {
+            if last - first > PIECE {
                 let before = parts;
                 for start in (first..last).step_by(PIECE) {
                     let stop = (start + PIECE).min(last);
-                    pieces.extend([start as i32, stop as i32, -1 - parts]);
+                    numbers.extend([start as i32, stop as i32, -1 - parts]);
                     parts += 1;
                 }
                 joins.extend([before, parts, row as i32]);
-            } else if count > 0 {
-                pieces.extend([first as i32, last as i32, row as i32]);
+            } else if last > first {
+                numbers.extend([first as i32, last as i32, row as i32]);
             }
             first = last;
         }
@@ -120,10 +122,9 @@ impl Scatter {
             numbers[*at as usize] = position as i32;
             *at += 1;
         }
-        let (of_pieces, of_joins) = (pieces.len() / 3, joins.len() / 3);
-        numbers.extend(pieces);
+        let (of_pieces, of_joins) = ((numbers.len() - index.len()) / 3, joins.len() / 3);
         numbers.extend(joins);
-        numbers.resize(Scatter::numbers(index.len(), rows), 0);
+        numbers.resize(count, 0);
         Ok(Scatter {
             numbers,
             positions: index.len(),
