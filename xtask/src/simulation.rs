@@ -28,7 +28,8 @@ pub fn build() -> Result<(), Box<dyn Error>> {
     let header = std::fs::read_to_string(cuda.join("simulation/device.hpp"))?;
     let mut objects: Vec<PathBuf> = Vec::new();
     for source in SOURCES {
-        let Some(ptx) = source.ptx(Target::Sm80) else {
+        let of = |target| source.ptx(target);
+        let Some(ptx) = of(Target::Sm80).or_else(|| of(Target::Sm70)) else {
             continue; // for devices that it does not simulate
         };
         let (unit, object) = (
