@@ -275,16 +275,6 @@ fn narrow<T: Float, K: Kernel>(kernel: K, sums: &[T::Acc], out: &mut [T]) {
             }
             done += 16;
         }
-        // The rest in the same way: the processor's rounding to bf16 takes denormal numbers for 0.
-        let rest = sums.len() - done;
-        let (mut from, mut to) = ([0f32; 16], [bf16::ZERO; 16]);
-        // SAFETY: as above, for `rest` < 16 elements.
-        unsafe {
-            std::ptr::copy_nonoverlapping(sums.as_ptr().add(done).cast(), from.as_mut_ptr(), rest);
-            kernel.narrow_bf16x16(from.as_ptr(), to.as_mut_ptr());
-            std::ptr::copy_nonoverlapping(to.as_ptr(), out.as_mut_ptr().add(done).cast(), rest);
-        }
-        return;
     }
     for (y, &x) in out[done..].iter_mut().zip(&sums[done..]) {
         *y = T::narrow(x);
