@@ -224,12 +224,15 @@ pub fn load_parameters_with(
     Ok(report)
 }
 
-/// Writes all parameters to one safetensors file at `path`, under their own names.
+/// Writes all parameters to one safetensors file at `path`, under their own names: those of the model, without those of
+/// adapters beside it.
 ///
 /// # Errors
 /// What the file system refuses.
 pub fn save_parameters(parameters: &Parameters, path: &Path) -> Result<()> {
-    save_some(parameters, path, |_| true)
+    save_some(parameters, path, |id| {
+        parameters.adapters().anchor(id) == id
+    })
 }
 
 /// Writes the parameters of `set` alone to one safetensors file at `path`; [`load_some`] reads them back.

@@ -86,7 +86,8 @@ fn a_classifiers_head_is_its_score() {
     let mut f = Forward::evaluate(&parameters);
     let logits = classifier.forward(&mut f, &batch).unwrap();
     let whole = logits.value().to_bytes().unwrap();
-    let cut = |rules: FreezePolicy| classifier.cut(&rules.resolve(&parameters).unwrap());
+    let cut =
+        |rules: FreezePolicy| classifier.cut(&parameters, &rules.resolve(&parameters).unwrap());
     let norm = Rule::train("transformer.ln_f.*");
     let with_norm = [head.rules.clone(), vec![norm]].concat();
     for (rules, expected) in [

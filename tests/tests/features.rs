@@ -379,7 +379,7 @@ fn training_begins_at_the_lowest_trained_parameter_whatever_the_rules_are_called
             let rules: Vec<Rule> = rules.iter().map(|rule| rule.parse().unwrap()).collect();
             let policy = policy(&model.network, &strategy.parse().unwrap(), &rules).unwrap();
             let set = policy.resolve(&model.parameters).unwrap();
-            let cut = model.network.cut(&set);
+            let cut = model.network.cut(&model.parameters, &set);
             assert_eq!(cut, expected, "{family} {strategy} {rules:?}");
             let Some(cut) = cut else { continue };
             for (id, parameter) in model.parameters.iter() {

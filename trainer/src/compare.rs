@@ -10,7 +10,8 @@ use crate::report::{duration, thousands};
 use crate::run_dir::{CONFIG_FILE, METRICS_FILE};
 
 /// A table with a row for each run: strategy, trained parameters and their share, the quality of the model that was kept
-/// (accuracy and macro-F1 of classifiers, perplexity of language models), duration and peak memory.
+/// (accuracy and macro-F1 of classifiers, perplexity of language models), the median time of a step, duration and peak
+/// memory.
 ///
 /// # Errors
 /// A directory that is no run, or whose metrics are not those of a run that ended.
@@ -23,6 +24,7 @@ pub fn compare(runs: &[PathBuf]) -> Result<String> {
         "accuracy",
         "macro-F1",
         "perplexity",
+        "step",
         "time",
         "peak memory",
     ];
@@ -64,12 +66,13 @@ pub fn compare(runs: &[PathBuf]) -> Result<String> {
     Ok(text)
 }
 
-fn row(run: &Path) -> Result<[String; 9]> {
+fn row(run: &Path) -> Result<[String; 10]> {
     let config = Settings::from_file(&run.join(CONFIG_FILE))?;
     let config = crate::config::RunConfig::resolve(config)?;
     let path = run.join(METRICS_FILE);
     let text = std::fs::read_to_string(&path).map_err(|e| Error::io("read", &path, e))?;
     let (mut start, mut best, mut end) = (None, None, None);
+    let mut steps = Vec::new();
     for (i, line) in text.lines().enumerate() {
         let record: Value = serde_json::from_str(line).map_err(|e| {
             let what = format!("this is no record of a run: {e}");
@@ -82,6 +85,10 @@ fn row(run: &Path) -> Result<[String; 9]> {
         })?;
         match record["kind"].as_str() {
             Some("start") => start = Some(record),
+            Some("step") => {
+                let number = |key: &str| record[key].as_f64().unwrap_or(f64::NAN);
+                steps.push(number("tokens") / number("tokens_per_second"));
+            }
             Some("eval") if record["best"] == true => best = Some(record),
             Some("end") => end = Some(record),
             _ => {}
@@ -111,10 +118,20 @@ fn row(run: &Path) -> Result<[String; 9]> {
         score("accuracy"),
         score("macro_f1"),
         score("perplexity"),
+        median_step(steps),
         duration(std::time::Duration::from_secs_f64(seconds)),
         match end["peak_rss"].as_u64() {
             Some(bytes) => format!("{} MiB", thousands(bytes >> 20)),
             None => "-".to_owned(),
         },
     ])
+}
+
+/// The median of some seconds, in milliseconds.
+fn median_step(mut seconds: Vec<f64>) -> String {
+    seconds.sort_by(f64::total_cmp);
+    match seconds.get(seconds.len() / 2).filter(|s| s.is_finite()) {
+        Some(median) => format!("{:.1} ms", 1e3 * median),
+        None => "-".to_owned(),
+    }
 }

@@ -1,12 +1,13 @@
 //! What a run trains in each epoch, and how fast: the strategy over one model, resolved.
 
-use graft_nn::{FreezePolicy, ParamId, Parameters, Rates, TrainableSet};
+use graft_nn::adapters::{self, DEFAULT};
+use graft_nn::{FreezePolicy, ParamId, Parameters, RateRule, Rated, Rates, TrainableSet};
 
 use crate::config::{Gradual, Rule, RunConfig, Strategy, StrategyConfig};
 use crate::error::{Error, Result};
 use crate::model::Network;
 
-/// The policy of a strategy, refined by ordered rules.
+/// The policy of a strategy, refined by ordered rules. If it has an adapter, that stands beside the layers already.
 ///
 /// # Errors
 /// A strategy that asks for more layers than there are, or for biases of a model without any.
@@ -14,38 +15,58 @@ pub fn policy<N: Network>(
     network: &N,
     strategy: &Strategy,
     rules: &[Rule],
+    parameters: &Parameters,
 ) -> Result<FreezePolicy> {
-    let mut policy = network.policy(&strategy.parts)?;
+    let mut policy = match strategy.adapter {
+        None => network.policy(&strategy.parts)?,
+        Some(_) => FreezePolicy {
+            rules: adapters::rules(parameters, DEFAULT),
+        },
+    };
+    if strategy.adapter.is_some() && !strategy.parts.is_empty() {
+        let beside = network.policy(&strategy.parts)?.rules.into_iter();
+        policy.rules.extend(beside.filter(|rule| rule.train));
+    }
     policy.rules.extend(Rule::freezing(rules));
     Ok(policy)
 }
 
 /// How far a parameter is from the head, in layers: 0 for the head itself, one more than there are layers for the
 /// embeddings.
-fn depth<N: Network>(network: &N, id: ParamId) -> usize {
+fn depth<N: Network>(network: &N, parameters: &Parameters, id: ParamId) -> usize {
     let layers = network.layers();
     network
-        .layer_of(id)
+        .layer_of(parameters.adapters().anchor(id))
         .map_or(layers + 1, |layer| layers - layer)
 }
 
-/// How fast each parameter moves in a run whose peak learning rate is `lr`: the strategy's factor for its depth, then the
-/// rules in their order.
+/// How fast each parameter moves in a run whose peak learning rate is `lr`: the strategy's factor for its depth, `plus`
+/// for the second matrices of adapters, then the rules in their order.
 ///
 /// # Errors
 /// A rule that matches no parameter, or none of `set`.
 pub fn rates<N: Network>(
     network: &N,
     config: &StrategyConfig,
-    lr: f64,
+    (lr, plus): (f64, Option<f64>),
     parameters: &Parameters,
     set: &TrainableSet,
 ) -> Result<Rates> {
     let mut rates = match config.name.llrd {
-        Some(factor) => Rates::scaled(parameters, |id| factor.powi(depth(network, id) as i32)),
+        Some(factor) => Rates::scaled(parameters, |id| {
+            factor.powi(depth(network, parameters, id) as i32)
+        }),
         None => Rates::default(),
     };
-    let rules = Rule::rating(&config.rules);
+    let mut rules = Rule::rating(&config.rules);
+    if let Some(factor) = plus {
+        // S. Hayou et al., "LoRA+: Efficient Low Rank Adaptation of Large Models", 2024.
+        let second = RateRule {
+            glob: "*.lora_*B.*".into(),
+            rated: Rated::LrTimes(factor),
+        };
+        rules.insert(0, second);
+    }
     rates.apply(&rules, lr, parameters, set)?;
     Ok(rates)
 }
@@ -70,12 +91,15 @@ impl Course {
         parameters: &Parameters,
     ) -> Result<Course> {
         let strategy = &config.strategy;
-        let all = policy(network, &strategy.name, &strategy.rules)?.resolve(parameters)?;
-        let rates = rates(network, strategy, config.optimizer.lr, parameters, &all)?;
+        let policy = policy(network, &strategy.name, &strategy.rules, parameters)?;
+        let all = policy.resolve(parameters)?;
+        let plus = config.adapter.as_ref().and_then(|adapter| adapter.plus);
+        let lr = (config.optimizer.lr, plus);
+        let rates = rates(network, strategy, lr, parameters, &all)?;
         let epochs = config.train.epochs;
         let sets = match strategy.name.gradual {
             None => vec![all; epochs],
-            Some(pace) => thaw(network, &all, pace, epochs)?,
+            Some(pace) => thaw(network, parameters, &all, pace, epochs)?,
         };
         Ok(Course { sets, rates })
     }
@@ -108,11 +132,12 @@ impl Course {
 /// The sets of a gradual strategy: `all` as deep as each epoch has thawed. Depths at which nothing is trained do not count.
 fn thaw<N: Network>(
     network: &N,
+    parameters: &Parameters,
     all: &TrainableSet,
     pace: Gradual,
     epochs: usize,
 ) -> Result<Vec<TrainableSet>> {
-    let mut depths: Vec<usize> = all.ids().map(|id| depth(network, id)).collect();
+    let mut depths: Vec<usize> = all.ids().map(|id| depth(network, parameters, id)).collect();
     depths.sort_unstable();
     depths.dedup();
     let last = depths.len() - 1;
@@ -130,7 +155,7 @@ fn thaw<N: Network>(
     Ok((0..epochs)
         .map(|epoch| {
             let deepest = depths[thawed(epoch)];
-            all.filtered(|id| depth(network, id) <= deepest)
+            all.filtered(|id| depth(network, parameters, id) <= deepest)
         })
         .collect())
 }
@@ -152,7 +177,7 @@ mod tests {
         }
         let rules = all.iter().map(|rule| rule.parse().unwrap()).collect();
         let all = FreezePolicy { rules }.resolve(&p).unwrap();
-        let sets = thaw(&Stack { layers: 4 }, &all, pace, epochs).unwrap();
+        let sets = thaw(&Stack { layers: 4 }, &p, &all, pace, epochs).unwrap();
         for pair in sets.windows(2) {
             assert!(pair[0].ids().all(|id| pair[1].contains(id)));
         }
@@ -186,7 +211,7 @@ mod tests {
             rules: vec!["lr p4 x3".parse().unwrap()],
             dropout: None,
         };
-        let rates = rates(&network, &config, 1e-3, &p, &all).unwrap();
+        let rates = rates(&network, &config, (1e-3, None), &p, &all).unwrap();
         let found: Vec<f64> = p.iter().map(|(id, _)| rates.get(id).lr).collect();
         let half = |n| 0.5f64.powi(n);
         assert_eq!(

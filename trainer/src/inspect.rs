@@ -9,7 +9,10 @@ use graft_models::{
 use graft_nn::{Parameters, Rates, TrainableSet};
 use graft_tensor::{DType, Memory};
 
-use crate::config::{OptimizerConfig, OptimizerKind, Rule, Strategy, StrategyConfig};
+use crate::adapter;
+use crate::config::{
+    AdapterSettings, OptimizerConfig, OptimizerKind, Rule, Strategy, StrategyConfig,
+};
 use crate::course::{policy, rates};
 use crate::error::Result;
 use crate::model::Network;
@@ -112,8 +115,14 @@ fn list<N: Network>(
     });
     let set = match &strategy {
         Some(strategy) => {
-            let set = policy(&network, &strategy.name, rules)?.resolve(&parameters)?;
-            let rates = rates(&network, strategy, peak(strategy), &parameters, &set)?;
+            if let Some(kind) = strategy.name.adapter {
+                adapter::put(&mut parameters, config, kind, &AdapterSettings::usual(kind))?;
+                parameters.initialise(0)?;
+            }
+            let policy = policy(&network, &strategy.name, rules, &parameters)?;
+            let set = policy.resolve(&parameters)?;
+            let lr = (peak(strategy), None);
+            let rates = rates(&network, strategy, lr, &parameters, &set)?;
             Some((set, rates))
         }
         None => None,

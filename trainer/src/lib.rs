@@ -3,6 +3,8 @@
 //! The library holds everything; the binary `trainer` only calls it.
 #![forbid(unsafe_code)]
 
+pub mod adapted;
+pub mod adapter;
 pub mod batch;
 pub mod certificate;
 pub mod cli;
@@ -21,6 +23,7 @@ pub mod features;
 pub mod generate;
 pub mod hidden;
 pub mod inspect;
+pub mod merge;
 pub mod metrics;
 pub mod model;
 mod nearest;

@@ -6,8 +6,8 @@ use std::sync::{Mutex, PoisonError};
 
 use graft_models::config::CONFIG_FILE;
 use graft_models::{
-    CausalLm, Classifier, Config, DecoderClassifier, DecoderConfig, Labels, LoadReport,
-    MaskedConfig, MaskedLm, ModelConfig, ModelSource, Stored, Strategy, Tokenizer, little_endian,
+    Adaptable, CausalLm, Classifier, Config, DecoderClassifier, DecoderConfig, Labels, LoadReport,
+    MaskedConfig, MaskedLm, ModelConfig, ModelSource, Strategy, Tokenizer, little_endian,
     load_parameters_with, load_some, save_parameters, save_trained,
 };
 use graft_nn::{FreezePolicy, ParamId, Parameters, TrainableSet};
@@ -29,7 +29,7 @@ pub type Hashes = BTreeMap<String, String>;
 /// The layers of a model for a kind of task, over the configuration of its families.
 pub trait Network: Sized + Send {
     /// The configuration of its families.
-    type Config: Stored + Clone + std::fmt::Debug + Send + Sync;
+    type Config: Adaptable + Clone + std::fmt::Debug + Send + Sync;
 
     /// Declares the parameters.
     ///
@@ -405,7 +405,7 @@ impl Model<CausalLm> {
 }
 
 impl<N: Network> Model<N> {
-    fn load<T: Send>(
+    pub(crate) fn load<T: Send>(
         source: &ModelSource,
         config: N::Config,
         dropout: Option<f64>,

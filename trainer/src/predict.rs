@@ -12,14 +12,14 @@ use crate::model::Model;
 use crate::text_classifier::TextClassifier;
 
 /// Writes one JSON object for each example, in their order: `label`, `probabilities` by label, and `logits` if asked
-/// for, in the order of the model's labels.
+/// for, in the order of the model's labels; with the name of an adapter, that as `adapter` first.
 ///
 /// # Errors
 /// As the model's forward pass; `out`, called `name` in messages, cannot be written.
 pub fn write_predictions<N: TextClassifier>(
     model: &Model<N>,
     data: &Encoded,
-    raw: bool,
+    (raw, adapter): (bool, Option<&str>),
     out: &mut dyn Write,
     name: &Path,
 ) -> Result<()> {
@@ -31,6 +31,9 @@ pub fn write_predictions<N: TextClassifier>(
             .map(|(name, p)| (name.clone(), json!(p)))
             .collect();
         let mut line = Map::new();
+        if let Some(adapter) = adapter {
+            line.insert("adapter".into(), json!(adapter));
+        }
         line.insert("label".into(), json!(names[best_label(&row) as usize]));
         line.insert("probabilities".into(), Value::Object(by_label));
         if raw {

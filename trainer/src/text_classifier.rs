@@ -6,7 +6,7 @@ use graft_models::{
     Classifier, Cut, DecoderClassifier, DecoderConfig, Labels, ModelConfig, ModelSource,
     ProblemType, TokenBatch, Tokenizer,
 };
-use graft_nn::{Forward, ParamId, TrainableSet};
+use graft_nn::{Forward, ParamId, Parameters, TrainableSet};
 use graft_tensor::Tensor;
 
 use crate::error::Result;
@@ -64,7 +64,7 @@ pub trait TextClassifier: Network + Sync {
     fn forward(&self, f: &mut Forward, batch: &TokenBatch) -> Result<Var>;
 
     /// The place below which nothing is trained; `None` if an embedding is trained.
-    fn cut(&self, set: &TrainableSet) -> Option<Cut>;
+    fn cut(&self, p: &Parameters, set: &TrainableSet) -> Option<Cut>;
 
     /// Whether a parameter takes part in what passes through `cut`.
     fn is_below(&self, cut: Cut, id: ParamId) -> bool;
@@ -89,8 +89,8 @@ macro_rules! passes {
             Ok($network::forward(self, f, batch)?)
         }
 
-        fn cut(&self, set: &TrainableSet) -> Option<Cut> {
-            $network::cut(self, set)
+        fn cut(&self, p: &Parameters, set: &TrainableSet) -> Option<Cut> {
+            $network::cut(self, p, set)
         }
 
         fn is_below(&self, cut: Cut, id: ParamId) -> bool {

@@ -13,6 +13,7 @@ use graft_tensor::ops::optimizer::all_finite;
 use graft_tensor::ops::random::{Key, shuffle};
 use graft_tensor::{Category, Memory};
 
+use crate::adapter;
 use crate::batch::{BatchSize, epoch_batches};
 use crate::certificate::{Certificate, TensorEntry};
 use crate::config::{RunConfig, TaskKind};
@@ -94,8 +95,9 @@ pub fn plan(config: &RunConfig) -> Result<Plan> {
             DeviceChoice::Auto => config.train.device.open()?.0.device(),
         };
         let loaded = T::load(config, &Memory::planned_for(device))?;
-        let (mut model, mut task) = (loaded.model, loaded.meanwhile);
-        rehearse(config, &mut task, &mut model, &loaded.hashes)
+        let (mut model, mut task, mut hashes) = (loaded.model, loaded.meanwhile, loaded.hashes);
+        adapter::begin(config, &mut model, &mut hashes)?;
+        rehearse(config, &mut task, &mut model, &hashes)
     }
     for_task!(config, of)
 }
@@ -105,11 +107,17 @@ fn run<T: Task>(config: &RunConfig) -> Result<RunReport> {
     let mut run_dir = RunDir::create(config)?;
     let (memory, note) = config.train.device.open()?;
     let loaded = T::load(config, &memory)?;
-    let (mut model, before, mut task) = (loaded.model, loaded.hashes, loaded.meanwhile);
+    let (mut model, mut before, mut task) = (loaded.model, loaded.hashes, loaded.meanwhile);
+    let changed = adapter::begin(config, &mut model, &mut before)?;
     model
         .parameters
         .compute_in(config.train.precision.dtype())?;
     let course = Course::new(config, &model.network, &model.parameters)?;
+    adapter::check(
+        &mut model.parameters,
+        course.all(),
+        &loaded.report.initialised,
+    )?;
     check(config, &mut task, &mut model, &before)?;
     let trainable = course.all().count(&model.parameters) as u64;
     let epochs = plan_epochs(config, task.lengths());
@@ -186,12 +194,15 @@ fn run<T: Task>(config: &RunConfig) -> Result<RunReport> {
         model.restore(run_dir.path())?;
     }
     run_dir.remove(ASIDE_FILE)?;
-    model.save_weights(run_dir.path())?;
+    match config.strategy.name.adapter {
+        None => model.save_weights(run_dir.path())?,
+        Some(_) => adapter::save(&model, &config.model.path, run_dir.path())?,
+    }
     model.save_description(run_dir.path())?;
     // What thawed behind the kept epoch is as frozen in it as the rest.
     let kept_epoch = best.as_ref().map_or(epochs.len(), |(epoch, _)| *epoch);
     let set = course.set(kept_epoch - 1);
-    let certificate = certify(config, &model, set, &before, &run_dir)?;
+    let certificate = certify(config, &model, set, (&before, &changed), &run_dir)?;
     let (peak, usage) = (peak_rss(), trainer.usage(&memory));
     run_dir.metrics().write(&Record::End {
         steps: trainer.step,
@@ -269,24 +280,31 @@ fn certify<N: Network>(
     config: &RunConfig,
     model: &Model<N>,
     set: &TrainableSet,
-    before: &Hashes,
+    (before, changed): (&Hashes, &Hashes),
     run_dir: &RunDir,
 ) -> Result<Certificate> {
+    let moved = |name: &str, what: &str| Error::Certificate {
+        path: run_dir.target().to_path_buf(),
+        what: format!("the tensor `{name}` {what}; the run is not kept"),
+        help: "this is a defect of the trainer: please report it with the configuration".into(),
+    };
+    let spec = config.model.path.clone();
+    let hash = run_dir.config_sha256().to_owned();
+    if config.strategy.name.adapter.is_some() {
+        let hashes = (before, changed);
+        let entries = adapter::entries(model, set, hashes, run_dir.path(), &moved)?;
+        return Ok(Certificate::new(spec, hash, entries));
+    }
     let mut after = hash_tensors(run_dir.path())?;
     let mut entries = Vec::with_capacity(before.len());
     for (id, parameter) in model.parameters.iter() {
         let name = parameter.name();
-        let moved = |what: &str| Error::Certificate {
-            path: run_dir.target().to_path_buf(),
-            what: format!("the tensor `{name}` {what}; the run is not kept"),
-            help: "this is a defect of the trainer: please report it with the configuration".into(),
-        };
         let Some(found) = after.remove(name) else {
-            return Err(moved("was not written"));
+            return Err(moved(name, "was not written"));
         };
         let trainable = set.contains(id);
         if !trainable && found.sha256 != before[name] {
-            return Err(moved("is frozen and changed"));
+            return Err(moved(name, "is frozen and changed"));
         }
         entries.push(TensorEntry {
             name: name.to_owned(),
@@ -297,10 +315,5 @@ fn certify<N: Network>(
             after: found.sha256,
         });
     }
-    let spec = config.model.path.clone();
-    Ok(Certificate::new(
-        spec,
-        run_dir.config_sha256().to_owned(),
-        entries,
-    ))
+    Ok(Certificate::new(spec, hash, entries))
 }

@@ -3,9 +3,13 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use graft_models::{Checkpoint, atomic};
+use graft_models::{Checkpoint, Classifier, Config, DecoderClassifier, atomic};
+use graft_tensor::Memory;
 
+use crate::adapted::{AdapterArgs, Choice};
+use crate::adapter::AdapterDir;
 use crate::certificate::{Certificate, FoundTensor, Verdict, sha256_hex};
+use crate::config::TaskKind;
 use crate::error::{Error, Result};
 use crate::run_dir::{CERTIFICATE_FILE, CONFIG_FILE};
 
@@ -27,6 +31,24 @@ pub fn hash_tensors(dir: &Path) -> Result<BTreeMap<String, FoundTensor>> {
     Ok(found)
 }
 
+/// The hash of every tensor of the base that a run's adapter belongs to, and of the adapter.
+fn hash_adapted(run: &Path, adapter: &AdapterDir) -> Result<BTreeMap<String, FoundTensor>> {
+    let choice = Choice::of(&run.to_string_lossy(), &AdapterArgs::default())?;
+    let memory = Memory::cpu();
+    let config = choice.config()?;
+    let (parameters, base) = match (choice.task(&config), config) {
+        (TaskKind::Classify, Config::Encoder(_)) => {
+            choice.classifier::<Classifier>(&memory)?.into_parts()
+        }
+        (TaskKind::Classify, Config::Decoder(_)) => choice
+            .classifier::<DecoderClassifier>(&memory)?
+            .into_parts(),
+        (TaskKind::Clm | TaskKind::Chat, _) => choice.causal(&memory)?.into_parts(),
+        (TaskKind::Mlm, _) => choice.masked(&memory)?.into_parts(),
+    };
+    adapter.hashes(&parameters, base)
+}
+
 /// Compares a run's model and configuration with its certificate.
 ///
 /// # Errors
@@ -40,7 +62,11 @@ pub fn verify_run(run: &Path) -> Result<Verdict> {
     let certificate = Certificate::read(&run.join(CERTIFICATE_FILE))?;
     let config = run.join(CONFIG_FILE);
     let text = std::fs::read(&config).map_err(|e| Error::io("read", &config, e))?;
-    Ok(certificate.verify(&hash_tensors(run)?, &sha256_hex(&text)))
+    let found = match AdapterDir::at(&run.to_string_lossy())? {
+        None => hash_tensors(run)?,
+        Some(adapter) => hash_adapted(run, &adapter)?,
+    };
+    Ok(certificate.verify(&found, &sha256_hex(&text)))
 }
 
 /// The error for a verdict that did not pass: every failure on a line of its own.

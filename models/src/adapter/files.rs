@@ -240,6 +240,17 @@ fn with_name(stored: &str, name: &str) -> String {
     }
 }
 
+/// The name that a tensor of an adapter's file has in memory, beside a model whose names are the file's; of what the
+/// adapter keeps as a whole, the name of the base's.
+pub fn name_in_memory(stored: &str, adapter: &str) -> String {
+    let rest = stored.strip_prefix(PREFIX).unwrap_or(stored);
+    let named = with_name(rest, adapter);
+    match named == rest {
+        true => without_wrapper(rest),
+        false => named,
+    }
+}
+
 /// The name in the file of an adapter's parameter: [`with_name`] the other way round.
 fn without_name(inner: &str, name: &str) -> String {
     let magnitude = format!(".lora_magnitude_vector.{name}.weight");

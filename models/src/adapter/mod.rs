@@ -9,7 +9,7 @@ mod files;
 mod targets;
 
 pub use config::StoredAdapter;
-pub use files::{load_adapter, save_adapter};
+pub use files::{load_adapter, name_in_memory, save_adapter};
 pub use targets::{Adaptable, head_modules};
 
 /// The configuration's file.

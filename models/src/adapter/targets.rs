@@ -5,6 +5,7 @@ use graft_nn::Parameters;
 
 use crate::config::{DecoderConfig, DecoderFamily, Family, ModelConfig};
 use crate::load::Stored;
+use crate::masked::MaskedConfig;
 
 /// A family's usual targets.
 pub trait Adaptable: Stored {
@@ -60,6 +61,21 @@ impl Adaptable for DecoderConfig {
 
     fn task_type(&self) -> Option<&'static str> {
         Some("CAUSAL_LM")
+    }
+}
+
+impl Adaptable for MaskedConfig {
+    fn lora_targets(&self) -> &'static [&'static str] {
+        self.0.lora_targets()
+    }
+
+    fn ia3_targets(&self) -> (&'static [&'static str], &'static [&'static str]) {
+        self.0.ia3_targets()
+    }
+
+    fn task_type(&self) -> Option<&'static str> {
+        // PEFT has no name for it.
+        None
     }
 }
 

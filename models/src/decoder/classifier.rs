@@ -67,9 +67,11 @@ impl DecoderClassifier {
 
     /// The place below which nothing is trained: in front of the layer of the lowest trained parameter, where the final
     /// norm counts as one more layer. `None` if an embedding is trained.
-    pub fn cut(&self, set: &TrainableSet) -> Option<Cut> {
-        // Parameters are declared, and numbered, in the order in which they take part.
-        let layer = self.decoder.stage_of(set.ids().next()?)?;
+    pub fn cut(&self, p: &Parameters, set: &TrainableSet) -> Option<Cut> {
+        // The model's own parameters are declared, and numbered, in the order in which they take part; an adapter's take
+        // part beside one of these.
+        let first = set.ids().map(|id| p.adapters().anchor(id)).min()?;
+        let layer = self.decoder.stage_of(first)?;
         Some(if layer <= self.decoder.layers() {
             Cut::Layer(layer)
         } else {

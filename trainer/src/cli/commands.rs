@@ -3,11 +3,12 @@
 use std::io::{self, Write};
 use std::path::Path;
 
-use graft_models::{Classifier, Config, DecoderClassifier, ModelSource, atomic};
+use graft_models::{Classifier, Config, DecoderClassifier, atomic};
 use serde_json::json;
 
 use super::{ColumnArgs, EvalArgs, InspectArgs, PredictArgs, print};
-use crate::config::{Rule, Settings, TaskKind};
+use crate::adapted::Choice;
+use crate::config::{Rule, TaskKind};
 use crate::conversations::Conversations;
 use crate::corpus::Corpus;
 use crate::data::{Columns, Dataset};
@@ -20,7 +21,6 @@ use crate::model::Model;
 use crate::perplexity::Perplexity;
 use crate::predict::write_predictions;
 use crate::report::{Table, thousands};
-use crate::run_dir;
 use crate::text_classifier::TextClassifier;
 
 fn columns(args: &ColumnArgs, label: Option<&str>) -> Columns {
@@ -49,51 +49,29 @@ fn say_truncated(data: &Encoded, path: &Path) {
 }
 
 pub(super) fn eval(args: &EvalArgs) -> Result<()> {
-    let config = Config::load(&ModelSource::resolve(&args.model)?)?;
-    let task = args.task.unwrap_or_else(|| task_of(&args.model, &config));
+    let choice = Choice::of(&args.model, &args.adapters)?;
+    let config = choice.single()?.config()?;
+    let task = args.task.unwrap_or_else(|| choice.task(&config));
     let memory = args.device.open()?;
     match (task, config) {
-        (TaskKind::Classify, Config::Encoder(_)) => eval_classifier::<Classifier>(args),
-        (TaskKind::Classify, Config::Decoder(_)) => eval_classifier::<DecoderClassifier>(args),
+        (TaskKind::Classify, Config::Encoder(_)) => {
+            eval_classifier(args, &choice.classifier::<Classifier>(&memory)?.model)
+        }
+        (TaskKind::Classify, Config::Decoder(_)) => eval_classifier(
+            args,
+            &choice.classifier::<DecoderClassifier>(&memory)?.model,
+        ),
         (TaskKind::Clm, _) => {
-            let model = Model::causal(&args.model, &memory)?;
             let of = |data: &Documents| ("documents", data.documents());
-            eval_tokens::<Documents>(args, task, &model, of)
+            eval_tokens::<Documents>(args, task, &choice.causal(&memory)?.model, of)
         }
         (TaskKind::Chat, _) => {
-            let model = Model::causal(&args.model, &memory)?;
             let of = |data: &Conversations| ("conversations", data.lengths().len());
-            eval_tokens::<Conversations>(args, task, &model, of)
+            eval_tokens::<Conversations>(args, task, &choice.causal(&memory)?.model, of)
         }
         (TaskKind::Mlm, _) => {
-            let model = Model::masked(&args.model, &memory)?;
             let of = |data: &Hidden| ("documents", data.documents());
-            eval_tokens::<Hidden>(args, task, &model, of)
-        }
-    }
-}
-
-/// What a model is measured by where nothing is said: what it was trained for, if it is a run, or else what its class
-/// does.
-fn task_of(model: &str, config: &Config) -> TaskKind {
-    let has = |all: &[String], class: &str| all.iter().any(|name| name == class);
-    match config {
-        Config::Encoder(config) => {
-            match has(&config.architectures, config.family.masked_architecture()) {
-                true => TaskKind::Mlm,
-                false => TaskKind::Classify,
-            }
-        }
-        Config::Decoder(config) => {
-            let class = config.family.classification_architecture();
-            let run = || Settings::from_file(&Path::new(model).join(run_dir::CONFIG_FILE));
-            if has(&config.architectures, class) {
-                TaskKind::Classify
-            } else if run().is_ok_and(|run| run.task() == Some(TaskKind::Chat)) {
-                TaskKind::Chat
-            } else {
-                TaskKind::Clm
-            }
+            eval_tokens::<Hidden>(args, task, &choice.masked(&memory)?.model, of)
         }
     }
 }
@@ -128,12 +106,11 @@ fn eval_tokens<C: Corpus>(
     print(&table.to_string())
 }
 
-fn eval_classifier<N: TextClassifier>(args: &EvalArgs) -> Result<()> {
-    let model = Model::<N>::trained(&args.model, &args.device.open()?)?;
+fn eval_classifier<N: TextClassifier>(args: &EvalArgs, model: &Model<N>) -> Result<()> {
     let columns = columns(&args.columns, Some(&args.label_column));
-    let data = Labelled::read(&model, &args.data, &columns, args.max_length)?;
+    let data = Labelled::read(model, &args.data, &columns, args.max_length)?;
     say_truncated(&data.encoded, &args.data);
-    let rows = logits(&model, &data.encoded, None)?;
+    let rows = logits(model, &data.encoded, None)?;
     // The training set is not at hand: the baseline guesses what is most frequent here.
     let counts = data.counts(N::labels(&model.config));
     let result = Evaluation::new(&rows, &data.labels, &counts);
@@ -173,20 +150,30 @@ fn eval_classifier<N: TextClassifier>(args: &EvalArgs) -> Result<()> {
 }
 
 pub(super) fn predict(args: &PredictArgs) -> Result<()> {
-    match Config::load(&ModelSource::resolve(&args.model)?)? {
-        Config::Encoder(_) => predict_with::<Classifier>(args),
-        Config::Decoder(_) => predict_with::<DecoderClassifier>(args),
+    let choice = Choice::of(&args.model, &args.adapters)?;
+    match choice.config()? {
+        Config::Encoder(_) => predict_with::<Classifier>(args, &choice),
+        Config::Decoder(_) => predict_with::<DecoderClassifier>(args, &choice),
     }
 }
 
-fn predict_with<N: TextClassifier>(args: &PredictArgs) -> Result<()> {
-    let model = Model::<N>::trained(&args.model, &args.device.open()?)?;
+fn predict_with<N: TextClassifier>(args: &PredictArgs, choice: &Choice) -> Result<()> {
+    let mut adapted = choice.classifier::<N>(&args.device.open()?)?;
     let data = Dataset::read(&args.data, &columns(&args.columns, None))?;
-    let data = Encoded::new(&model, &data, args.max_length)?;
+    let data = Encoded::new(&adapted.model, &data, args.max_length)?;
     say_truncated(&data, &args.data);
     let mut text = Vec::new();
     let name = args.out.as_deref().unwrap_or(Path::new("standard output"));
-    write_predictions(&model, &data, args.logits, &mut text, name)?;
+    match choice.in_use()[..] {
+        [] | [_] => write_predictions(&adapted.model, &data, (args.logits, None), &mut text, name)?,
+        ref all => {
+            for adapter in all {
+                adapted.choose(adapter)?;
+                let (model, which) = (&adapted.model, (args.logits, Some(*adapter)));
+                write_predictions(model, &data, which, &mut text, name)?;
+            }
+        }
+    }
     match &args.out {
         Some(path) => Ok(atomic::write_file(path, |file| file.write_all(&text))?),
         None => match io::stdout().lock().write_all(&text) {
@@ -200,7 +187,7 @@ pub(super) fn inspect(args: &InspectArgs) -> Result<()> {
     let strategy = match &args.strategy {
         Some(text) => Some(text.parse().map_err(|what: String| {
             let help =
-                "use head, last:K, bitfit, norms or full, with gradual and llrd, joined by +";
+                "use head, last:K, bitfit, norms, lora, rslora, dora, ia3 or full, with gradual and llrd, joined by +";
             Error::config("--strategy", what, help)
         })?),
         None => None,

@@ -7,6 +7,7 @@ use clap::Args;
 use graft_models::{CausalLm, ChatOptions, atomic};
 use serde_json::{Value, json};
 
+use crate::adapted::{AdapterArgs, Choice};
 use crate::config::Precision;
 use crate::conversations::template;
 use crate::data::{Chats, Columns, Conversation, Dataset};
@@ -34,6 +35,9 @@ pub struct GenerateArgs {
     /// A run directory, or any language model of a supported family.
     #[arg(long, value_name = "DIR")]
     pub model: String,
+    /// Adapters beside the model.
+    #[command(flatten)]
+    pub adapters: AdapterArgs,
     /// The device.
     #[command(flatten)]
     pub device: DeviceArgs,
@@ -256,7 +260,8 @@ fn encode_all(
 
 fn continue_all(args: &GenerateArgs, mut options: Options) -> Result<()> {
     let source = read(args)?;
-    let mut model = Model::causal(&args.model, &args.device.open()?)?;
+    let choice = Choice::of(&args.model, &args.adapters)?;
+    let mut model = choice.single()?.causal(&args.device.open()?)?.model;
     model.parameters.compute_in(args.precision.dtype())?;
     let prompts = encode_all(&model, source, &mut options)?;
     let ids: Vec<Vec<u32>> = prompts.iter().map(|prompt| prompt.ids.clone()).collect();

@@ -7,6 +7,7 @@ mod commands;
 mod data;
 mod delta;
 mod generate;
+mod merge;
 mod run_args;
 
 use std::ffi::OsString;
@@ -21,8 +22,10 @@ use miette::{Diagnostic, GraphicalReportHandler, GraphicalTheme};
 pub use data::{Colour, DataArgs, DataCommand, ShowArgs, TokenizerArgs};
 pub use delta::{ApplyArgs, DiffArgs, RevertArgs};
 pub use generate::GenerateArgs;
+pub use merge::MergeArgs;
 pub use run_args::RunArgs;
 
+use crate::adapted::AdapterArgs;
 use crate::config::{KEYS, TaskKind};
 use crate::device::DeviceArgs;
 use crate::error::{Error, Result, list_names};
@@ -57,6 +60,8 @@ pub enum Command {
     Tokenizer(TokenizerArgs),
     /// List a model's tensors, and what a strategy would train of them.
     Inspect(InspectArgs),
+    /// Fold an adapter into its base, and prove on texts that the result computes the same.
+    Merge(MergeArgs),
     /// Set runs beside each other: what was trained, how well, at what price.
     Compare(CompareArgs),
     /// Check a configuration and print it with every default filled in.
@@ -79,6 +84,7 @@ pub enum Command {
   trainer train run.toml --set optimizer.lr=1e-4
   trainer train --model DIR --train train.jsonl --eval test.jsonl --strategy head --out runs/head
   trainer train --model DIR --train train.csv --strategy last:2 --epochs 5 --out runs/last2
+  trainer train --model DIR --train train.jsonl --strategy lora --rank 16 --targets all-linear --out runs/lora
   trainer train --task clm --model GPT --train domain.txt --eval held-out.txt --out runs/adapted
   trainer train --task chat --model CHAT --train chat.jsonl --eval held-out.jsonl --out runs/chat
   trainer train --task mlm --model BERT --train domain.txt --eval held-out.txt --out runs/domain
@@ -146,6 +152,9 @@ pub struct EvalArgs {
     /// A run directory, or any classifier or language model of a supported family.
     #[arg(long, value_name = "DIR")]
     pub model: String,
+    /// Adapters beside the model.
+    #[command(flatten)]
+    pub adapters: AdapterArgs,
     /// The device.
     #[command(flatten)]
     pub device: DeviceArgs,
@@ -179,6 +188,9 @@ pub struct PredictArgs {
     /// A run directory, or any classifier of a supported family.
     #[arg(long, value_name = "DIR")]
     pub model: String,
+    /// Adapters beside the model.
+    #[command(flatten)]
+    pub adapters: AdapterArgs,
     /// The device.
     #[command(flatten)]
     pub device: DeviceArgs,
@@ -208,7 +220,7 @@ pub struct InspectArgs {
     /// Model: a directory, a .whl or .zip with one in it, or a hub id in the local cache.
     #[arg(value_name = "DIR")]
     pub model: String,
-    /// Mark what this strategy would train: head, last:K, bitfit, norms or full, with llrd, joined by +.
+    /// Mark what this strategy would train: head, last:K, bitfit, norms, lora, rslora, dora, ia3 or full, with llrd, joined by +.
     #[arg(long, value_name = "STRATEGY")]
     pub strategy: Option<String>,
     /// A rule to refine the strategy with, `train GLOB`, `freeze GLOB`, `lr GLOB x0.5` or `decay GLOB 0.1`; may be
@@ -285,6 +297,7 @@ where
         Command::Data(args) => data::data(args),
         Command::Tokenizer(args) => data::tokenizer(args),
         Command::Inspect(args) => commands::inspect(args),
+        Command::Merge(args) => merge::run(args),
         Command::Compare(args) => {
             crate::compare::compare(&args.runs).and_then(|table| print(&table))
         }

@@ -32,13 +32,22 @@ pub struct RunArgs {
     /// mlm for hidden tokens of documents.
     #[arg(long, value_name = "KIND")]
     pub task: Option<String>,
-    /// What to train: head, last:K, bitfit, norms or full; and how: gradual, llrd:F; joined by +.
+    /// What to train: head, last:K, bitfit, norms, lora, rslora, dora, ia3 or full; and how: gradual, llrd:F; joined by +.
     #[arg(long, value_name = "STRATEGY")]
     pub strategy: Option<String>,
     /// A rule over parameter names that refines the strategy, such as "freeze *.bias", "lr classifier.* 1e-3" or
     /// "decay * 0"; may be repeated, the last match wins.
     #[arg(long, value_name = "RULE")]
     pub rule: Vec<String>,
+    /// Rank of lora, rslora and dora.
+    #[arg(long, value_name = "R", allow_negative_numbers = true)]
+    pub rank: Option<i64>,
+    /// Their scale is alpha / rank.
+    #[arg(long, value_name = "X", allow_negative_numbers = true)]
+    pub alpha: Option<f64>,
+    /// Layers with an adapter: all-linear, or names or ends of names, separated by commas.
+    #[arg(long, value_name = "NAMES")]
+    pub targets: Option<String>,
     /// Directory of the run and of the trained model.
     #[arg(long, value_name = "DIR")]
     pub out: Option<PathBuf>,
@@ -144,6 +153,7 @@ impl RunArgs {
             ("task.kind", "--task", &self.task),
             ("model.init", "--init", &self.init),
             ("strategy.name", "--strategy", &self.strategy),
+            ("adapter.targets", "--targets", &self.targets),
             ("train.precision", "--precision", &self.precision),
             ("train.device", "--device", &self.device),
             ("data.text", "--text-column", &self.text_column),
@@ -162,6 +172,7 @@ impl RunArgs {
             ("train.epochs", "--epochs", self.epochs),
             ("train.batch_size", "--batch-size", self.batch_size),
             ("train.max_tokens", "--max-tokens", self.max_tokens),
+            ("adapter.rank", "--rank", self.rank),
             ("train.seed", "--seed", self.seed),
             ("train.threads", "--threads", self.threads),
             ("data.max_length", "--max-length", self.max_length),
@@ -171,6 +182,7 @@ impl RunArgs {
             }
         }
         for (key, flag, number) in [
+            ("adapter.alpha", "--alpha", self.alpha),
             ("optimizer.lr", "--lr", self.lr),
             ("strategy.dropout", "--dropout", self.dropout),
         ] {

@@ -70,7 +70,7 @@ pub const KEYS: &[Key] = &[
     ),
     key(
         "strategy.name",
-        "what is trained: \"head\", \"last:K\" (the last K layers), \"bitfit\" (biases), \"norms\", each with the head, or \"full\"; and how: \"gradual\" or \"gradual:K\" (K layers more in each epoch, from the top), \"llrd:F\" (the rate of each layer is F of the one above); joined by +; \"full\"",
+        "what is trained: \"head\", \"last:K\" (the last K layers), \"bitfit\" (biases), \"norms\", each with the head, \"lora\", \"rslora\", \"dora\" or \"ia3\" (adapters, with a new head), or \"full\"; and how: \"gradual\" or \"gradual:K\" (K layers more in each epoch, from the top), \"llrd:F\" (the rate of each layer is F of the one above); joined by +; \"full\"",
     ),
     key(
         "strategy.rules",
@@ -80,10 +80,58 @@ pub const KEYS: &[Key] = &[
         "strategy.dropout",
         "dropout probability in [0, 1), in place of the model's own",
     ),
+    key(
+        "adapter.rank",
+        "rank of lora, rslora and dora, 1 or more; 8",
+    ),
+    key(
+        "adapter.alpha",
+        "their scale is alpha / rank (rslora: alpha / the root of the rank); twice the rank",
+    ),
+    key(
+        "adapter.dropout",
+        "probability in [0, 1) that an adapter does not see an element of its input; 0",
+    ),
+    key(
+        "adapter.targets",
+        "layers with an adapter: \"all-linear\", or names or ends of names [\"query\", \"value\"]; those that PEFT takes for the family",
+    ),
+    key(
+        "adapter.layers",
+        "numbers of the layers whose targets have an adapter; all",
+    ),
+    key(
+        "adapter.rank_pattern",
+        "other ranks, each an expression for the end of a name and a rank: [\"layer.0.*.query 4\"], the first match decides; none",
+    ),
+    key(
+        "adapter.alpha_pattern",
+        "other alphas, in the same way; none",
+    ),
+    key(
+        "adapter.init",
+        "\"kaiming\", \"gaussian\", \"orthogonal\" or \"pissa\" (the weight's principal part); \"kaiming\"",
+    ),
+    key(
+        "adapter.plus",
+        "LoRA+: how many times the learning rate of A that of B is, above 0; 1",
+    ),
+    key(
+        "adapter.bias",
+        "biases trained with lora, rslora and dora: \"none\", \"adapted\" (of layers with an adapter) or \"all\"; \"none\"",
+    ),
+    key(
+        "adapter.modules_to_save",
+        "modules trained and saved as a whole beside the adapters and a classification head, by ends of their names; none",
+    ),
+    key(
+        "adapter.feedforward",
+        "ia3: ends of the names of targets whose inputs are scaled; those that PEFT takes for the family",
+    ),
     key("optimizer.kind", "\"adamw\" or \"sgd\"; \"adamw\""),
     key(
         "optimizer.lr",
-        "peak learning rate; adamw: head, bitfit and norms 1e-3, last:K 1e-4, full 5e-5, random weights 6e-4; sgd: head, bitfit and norms 1e-1, last:K 1e-2, full 5e-3",
+        "peak learning rate; adamw: head, bitfit and norms 1e-3, last:K 1e-4, lora and its kin 5e-4, ia3 3e-3, full 5e-5, random weights 6e-4; sgd: a hundred times as much",
     ),
     key(
         "optimizer.weight_decay",

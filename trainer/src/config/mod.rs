@@ -4,6 +4,7 @@
 //! resolved once into a [`RunConfig`], in which every default is spelled out. Written back with
 //! [`RunConfig::to_toml`], it resolves to itself: that file trains the same run again.
 
+mod adapter;
 mod keys;
 mod optimizer;
 mod rules;
@@ -18,11 +19,12 @@ use std::path::{Path, PathBuf};
 use graft_models::Strategy as Part;
 use serde::Serialize;
 
+pub use adapter::{AdapterSettings, BiasSetting, InitSetting, Pattern, TargetSetting};
 pub use keys::{KEYS, Key, describe};
 use optimizer::optimizer;
 pub use rules::Rule;
 pub use settings::{Origin, Settings};
-pub use strategy::{Gradual, Strategy};
+pub use strategy::{AdapterKind, Gradual, Strategy};
 pub use values::{CacheKind, Init, OptimizerKind, Precision, Schedule, TaskKind, Warmup};
 
 use crate::batch::BatchSize;
@@ -40,6 +42,9 @@ pub struct RunConfig {
     pub task: TaskConfig,
     /// `[strategy]`
     pub strategy: StrategyConfig,
+    /// `[adapter]`, where the strategy has one
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub adapter: Option<AdapterSettings>,
     /// `[optimizer]`
     pub optimizer: OptimizerConfig,
     /// `[train]`
@@ -133,7 +138,14 @@ impl OptimizerConfig {
             (OptimizerKind::Sgd { .. }, Part::Last(_)) => 1e-2,
             (OptimizerKind::Sgd { .. }, Part::Full) => 5e-3,
         };
-        strategy.parts.iter().map(of).fold(f64::INFINITY, f64::min)
+        let adapter = strategy.adapter.map(|adapter| match (kind, adapter) {
+            (OptimizerKind::AdamW { .. }, AdapterKind::Ia3) => 3e-3,
+            (OptimizerKind::AdamW { .. }, _) => 5e-4,
+            (OptimizerKind::Sgd { .. }, AdapterKind::Ia3) => 3e-1,
+            (OptimizerKind::Sgd { .. }, _) => 5e-2,
+        });
+        let parts = strategy.parts.iter().map(of);
+        parts.chain(adapter).fold(f64::INFINITY, f64::min)
     }
 }
 
@@ -219,7 +231,7 @@ impl RunConfig {
         let name = worded(
             s,
             "strategy.name",
-            "head, last:K (K 1 or more), bitfit, norms or full, with gradual and llrd, joined by +",
+            "head, last:K (K 1 or more), bitfit, norms, lora, rslora, dora, ia3 or full, with gradual and llrd, joined by +",
         )?;
         let rules = "a list of rules, each \"freeze PATTERN\", \"train PATTERN\", \"lr PATTERN 1e-4\", \"lr PATTERN \
                      x0.5\" or \"decay PATTERN 0.1\"";
@@ -238,6 +250,7 @@ impl RunConfig {
                 "leave strategy.name at \"full\"",
             ));
         }
+        let adapter = AdapterSettings::resolve(s, strategy.name.adapter)?;
         let optimizer = optimizer(s, &strategy.name, model.init)?;
         let train = TrainConfig {
             epochs: count(s, "train.epochs")?.unwrap_or(3),
@@ -298,6 +311,7 @@ impl RunConfig {
             data,
             task,
             strategy,
+            adapter,
             optimizer,
             train,
             output,

@@ -13,12 +13,43 @@ const LLRD: f64 = 0.9;
 /// Which parameters a run trains, before any rules: parts that are added up, and how they are gone about.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Strategy {
-    /// At least one; [`Part::Full`] stands alone.
+    /// At least one, or an adapter; [`Part::Full`] stands alone.
     pub parts: Vec<Part>,
+    /// Adapters beside frozen layers.
+    pub adapter: Option<AdapterKind>,
     /// Whether they thaw one after the other from the top (ULMFiT; Howard and Ruder, 2018).
     pub gradual: Option<Gradual>,
     /// Factor of the learning rate from each layer to the one below it, in (0, 1); the head has the whole rate.
     pub llrd: Option<f64>,
+}
+
+/// What stands beside the frozen layers of a run that trains adapters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AdapterKind {
+    /// A low-rank matrix (E. Hu et al., 2022).
+    Lora,
+    /// The same, at a scale that does not fall with the rank (D. Kalajdzievski, 2023).
+    RsLora,
+    /// The same, with the lengths of the weights trained apart from their directions (S. Liu et al., 2024).
+    Dora,
+    /// Factors of outputs and inputs (H. Liu et al., 2022).
+    Ia3,
+}
+
+impl AdapterKind {
+    /// The words, in the order in which they are told.
+    pub const ALL: [(&'static str, AdapterKind); 4] = [
+        ("lora", AdapterKind::Lora),
+        ("rslora", AdapterKind::RsLora),
+        ("dora", AdapterKind::Dora),
+        ("ia3", AdapterKind::Ia3),
+    ];
+
+    /// The word.
+    pub fn name(self) -> &'static str {
+        let found = Self::ALL.iter().find(|(_, kind)| *kind == self);
+        found.map_or("", |(name, _)| name)
+    }
 }
 
 /// How fast a model thaws.
@@ -35,6 +66,7 @@ impl Strategy {
     pub fn of(part: Part) -> Strategy {
         Strategy {
             parts: vec![part],
+            adapter: None,
             gradual: None,
             llrd: None,
         }
@@ -52,8 +84,9 @@ impl Strategy {
 
     /// Refuses what contradicts itself.
     fn check(&self) -> Result<(), String> {
-        let only_head = self.parts == [Part::Head];
-        if self.parts.len() > 1 && self.parts.contains(&Part::Full) {
+        let only_head = self.parts == [Part::Head] && self.adapter.is_none();
+        let others = self.parts.len() > 1 || self.adapter.is_some();
+        if others && self.parts.contains(&Part::Full) {
             return Err(
                 "`full` trains everything already: leave out what is beside it, or `full`"
                     .to_owned(),
@@ -75,8 +108,12 @@ impl Strategy {
 
 impl fmt::Display for Strategy {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(kind) = self.adapter {
+            f.write_str(kind.name())?;
+        }
         for (i, part) in self.parts.iter().enumerate() {
-            f.write_str(if i > 0 { "+" } else { "" })?;
+            let first = i == 0 && self.adapter.is_none();
+            f.write_str(if first { "" } else { "+" })?;
             match part {
                 Part::Head => f.write_str("head")?,
                 Part::Last(layers) => write!(f, "last:{layers}")?,
@@ -103,6 +140,7 @@ impl FromStr for Strategy {
     fn from_str(text: &str) -> Result<Self, String> {
         let mut strategy = Strategy {
             parts: Vec::new(),
+            adapter: None,
             gradual: None,
             llrd: None,
         };
@@ -142,10 +180,19 @@ impl FromStr for Strategy {
                         ));
                     }
                 },
+                (word, None) if adapter_named(word).is_some() => {
+                    if let Some(other) = strategy.adapter {
+                        let other = other.name();
+                        return Err(format!(
+                            "`{other}` and `{word}`: a layer has one adapter, leave one out"
+                        ));
+                    }
+                    strategy.adapter = adapter_named(word);
+                }
                 _ => return Err(unknown(word, name, value)),
             }
         }
-        if strategy.parts.is_empty() {
+        if strategy.parts.is_empty() && strategy.adapter.is_none() {
             strategy.parts.push(Part::Full);
         }
         strategy.check()?;
@@ -153,9 +200,15 @@ impl FromStr for Strategy {
     }
 }
 
+fn adapter_named(word: &str) -> Option<AdapterKind> {
+    let found = AdapterKind::ALL.iter().find(|(name, _)| *name == word);
+    found.map(|(_, kind)| *kind)
+}
+
 fn unknown(word: &str, name: &str, value: Option<&str>) -> String {
     let names = [
-        "head", "last:1", "full", "last", "bitfit", "norms", "gradual", "llrd",
+        "head", "last:1", "full", "last", "bitfit", "norms", "lora", "rslora", "dora", "ia3",
+        "gradual", "llrd",
     ];
     if value.is_some() && names.contains(&name) {
         return format!("`{name}` takes no number: write `{name}` in place of `{word}`");
@@ -163,7 +216,8 @@ fn unknown(word: &str, name: &str, value: Option<&str>) -> String {
     match nearest(word, names) {
         Some("last" | "last:1") => "how many layers? write last:2".to_owned(),
         Some(near) => format!("did you mean `{near}`?"),
-        None => "expected head, last:K, bitfit, norms or full, with gradual and llrd, joined by +"
+        None => "expected head, last:K, bitfit, norms, lora, rslora, dora, ia3 or full, with gradual and llrd, joined \
+                 by +"
             .to_owned(),
     }
 }
@@ -187,6 +241,10 @@ mod tests {
             "last:4+gradual:2",
             "full+llrd:0.8",
             "bitfit+gradual+llrd:0.95",
+            "lora",
+            "rslora+norms",
+            "dora+head+llrd:0.9",
+            "ia3",
         ] {
             let strategy: Strategy = text.parse().unwrap();
             assert_eq!(strategy.to_string(), text);
@@ -221,6 +279,10 @@ mod tests {
             ("llrd:0", "above 0"),
             ("gradual:0", "1 or more"),
             ("head+", "expected head"),
+            ("lora+dora", "a layer has one adapter"),
+            ("lora+full", "leave out what is beside it"),
+            ("lroa", "`lora`"),
+            ("lora:8", "takes no number"),
         ] {
             let error = text.parse::<Strategy>().unwrap_err();
             assert!(error.contains(wanted), "{text}: {error}");

@@ -467,7 +467,8 @@ fn identity<N: TextClassifier>(model: &Model<N>, hashes: &Hashes, cut: Cut) -> K
         model.parameters.compute(),
     );
     for (id, parameter) in model.parameters.iter() {
-        if model.network.is_below(cut, id) {
+        let beside = model.parameters.adapters().anchor(id);
+        if model.network.is_below(cut, beside) {
             let name = parameter.name();
             text += &format!("{} {:?} {name}\n", hashes[name], parameter.shape());
         }

@@ -121,7 +121,7 @@ impl<N: TextClassifier> Task for Classify<N> {
                 .unwrap_or_else(PoisonError::into_inner);
             self.notes.extend(features.finish());
         }
-        let cut = model.network.cut(set);
+        let cut = model.network.cut(&model.parameters, set);
         self.features = Features::new(config, model, before, (cut, epochs), dir).map(Mutex::new);
     }
 

@@ -1,0 +1,265 @@
+//! Folds an adapter into its base, and proves by the logits that the result computes the same.
+//!
+//! The proof is on what was written: the merged model is read back from its files, and its logits of every text are held
+//! against those of base and adapter apart. What differs by more than the tolerance is not kept.
+
+use std::io;
+use std::path::Path;
+
+use graft_models::atomic::StagedDir;
+use graft_models::{
+    CausalLm, Classifier, Config, DecoderClassifier, DecoderConfig, MaskedConfig, MaskedLm,
+    ModelConfig, TokenBatch,
+};
+use graft_nn::{Forward, adapters};
+use graft_tensor::Memory;
+use serde::Serialize;
+
+use crate::adapted::Choice;
+use crate::config::TaskKind;
+use crate::error::{Error, Result};
+use crate::model::{Model, Network};
+
+/// The proof's file in the output.
+pub const MERGE_FILE: &str = "merge.json";
+/// What logits may differ by at most, relative to the largest: some dozens of roundings of f32.
+pub const TOLERANCE: f64 = 1e-5;
+/// Tokens of a text that are looked at, at most.
+const MOST_TOKENS: usize = 256;
+
+/// Texts of several kinds, for a proof without any given.
+const TEXTS: [&str; 8] = [
+    "The quick brown fox jumps over the lazy dog.",
+    "In the event of termination, each party shall return all confidential information within thirty days.",
+    "I would not recommend this kettle: it leaks, it whistles, and it never boils.",
+    "What is the capital of France, and how many people live there?",
+    "def add(a, b):\n    return a + b",
+    "1, 2, 3, 5, 8, 13, 21, 34",
+    "It was the best of times, it was the worst of times.",
+    "ok",
+];
+
+/// What a merge, or a check of one, has shown.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Proof {
+    /// The base, as the adapter names it.
+    pub base: String,
+    /// The adapter.
+    pub adapter: String,
+    /// Texts whose logits were compared.
+    pub texts: usize,
+    /// Logits that were compared.
+    pub logits: usize,
+    /// The largest difference of a logit.
+    pub max_difference: f64,
+    /// The largest magnitude of a logit.
+    pub largest_logit: f64,
+    /// What the difference may be at most, relative to the largest logit or 1.
+    pub tolerance: f64,
+}
+
+impl Proof {
+    fn new(choice: &Choice, adapter: &str, tolerance: f64, texts: &[[Vec<f64>; 2]]) -> Proof {
+        let (mut worst, mut largest, mut count) = (0.0f64, 0.0f64, 0);
+        for [apart, merged] in texts {
+            count += apart.len();
+            if apart.len() != merged.len() {
+                worst = f64::INFINITY;
+            }
+            for (a, b) in apart.iter().zip(merged) {
+                // A NaN is as bad as it gets.
+                let gap = (a - b).abs();
+                worst = worst.max(if gap.is_nan() { f64::INFINITY } else { gap });
+                largest = largest.max(a.abs());
+            }
+        }
+        Proof {
+            base: choice.base().to_owned(),
+            adapter: adapter.to_owned(),
+            texts: texts.len(),
+            logits: count,
+            max_difference: worst,
+            largest_logit: largest,
+            tolerance,
+        }
+    }
+
+    /// Whether the logits are the same within the tolerance.
+    pub fn holds(&self) -> bool {
+        self.logits > 0 && self.max_difference <= self.tolerance * self.largest_logit.max(1.0)
+    }
+
+    fn required(self, what: &str) -> Result<Proof> {
+        if self.holds() {
+            return Ok(self);
+        }
+        let help = "an adapter on an embedding that is the head too cannot be merged; otherwise check that base, adapter \
+                    and merged model belong together";
+        let what = format!(
+            "{what}: over {} logits of {} texts it differs from base and adapter by up to {:.3e}, allowed are {:.1e}",
+            self.logits,
+            self.texts,
+            self.max_difference,
+            self.tolerance * self.largest_logit.max(1.0)
+        );
+        Err(Error::config(&self.adapter, what, help))
+    }
+}
+
+/// A kind of model whose logits of a text can be had.
+trait Logits: Network {
+    /// All logits of a batch with one text in it.
+    fn of(&self, f: &mut Forward, batch: &TokenBatch) -> Result<Vec<f64>>;
+
+    /// Positions of a model.
+    fn most_tokens(config: &Self::Config) -> usize;
+
+    /// The merged model in a directory.
+    fn read(dir: &str, memory: &Memory) -> Result<Model<Self>>;
+}
+
+/// [`Logits`] of a network of `graft_models`, from the function that reads its model, and the one that tells its longest
+/// text.
+macro_rules! logits_of {
+    ($network:ident, $read:expr, $most_tokens:expr) => {
+        impl Logits for $network {
+            fn of(&self, f: &mut Forward, batch: &TokenBatch) -> Result<Vec<f64>> {
+                Ok($network::forward(self, f, batch)?.value().to_f64()?)
+            }
+
+            fn most_tokens(config: &Self::Config) -> usize {
+                $most_tokens(config)
+            }
+
+            fn read(dir: &str, memory: &Memory) -> Result<Model<$network>> {
+                $read(dir, memory)
+            }
+        }
+    };
+}
+
+logits_of!(Classifier, Model::trained, ModelConfig::max_tokens);
+logits_of!(DecoderClassifier, Model::trained, DecoderConfig::max_tokens);
+logits_of!(CausalLm, Model::causal, DecoderConfig::max_tokens);
+logits_of!(MaskedLm, Model::masked, |c: &MaskedConfig| c.0.max_tokens());
+
+/// The logits of each text that has tokens.
+fn logits<N: Logits>(model: &Model<N>, texts: &[String]) -> Result<Vec<Vec<f64>>> {
+    let limit = N::most_tokens(&model.config).min(MOST_TOKENS);
+    let mut all = Vec::with_capacity(texts.len());
+    for text in texts {
+        let encoding = model.tokenizer.encode(text, None, limit)?;
+        let batch = TokenBatch::pack([&encoding]);
+        if batch.tokens() == 0 {
+            continue;
+        }
+        let mut f = Forward::evaluate(&model.parameters);
+        all.push(model.network.of(&mut f, &batch)?);
+    }
+    Ok(all)
+}
+
+fn pairs(apart: Vec<Vec<f64>>, merged: Vec<Vec<f64>>) -> Vec<[Vec<f64>; 2]> {
+    apart.into_iter().zip(merged).map(|(a, b)| [a, b]).collect()
+}
+
+/// What to do with a merged model.
+#[derive(Debug, Clone, Copy)]
+pub enum Merged<'a> {
+    /// Write it here
+    Write(&'a Path),
+    /// It is here: hold it against base and adapter
+    Check(&'a Path),
+}
+
+/// Folds the adapter in use into its base and writes the result, or checks one that was written before; returns the proof
+/// that the logits of `texts` (or of some that come with the program) are the same.
+///
+/// # Errors
+/// No adapter; files that cannot be used; an output that is no earlier merge; logits that differ, and then nothing is
+/// written.
+pub fn merge(
+    choice: &Choice,
+    merged: Merged,
+    texts: Option<Vec<String>>,
+    tolerance: f64,
+    memory: &Memory,
+) -> Result<Proof> {
+    let texts = texts.unwrap_or_else(|| TEXTS.map(str::to_owned).to_vec());
+    let adapters = choice.single()?.in_use();
+    let Some(name) = adapters.first() else {
+        let what = format!("{} is a model without an adapter", choice.base());
+        let help = "name the directory of a run with an adapter, or give --adapter DIR";
+        return Err(Error::config("--model", what, help));
+    };
+    let config = choice.config()?;
+    match (choice.task(&config), config) {
+        (TaskKind::Classify, Config::Encoder(_)) => {
+            let model = choice.classifier::<Classifier>(memory)?.model;
+            go(choice, name, model, merged, &texts, tolerance, memory)
+        }
+        (TaskKind::Classify, Config::Decoder(_)) => {
+            let model = choice.classifier::<DecoderClassifier>(memory)?.model;
+            go(choice, name, model, merged, &texts, tolerance, memory)
+        }
+        (TaskKind::Clm | TaskKind::Chat, _) => {
+            let model = choice.causal(memory)?.model;
+            go(choice, name, model, merged, &texts, tolerance, memory)
+        }
+        (TaskKind::Mlm, _) => {
+            let model = choice.masked(memory)?.model;
+            go(choice, name, model, merged, &texts, tolerance, memory)
+        }
+    }
+}
+
+fn go<N: Logits>(
+    choice: &Choice,
+    name: &str,
+    mut model: Model<N>,
+    merged: Merged,
+    texts: &[String],
+    tolerance: f64,
+    memory: &Memory,
+) -> Result<Proof> {
+    let apart = logits(&model, texts)?;
+    let prove = |dir: &Path, what: &str| -> Result<Proof> {
+        let again = N::read(&dir.to_string_lossy(), memory)?;
+        let pairs = pairs(apart.clone(), logits(&again, texts)?);
+        Proof::new(choice, name, tolerance, &pairs).required(what)
+    };
+    let out = match merged {
+        Merged::Check(dir) => return prove(dir, "this is not the merged model"),
+        Merged::Write(out) => out,
+    };
+    check_replaceable(out)?;
+    adapters::merge(&mut model.parameters)?;
+    let staged = StagedDir::create(out)?;
+    model.save_description(staged.path())?;
+    model.save_weights(staged.path())?;
+    drop(model);
+    let proof = prove(staged.path(), "the merged model is not kept")?;
+    let path = staged.path().join(MERGE_FILE);
+    let text = serde_json::to_string_pretty(&proof).map_err(io::Error::from);
+    text.and_then(|text| std::fs::write(&path, text + "\n"))
+        .map_err(|e| Error::io("write", &path, e))?;
+    staged.commit()?;
+    Ok(proof)
+}
+
+/// Refuses an output whose replacement would destroy anything but an earlier merge.
+fn check_replaceable(out: &Path) -> Result<()> {
+    let empty = match std::fs::read_dir(out) {
+        Ok(mut entries) => entries.next().is_none(),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => true,
+        Err(e) => return Err(Error::io("read", out, e)),
+    };
+    match empty || out.join(MERGE_FILE).is_file() {
+        true => Ok(()),
+        false => Err(Error::config(
+            out.display(),
+            format!("the output directory holds files and no {MERGE_FILE}: they would be replaced"),
+            "name a directory that does not exist, or that an earlier merge wrote",
+        )),
+    }
+}
