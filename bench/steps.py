@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-MODES = ["full", "full_bf16", "last2", "head"]
+MODES = ["full", "full_bf16", "last2", "head", "lora"]
 
 
 def last_json(command: list[str], env: dict[str, str]) -> dict:

@@ -29,12 +29,16 @@ fn main() {
         "full_bf16" => (Strategy::Full, DType::Bf16),
         "head" => (Strategy::Head, DType::F32),
         "last2" => (Strategy::Last(2), DType::F32),
+        "lora" => (Strategy::Head, DType::F32),
         other => {
-            eprintln!("unknown mode {other}: use full, full_bf16, head or last2");
+            eprintln!("unknown mode {other}: use full, full_bf16, head, last2 or lora");
             std::process::exit(1);
         }
     };
     let mut work = Workload::minilm(strategy, compute, TOKENS);
+    if mode == "lora" {
+        work = work.with_lora(8);
+    }
     let batch = batch(SEQUENCES, TOKENS);
     let startup = begun.elapsed().as_secs_f64();
     let mut steady: Vec<f64> = (0..STEPS).map(|_| work.step(&batch)).collect();

@@ -7,8 +7,11 @@ use graft_models::{
     Classifier, Labels, ModelConfig, ModelSource, ProblemType, Strategy, TokenBatch,
     load_parameters,
 };
+use graft_nn::adapters::{
+    AdapterConfig, Bias, DEFAULT, LowRankConfig, Method, Modules, Targets, attach, rules,
+};
 use graft_nn::optimizer::Rule;
-use graft_nn::{Forward, Optimizer, Parameters, TrainableSet, losses};
+use graft_nn::{Forward, FreezePolicy, Optimizer, Parameters, TrainableSet, losses};
 use graft_tensor::{DType, Memory, Tensor};
 
 use crate::minilm_wheel;
@@ -61,6 +64,30 @@ impl Workload {
             classifier,
             step: 0,
         }
+    }
+
+    /// The same model with LoRA beside the queries and values of every layer, of which nothing but that and the new
+    /// output layer is trained.
+    ///
+    /// # Panics
+    /// If the model has no such layers.
+    pub fn with_lora(mut self, rank: usize) -> Workload {
+        let list = |names: &[&str]| names.iter().map(|s| (*s).to_owned()).collect();
+        let config = AdapterConfig {
+            method: Method::LowRank(LowRankConfig::lora(rank)),
+            targets: Targets::Names(list(&["query", "value"])),
+            exclude: Vec::new(),
+            layers: None,
+            layers_pattern: Vec::new(),
+            modules_to_save: list(&["classifier"]),
+            bias: Bias::None,
+        };
+        let p = &mut self.parameters;
+        attach(p, DEFAULT, &config, Modules::InPlace).expect("the layers are there");
+        p.initialise(0).expect("shapes are sound");
+        let rules = rules(p, DEFAULT);
+        self.set = FreezePolicy { rules }.resolve(p).expect("the rules match");
+        self
     }
 
     /// One step on `batch`: forward, backward, clipping, AdamW. Returns the seconds that it took.

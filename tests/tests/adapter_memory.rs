@@ -1,0 +1,94 @@
+//! What training with LoRA costs in memory, over a plan of a model of BERT-base's size: weights, adapters, their
+//! gradients and state, and of the activations what a gradient reads.
+
+use graft_autograd::Gradients;
+use graft_models::{Classifier, Labels, ModelConfig, ModelSource, ProblemType, TokenBatch};
+use graft_nn::adapters::{DEFAULT, rules};
+use graft_nn::optimizer::Rule;
+use graft_nn::{Forward, FreezePolicy, Optimizer, Parameters, losses};
+use graft_tensor::{Category, DType, Memory, Tensor};
+use graft_tests::fixture;
+use graft_trainer::adapter::put;
+use graft_trainer::config::{AdapterKind, AdapterSettings};
+
+const TOKENS: usize = 1024;
+const SEQUENCES: usize = 8;
+
+fn bert_base() -> ModelConfig {
+    let source = ModelSource::directory(fixture("tiny-bert")).unwrap();
+    let mut config = ModelConfig::load(&source).unwrap();
+    config.vocab_size = 30522;
+    config.hidden_size = 768;
+    config.layers = 12;
+    config.heads = 12;
+    config.intermediate_size = 3072;
+    config.max_positions = 512;
+    config.set_classification(Labels::numbered(4), ProblemType::SingleLabel);
+    config
+}
+
+#[test]
+fn lora_takes_weights_adapters_and_what_its_gradients_read() {
+    let memory = Memory::planned();
+    let config = bert_base();
+    let mut p = Parameters::new(&memory, DType::F32);
+    let model = Classifier::new(&mut p, &config).unwrap();
+    let base = p.count();
+    let kind = AdapterKind::Lora;
+    put(&mut p, &config, kind, &AdapterSettings::usual(kind)).unwrap();
+    p.initialise(0).unwrap();
+    let rules = rules(&p, DEFAULT);
+    let set = FreezePolicy { rules }.resolve(&p).unwrap();
+    // Rank 8 on queries and values, and the output layer.
+    let trained = 12 * 2 * (8 * 768 + 768 * 8) + 4 * 768 + 4;
+    assert_eq!(set.count(&p), trained);
+    assert_eq!(p.count(), base + trained - 4 * 768 - 4);
+    let weights = 4 * p.count();
+    assert_eq!(memory.usage().live(Category::Weights), weights);
+
+    let batch = TokenBatch {
+        ids: vec![7; TOKENS],
+        type_ids: vec![0; TOKENS],
+        offsets: (0..=SEQUENCES)
+            .map(|i| (i * TOKENS / SEQUENCES) as i64)
+            .collect(),
+    };
+    let mut optimizer = Optimizer::new(Rule::adamw(), 0.01, false).unwrap();
+    let mut saved = 0;
+    for step in 0..2 {
+        let mut f = Forward::train(&p, &set, 0, step);
+        let logits = model.forward(&mut f, &batch).unwrap();
+        let targets = Tensor::from_vec(&memory, vec![1i64; SEQUENCES], &[SEQUENCES]).unwrap();
+        let targets = f.input(targets);
+        let loss = losses::cross_entropy(&mut f, &logits, &targets, 0.0, 8.0).unwrap();
+        drop((logits, targets));
+        saved = memory.usage().live(Category::Activations);
+        let mut gradients = Gradients::new();
+        f.backward(loss, &mut gradients).unwrap();
+        assert_eq!(memory.usage().live(Category::Gradients), 4 * trained);
+        optimizer
+            .step(&mut p, &set, &mut gradients, 1e-3, Some(1.0))
+            .unwrap();
+        assert_eq!(optimizer.state_bytes(), 8 * trained);
+    }
+
+    // Of each layer: queries, keys, values and heads for attention, with a number for each head; the sums that the two
+    // norms are of, from which what the adapters see is computed again; and what the activation is applied to. Of the
+    // embeddings, which are frozen: what the first adapters see.
+    let (hidden, inner, heads) = (768, 3072, 12);
+    let layer = 4 * hidden + heads + 2 * (hidden + 2) + inner;
+    let may_save = 4 * TOKENS * (12 * layer + hidden);
+    let share = saved as f64 / may_save as f64;
+    assert!(
+        (0.99..1.01).contains(&share),
+        "{saved} bytes are kept, {may_save} may be"
+    );
+
+    let usage = memory.usage();
+    let allowed = weights + 12 * trained + may_save;
+    let share = usage.peak_total as f64 / allowed as f64;
+    assert!(
+        share < 1.05,
+        "the peak is {share:.3} of what is needed: {usage:?}"
+    );
+}
