@@ -65,6 +65,10 @@ fn default_learning_rate_follows_strategy_and_optimizer() {
         ("norms+bitfit", "adamw", 1e-3),
         ("last:2+bitfit+gradual", "adamw", 1e-4),
         ("llrd", "adamw", 5e-5),
+        ("lora", "adamw", 5e-4),
+        ("dora+norms", "adamw", 5e-4),
+        ("ia3", "adamw", 3e-3),
+        ("rslora", "sgd", 5e-2),
         ("head", "sgd", 1e-1),
         ("last:2", "sgd", 1e-2),
         ("full", "sgd", 5e-3),
@@ -122,10 +126,95 @@ cache_dir = "kept"
 dir = "o"
 "#;
 
+const LORA: &str = r#"
+[strategy]
+name = "rslora+norms"
+[adapter]
+rank = 4
+alpha = 2.5
+dropout = 0.1
+targets = ["query", "output.dense"]
+layers = [0, 5]
+rank_pattern = ["layer.0.* 2", "query 8"]
+alpha_pattern = ["query 7.5"]
+init = "orthogonal"
+plus = 16.0
+bias = "adapted"
+modules_to_save = ["pooler"]
+"#;
+const IA3: &str = r#"
+[strategy]
+name = "ia3"
+[adapter]
+targets = "all-linear"
+feedforward = ["output.dense"]
+"#;
+
+#[test]
+fn adapters_have_a_section_of_their_own() {
+    let adapter = |text: &str| minimal_with(text).unwrap().adapter;
+    assert_eq!(adapter(""), None);
+    let usual = adapter("[strategy]\nname = \"lora\"\n").unwrap();
+    assert_eq!(usual, AdapterSettings::usual(AdapterKind::Lora));
+    assert_eq!((usual.rank, usual.alpha), (Some(8), Some(16.0)));
+    let ranked = adapter("[strategy]\nname = \"dora\"\n[adapter]\nrank = 3\n").unwrap();
+    assert_eq!((ranked.rank, ranked.alpha), (Some(3), Some(6.0)));
+    let all = adapter(LORA).unwrap();
+    let names = ["query", "output.dense"].map(str::to_owned).to_vec();
+    assert_eq!(all.targets, Some(TargetSetting::Names(names)));
+    assert_eq!(all.rank_pattern[0].name, "layer.0.*");
+    assert_eq!((all.rank_pattern[1].value, all.plus), (8, Some(16.0)));
+    assert_eq!(
+        adapter(IA3).unwrap().targets,
+        Some(TargetSetting::AllLinear)
+    );
+    let lora = "[strategy]\nname = \"lora\"\n[adapter]\n";
+    for (text, wanted) in [
+        (
+            format!("{lora}rank = 0\n"),
+            "`adapter.rank` is 0, expected a whole number, 1 or more",
+        ),
+        (
+            format!("{lora}dropout = 1.0\n"),
+            "expected a number in [0, 1)",
+        ),
+        (format!("{lora}plus = 0.0\n"), "expected a number above 0"),
+        (
+            format!("{lora}targets = []\n"),
+            "expected \"all-linear\" or a list of names",
+        ),
+        (
+            format!("{lora}rank_pattern = [\"query\"]\n"),
+            "a list of an expression and a rank each",
+        ),
+        (
+            format!("{lora}rank_pattern = [\"query x\"]\n"),
+            "a list of an expression and a rank each",
+        ),
+        (
+            format!("{lora}feedforward = [\"a\"]\n"),
+            "`adapter.feedforward` has no effect: `strategy.name` has lora",
+        ),
+        (
+            "[adapter]\nrank = 4\n".to_owned(),
+            "`adapter.rank` has no effect: `strategy.name` has no adapter",
+        ),
+        (
+            format!("{IA3}plus = 2.0\n"),
+            "`adapter.plus` has no effect: `strategy.name` has ia3",
+        ),
+    ] {
+        let (message, _) = said(minimal_with(&text));
+        assert!(message.contains(wanted), "{text}: {message}");
+    }
+}
+
 #[test]
 fn a_resolved_configuration_resolves_to_itself() {
     let adamw = "[optimizer]\nbetas = [0.8, 0.95]\neps = 1e-6\nwarmup = 0.0\nlr = 1e-7\n";
-    for config in [parse(EVERYTHING).unwrap(), minimal_with(adamw).unwrap()] {
+    let adapted = [LORA, IA3].map(|text| minimal_with(text).unwrap());
+    let others = [parse(EVERYTHING).unwrap(), minimal_with(adamw).unwrap()];
+    for config in others.into_iter().chain(adapted) {
         let text = config.to_toml().unwrap();
         let settings = Settings::parse(&text, Path::new("/elsewhere/config.toml")).unwrap();
         assert_eq!(RunConfig::resolve(settings).unwrap(), config, "{text}");
@@ -136,10 +225,9 @@ fn a_resolved_configuration_resolves_to_itself() {
 fn every_key_is_read_and_written() {
     let config = parse(EVERYTHING).unwrap();
     let mut text = config.to_toml().unwrap();
-    text += &minimal_with("[train]\nbatch_size = 3")
-        .unwrap()
-        .to_toml()
-        .unwrap();
+    for more in ["[train]\nbatch_size = 3", LORA, IA3] {
+        text += &minimal_with(more).unwrap().to_toml().unwrap();
+    }
     for key in KEYS {
         let line = format!("\n{} = ", key.last());
         assert!(
