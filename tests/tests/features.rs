@@ -377,7 +377,8 @@ fn training_begins_at_the_lowest_trained_parameter_whatever_the_rules_are_called
                 .unwrap();
         for (strategy, rules, expected) in cases {
             let rules: Vec<Rule> = rules.iter().map(|rule| rule.parse().unwrap()).collect();
-            let policy = policy(&model.network, &strategy.parse().unwrap(), &rules).unwrap();
+            let strategy = strategy.parse().unwrap();
+            let policy = policy(&model.network, &strategy, &rules, &model.parameters).unwrap();
             let set = policy.resolve(&model.parameters).unwrap();
             let cut = model.network.cut(&model.parameters, &set);
             assert_eq!(cut, expected, "{family} {strategy} {rules:?}");
