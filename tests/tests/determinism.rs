@@ -122,7 +122,13 @@ fn whole_model_every_step(task: &Task, model: &Path, strategy: &str, rules: &str
     .unwrap();
     let data = Labelled::new(&model, &data, None).unwrap();
     let strategy: Strategy = strategy.parse().unwrap();
-    let set = policy(&model.network, &strategy, &rules_of(rules)).unwrap();
+    let set = policy(
+        &model.network,
+        &strategy,
+        &rules_of(rules),
+        &model.parameters,
+    )
+    .unwrap();
     let set = set.resolve(&model.parameters).unwrap();
     let rule = UpdateRule::AdamW {
         beta1: 0.9,
