@@ -236,3 +236,69 @@ fn what_cannot_be_classified_is_refused() {
     let said = TRAINER.refuses(task.train(&dir, "out", &[]));
     assert!(said.contains("train.jsonl:2: the text is empty"), "{said}");
 }
+
+#[test]
+fn a_decoder_classifies_with_an_adapter_and_is_merged() {
+    for family in ["tiny-gpt2", "tiny-llama"] {
+        let task = Task::new(120, 40);
+        let base = model(&task, family);
+        let more = [&QUICK[..], &["--strategy", "lora", "--rank", "4"]].concat();
+        TRAINER.succeeds(task.train(&base, "run", &more));
+        let evals = records(&task.path("run"), "eval");
+        let best = evals.iter().rfind(|e| e["best"] == true).unwrap();
+        assert!(accuracy(best) > 0.8, "{family}: {best}");
+        assert!(!task.path("run").join("model.safetensors").exists());
+        let kept = tensors(&task.path("run").join("adapter_model.safetensors"));
+        assert!(
+            kept.contains_key("base_model.model.score.weight"),
+            "{:?}",
+            kept.keys()
+        );
+        let (run, base) = (task.text("run"), base.to_str().unwrap().to_owned());
+        TRAINER.succeeds(["verify", &run]);
+        let (merged, data) = (task.text("merged"), task.text("eval.jsonl"));
+        TRAINER.succeeds(["merge", "--model", &run, "--out", &merged]);
+        let measured = |model: &[&str]| -> f64 {
+            let eval = [&["eval", "--json", "--data", &data], model].concat();
+            accuracy(&serde_json::from_str(&TRAINER.succeeds(eval).out).unwrap())
+        };
+        let found = measured(&["--model", &run]);
+        assert_eq!(found, accuracy(best));
+        assert_eq!(measured(&["--model", &merged]), found);
+        assert_eq!(measured(&["--model", &base, "--adapter", &run]), found);
+        // Labels of several adapters, and no language model.
+        let beside = ["--model", &base, "--adapter", &run, "--data", &data];
+        let said = TRAINER.succeeds([&["predict"], &beside[..]].concat()).out;
+        assert_eq!(said.lines().count(), 40);
+        assert!(
+            said.lines()
+                .all(|line| LABELS.iter().any(|l| line.contains(l)))
+        );
+    }
+}
+
+/// The layers below the lowest one with an adapter are frozen: what is kept of them changes no bit of the adapter.
+#[test]
+fn kept_outputs_below_an_adapter_change_no_bit() {
+    let task = Task::new(60, 20);
+    let base = model(&task, "tiny-llama");
+    let train = |out: &str, cache: &str| {
+        let common = [
+            "--strategy",
+            "lora",
+            "--set",
+            "adapter.layers=[1]",
+            "--epochs",
+            "3",
+            "--max-length",
+            "40",
+        ];
+        let cache = ["--set", cache];
+        TRAINER.succeeds(task.train(&base, out, &[&common[..], &cache].concat()));
+        snapshot(&task.path(out))["adapter_model.safetensors"].clone()
+    };
+    assert_eq!(
+        train("kept", "train.cache=memory"),
+        train("computed", "train.cache=off")
+    );
+}

@@ -1,5 +1,6 @@
 //! Causal language models as a user runs them: training, evaluation, generation.
 
+mod adapters;
 mod chat;
 mod generation;
 mod masked;

@@ -9,7 +9,7 @@ use serde_json::Value;
 use crate::{Bench, TRAINER};
 
 /// The fixture of that name with the tokenizer of its family, in `model` of a bench.
-fn bench(weights: &str, family: &str) -> Bench {
+pub(crate) fn bench(weights: &str, family: &str) -> Bench {
     let bench = Bench::new("tiny-gpt2");
     let model = bench.dir.path().join("model");
     std::fs::remove_dir_all(&model).unwrap();
@@ -23,7 +23,7 @@ fn bench(weights: &str, family: &str) -> Bench {
     bench
 }
 
-fn train(bench: &Bench, out: &str, more: &[&str]) -> Vec<String> {
+pub(crate) fn train(bench: &Bench, out: &str, more: &[&str]) -> Vec<String> {
     let mut arguments = bench.train(out, more);
     let place = arguments.iter().position(|a| a == "--task").unwrap();
     arguments[place + 1] = "mlm".to_owned();
