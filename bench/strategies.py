@@ -28,6 +28,7 @@ STRATEGIES = {
     "norms+bitfit": "2e-3",
     "last:2": "5e-4",
     "last:2+llrd:0.8": "5e-4",
+    "lora": "2e-3",
     "full": "2e-4",
     "full+llrd:0.8": "3e-4",
     "full+gradual": "3e-4",
