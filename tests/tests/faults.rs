@@ -386,8 +386,14 @@ fn missing_files() {
     )
     .unwrap();
     bench.refuses(&model, &QUICK, &["config.json: line 3"]);
+    std::fs::write(model.join("config.json"), "{\"model_type\": \"t5\"}").unwrap();
+    bench.refuses(
+        &model,
+        &QUICK,
+        &["config.json", "`model_type`", "t5", "gpt2"],
+    );
     std::fs::write(model.join("config.json"), "{\"model_type\": \"gpt2\"}").unwrap();
-    bench.refuses(&model, &QUICK, &["config.json", "`model_type`", "gpt2"]);
+    bench.refuses(&model, &QUICK, &["config.json", "`n_embd`"]);
     let model = copy_model(&bench, "broken-tokenizer");
     std::fs::write(model.join("tokenizer.json"), "{\"version\": \"1.0\"}").unwrap();
     bench.refuses(&model, &QUICK, &["tokenizer.json"]);
