@@ -137,7 +137,10 @@ fn put_shared(
     architectures: &[String],
     dtype: Option<DType>,
 ) {
-    put(map, &["architectures"], architectures.to_vec().into());
+    // A file that names none stays as it is, whether it says null, [] or nothing.
+    if !architectures.is_empty() {
+        put(map, &["architectures"], architectures.to_vec().into());
+    }
     let classifies = architectures
         .iter()
         .any(|a| a.ends_with("ForSequenceClassification"));

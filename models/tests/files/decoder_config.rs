@@ -455,6 +455,16 @@ fn what_is_changed_is_written() {
     assert!(!saved.contains_key("id2label") && !saved.contains_key("problem_type"));
 }
 
+#[test]
+fn a_config_that_names_no_class_stays_as_it_is() {
+    for value in [json!(null), json!([])] {
+        let mut map = object(LLAMA);
+        map.insert("architectures".into(), value.clone());
+        let config = parse(&Value::Object(map).to_string()).unwrap();
+        assert_eq!(object(&config.to_json())["architectures"], value);
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 
