@@ -12,11 +12,11 @@ pub fn attention_backward_workspace(p: &Attention, tokens: usize) -> usize {
     p.heads * tokens
 }
 
-/// The gradients of [`attention`], as [`crate::attention::attention_backward`]; those that are not
+/// The gradients of [`attention`](super::attention), as [`crate::attention::attention_backward`]; those that are not
 /// asked for are not written.
 ///
 /// # Errors
-/// As [`attention`].
+/// As [`attention`](super::attention).
 ///
 /// # Panics
 /// If the sizes do not fit each other.

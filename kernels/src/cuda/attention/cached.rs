@@ -43,7 +43,7 @@ pub fn attention_cached_workspace(
 /// Causal attention of the last tokens of each sequence, as [`crate::attention::attention_cached`].
 ///
 /// # Errors
-/// As [`attention`].
+/// As [`attention`](super::attention).
 ///
 /// # Panics
 /// If the sizes do not fit each other.
