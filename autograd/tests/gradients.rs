@@ -171,15 +171,7 @@ fn case(kind: OpKind, d: &Draw) -> Option<Case> {
             case_of(inputs, |t, x| t.matmul(&x[0], &x[1]))
         }
         OpKind::Binary => {
-            let kinds = [
-                Binary::Add,
-                Binary::Sub,
-                Binary::Mul,
-                Binary::Div,
-                Binary::Max,
-                Binary::Min,
-            ];
-            let kind = d.pick(&kinds);
+            let kind = d.pick(&Binary::ALL);
             let p = vec![a, if f0 { 1 } else { b }, c];
             let q = if f1 {
                 vec![c]
@@ -204,25 +196,7 @@ fn case(kind: OpKind, d: &Draw) -> Option<Case> {
             t.affine(&x[0], -1.7, 0.3)
         }),
         OpKind::Unary => {
-            let kinds = [
-                Unary::Exp,
-                Unary::Ln,
-                Unary::Sqrt,
-                Unary::Tanh,
-                Unary::Sigmoid,
-                Unary::Relu,
-                Unary::Gelu,
-                Unary::GeluTanh,
-                Unary::Silu,
-                Unary::Neg,
-                Unary::Abs,
-                Unary::Square,
-                Unary::Reciprocal,
-                Unary::Erf,
-                Unary::Sin,
-                Unary::Cos,
-            ];
-            let kind = d.pick(&kinds);
+            let kind = d.pick(&Unary::ALL);
             let x = match kind {
                 Unary::Ln | Unary::Sqrt | Unary::Reciprocal => d.positive(0, &[a, b, c]),
                 _ => d.spread(0, &[a, b, c]),
@@ -230,7 +204,7 @@ fn case(kind: OpKind, d: &Draw) -> Option<Case> {
             case_of(vec![x], move |t, x| t.unary(kind, &x[0]))
         }
         OpKind::Glu => {
-            let kind = d.pick(&[Glu::Swiglu, Glu::Geglu, Glu::GegluTanh]);
+            let kind = d.pick(&Glu::ALL);
             let inputs = vec![d.spread(0, &[a, b]), d.spread(1, &[a, b])];
             case_of(inputs, move |t, x| t.glu(kind, &x[0], &x[1]))
         }
@@ -369,7 +343,7 @@ fn case(kind: OpKind, d: &Draw) -> Option<Case> {
         OpKind::Dropout => case_of(vec![d.spread(0, &[a, b, c])], |t, x| t.dropout(&x[0], 0.4)),
         OpKind::Pool => {
             let (offsets, tokens) = d.offsets(1);
-            let kind = d.pick(&[Pool::Mean, Pool::First, Pool::Last, Pool::Max]);
+            let kind = d.pick(&Pool::ALL);
             let inputs = vec![d.spread(0, &[tokens, b]), offsets];
             case_of(inputs, move |t, x| t.pool(kind, &x[0], &x[1]))
         }

@@ -23,6 +23,17 @@ pub enum Activation {
     Silu,
 }
 
+impl Activation {
+    /// Every one.
+    pub const ALL: [Activation; 5] = [
+        Activation::Gelu,
+        Activation::GeluTanh,
+        Activation::Relu,
+        Activation::Tanh,
+        Activation::Silu,
+    ];
+}
+
 /// A function of one element.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Unary {
@@ -72,6 +83,26 @@ pub enum Needs {
 }
 
 impl Unary {
+    /// Every one.
+    pub const ALL: [Unary; 16] = [
+        Unary::Exp,
+        Unary::Ln,
+        Unary::Sqrt,
+        Unary::Tanh,
+        Unary::Sigmoid,
+        Unary::Relu,
+        Unary::Gelu,
+        Unary::GeluTanh,
+        Unary::Silu,
+        Unary::Neg,
+        Unary::Abs,
+        Unary::Square,
+        Unary::Reciprocal,
+        Unary::Erf,
+        Unary::Sin,
+        Unary::Cos,
+    ];
+
     /// What [`unary_backward`] reads; the other slice may be empty.
     pub fn backward_needs(self) -> Needs {
         match self {
@@ -105,6 +136,11 @@ pub enum Glu {
     Geglu,
     /// `gelu(gate) · up` with GELU by hyperbolic tangent
     GegluTanh,
+}
+
+impl Glu {
+    /// Every one.
+    pub const ALL: [Glu; 3] = [Glu::Swiglu, Glu::Geglu, Glu::GegluTanh];
 }
 
 /// A function as a type, so that loops are compiled for each.

@@ -22,6 +22,18 @@ pub enum Binary {
     Min,
 }
 
+impl Binary {
+    /// Every one.
+    pub const ALL: [Binary; 6] = [
+        Binary::Add,
+        Binary::Sub,
+        Binary::Mul,
+        Binary::Div,
+        Binary::Max,
+        Binary::Min,
+    ];
+}
+
 /// A function as a type, so that loops are compiled for each.
 trait Op: 'static {
     fn value<R: Real>(a: R, b: R) -> R;

@@ -17,6 +17,11 @@ pub enum Pool {
     Max,
 }
 
+impl Pool {
+    /// Every one.
+    pub const ALL: [Pool; 4] = [Pool::Mean, Pool::First, Pool::Last, Pool::Max];
+}
+
 /// The tokens of sequence `s`.
 fn tokens(offsets: &[i64], s: usize) -> std::ops::Range<usize> {
     offsets[s] as usize..offsets[s + 1] as usize
@@ -173,8 +178,6 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    const KINDS: [Pool; 4] = [Pool::Mean, Pool::First, Pool::Last, Pool::Max];
-
     fn naive(kind: Pool, x: &[f64], offsets: &[i64], cols: usize) -> Vec<f64> {
         let mut y = Vec::new();
         for pair in offsets.windows(2) {
@@ -212,7 +215,7 @@ mod tests {
             };
             let x: Vec<f64> = (0..tokens * cols).map(number).collect();
             let dy: Vec<f64> = (0..lengths.len() * cols).map(|i| number(i + 9999)).collect();
-            for kind in KINDS {
+            for kind in Pool::ALL {
                 let mut y = vec![f64::NAN; dy.len()];
                 pool(kind, &x, &offsets, &mut y, cols);
                 let expected = naive(kind, &x, &offsets, cols);

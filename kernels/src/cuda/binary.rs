@@ -88,7 +88,6 @@ pub fn add_scaled(gpu: &Gpu, y: SliceMut<'_>, x: Slice<'_>, by: f64) -> Result<(
 ///
 /// # Panics
 /// If `a` or `b` is too short for its strides, or types differ.
-#[allow(clippy::too_many_arguments)]
 pub fn binary_strided(
     gpu: &Gpu,
     kind: Binary,

@@ -334,6 +334,7 @@ impl Driver {
         let mut loaded = self.loaded();
         let known = loaded.functions.get(&(file, name)).copied();
         let mut function = match known {
+            Some(function) if shared <= function.shared => return Ok(function.handle),
             Some(function) => function,
             None => {
                 let module = match loaded.modules.get(file) {

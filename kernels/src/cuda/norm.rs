@@ -24,7 +24,6 @@ fn address_mut(slice: &Option<SliceMut<'_>>) -> u64 {
 ///
 /// # Panics
 /// If lengths or types do not fit.
-#[allow(clippy::too_many_arguments)]
 pub fn layer_norm(
     gpu: &Gpu,
     x: Slice<'_>,
@@ -82,7 +81,6 @@ pub fn layer_norm(
 ///
 /// # Panics
 /// As [`layer_norm`].
-#[allow(clippy::too_many_arguments)]
 pub fn layer_norm_backward_input(
     gpu: &Gpu,
     s: Slice<'_>,
@@ -126,7 +124,6 @@ pub fn layer_norm_backward_input(
 ///
 /// # Panics
 /// As [`layer_norm`].
-#[allow(clippy::too_many_arguments)]
 pub fn rms_norm(
     gpu: &Gpu,
     x: Slice<'_>,
@@ -179,7 +176,6 @@ pub fn rms_norm(
 ///
 /// # Panics
 /// As [`layer_norm`].
-#[allow(clippy::too_many_arguments)]
 pub fn rms_norm_backward_input(
     gpu: &Gpu,
     s: Slice<'_>,
@@ -240,7 +236,6 @@ pub fn norm_backward_workspace(rows: usize, columns: usize, scalar: Scalar) -> u
 }
 
 /// The gradients of a norm's parameters, in two steps: parts of the rows, and then their sums.
-#[allow(clippy::too_many_arguments)]
 fn params(
     gpu: &Gpu,
     s: Slice<'_>,
@@ -334,7 +329,6 @@ fn params(
 ///
 /// # Panics
 /// As [`layer_norm`].
-#[allow(clippy::too_many_arguments)]
 pub fn layer_norm_backward_params(
     gpu: &Gpu,
     s: Slice<'_>,

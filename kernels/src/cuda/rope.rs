@@ -15,7 +15,6 @@ const THREADS: u32 = 256;
 ///
 /// # Panics
 /// If lengths or types do not fit.
-#[allow(clippy::too_many_arguments)]
 pub fn rope(
     gpu: &Gpu,
     x: Slice<'_>,

@@ -4,33 +4,6 @@ use graft_kernels::{Isa, Real, parallel};
 use proptest::prelude::*;
 use std::f64::consts::PI;
 
-const ACTIVATIONS: [Activation; 5] = [
-    Activation::Gelu,
-    Activation::GeluTanh,
-    Activation::Relu,
-    Activation::Tanh,
-    Activation::Silu,
-];
-
-const UNARIES: [Unary; 16] = [
-    Unary::Exp,
-    Unary::Ln,
-    Unary::Sqrt,
-    Unary::Tanh,
-    Unary::Sigmoid,
-    Unary::Relu,
-    Unary::Gelu,
-    Unary::GeluTanh,
-    Unary::Silu,
-    Unary::Neg,
-    Unary::Abs,
-    Unary::Square,
-    Unary::Reciprocal,
-    Unary::Erf,
-    Unary::Sin,
-    Unary::Cos,
-];
-
 fn sigmoid(x: f64) -> f64 {
     1.0 / (1.0 + (-x).exp())
 }
@@ -94,7 +67,7 @@ fn domain(kind: Unary) -> (f64, f64) {
 }
 
 fn forward<T: Stored>(n: usize, seed: u64) {
-    for kind in UNARIES {
+    for kind in Unary::ALL {
         let (lo, hi) = domain(kind);
         let x: Vec<T> = stored(n, seed, lo, hi);
         let want: Vec<f64> = widen(&x).into_iter().map(|x| oracle(kind, x)).collect();
@@ -110,7 +83,7 @@ fn forward<T: Stored>(n: usize, seed: u64) {
             close(&format!("{kind:?} on {isa:?}"), &y, &want, 1.0, scale);
         });
     }
-    for kind in ACTIVATIONS {
+    for kind in Activation::ALL {
         let x: Vec<T> = stored(n, seed, -9.0, 9.0);
         let (mut a, mut b) = (vec![T::default(); n], vec![T::default(); n]);
         activation(kind, &x, &mut a);
@@ -120,7 +93,7 @@ fn forward<T: Stored>(n: usize, seed: u64) {
 }
 
 fn backward<T: Stored>(n: usize, seed: u64) {
-    for kind in UNARIES {
+    for kind in Unary::ALL {
         let (lo, hi) = domain(kind);
         let (x, dy): (Vec<T>, Vec<T>) = (stored(n, seed, lo, hi), stored(n, seed + 1, -2.0, 2.0));
         let mut y = vec![T::default(); n];
@@ -154,7 +127,7 @@ fn backward<T: Stored>(n: usize, seed: u64) {
             close(&what, &dx, &want, differences, |i| 2.0 + want[i].abs());
         });
     }
-    for kind in ACTIVATIONS {
+    for kind in Activation::ALL {
         let (x, dy): (Vec<T>, Vec<T>) =
             (stored(n, seed, -9.0, 9.0), stored(n, seed + 1, -2.0, 2.0));
         let want: Vec<f64> = widen(&x)

@@ -4,15 +4,6 @@ use graft_kernels::parallel;
 use ndarray::{ArrayD, IxDyn};
 use proptest::prelude::*;
 
-const KINDS: [Binary; 6] = [
-    Binary::Add,
-    Binary::Sub,
-    Binary::Mul,
-    Binary::Div,
-    Binary::Max,
-    Binary::Min,
-];
-
 fn oracle(kind: Binary, a: f64, b: f64) -> f64 {
     match kind {
         Binary::Add => a + b,
@@ -27,7 +18,7 @@ fn oracle(kind: Binary, a: f64, b: f64) -> f64 {
 fn flat<T: Stored>(n: usize, seed: u64) {
     let (a, b): (Vec<T>, Vec<T>) = (stored(n, seed, -3.0, 3.0), stored(n, seed + 1, 0.5, 3.0));
     let (wa, wb) = (widen(&a), widen(&b));
-    for kind in KINDS {
+    for kind in Binary::ALL {
         let want: Vec<f64> = (0..n).map(|i| oracle(kind, wa[i], wb[i])).collect();
         on_each(|isa| {
             let mut y = vec![T::default(); n];
@@ -113,7 +104,7 @@ proptest! {
             *last += wide;
         }
         let stretch: Vec<_> = dims.iter().map(|d| (d.1, d.2)).collect();
-        broadcast(KINDS[kind], &shape, &stretch, u64::from(seed));
+        broadcast(Binary::ALL[kind], &shape, &stretch, u64::from(seed));
     }
 }
 

@@ -15,40 +15,6 @@ use crate::near::{assert_near, shifted, swapped};
 const TYPES: [DType; 2] = [DType::F32, DType::Bf16];
 /// None, one, some that no vector instruction divides, rows of them, and more than one wave of blocks.
 const SHAPES: [&[usize]; 6] = [&[0, 3], &[1], &[7], &[255, 3], &[64, 33], &[300, 1024]];
-const UNARY: [Unary; 16] = [
-    Unary::Exp,
-    Unary::Ln,
-    Unary::Sqrt,
-    Unary::Tanh,
-    Unary::Sigmoid,
-    Unary::Relu,
-    Unary::Gelu,
-    Unary::GeluTanh,
-    Unary::Silu,
-    Unary::Neg,
-    Unary::Abs,
-    Unary::Square,
-    Unary::Reciprocal,
-    Unary::Erf,
-    Unary::Sin,
-    Unary::Cos,
-];
-const ACTIVATIONS: [Activation; 5] = [
-    Activation::Gelu,
-    Activation::GeluTanh,
-    Activation::Relu,
-    Activation::Tanh,
-    Activation::Silu,
-];
-const GLUS: [Glu; 3] = [Glu::Swiglu, Glu::Geglu, Glu::GegluTanh];
-const BINARY: [Binary; 6] = [
-    Binary::Add,
-    Binary::Sub,
-    Binary::Mul,
-    Binary::Div,
-    Binary::Max,
-    Binary::Min,
-];
 
 /// Arguments where a function is defined.
 fn arguments(kind: Unary, dtype: DType, shape: &[usize]) -> Tensor {
@@ -66,7 +32,7 @@ fn arguments(kind: Unary, dtype: DType, shape: &[usize]) -> Tensor {
 #[ignore = "needs a GPU"]
 fn unary_and_backward() {
     for (dtype, shape) in TYPES.into_iter().flat_map(|t| SHAPES.map(|s| (t, s))) {
-        for kind in UNARY {
+        for kind in Unary::ALL {
             let what = format!("{kind:?}");
             let x = arguments(kind, dtype, shape);
             let y = unary(cpu(), kind, &x).unwrap();
@@ -113,7 +79,7 @@ fn unusual_numbers() {
         f32::NAN,
     ];
     let x = Tensor::from_slice(cpu(), &x, &[x.len()]).unwrap();
-    for kind in UNARY {
+    for kind in Unary::ALL {
         // The sine of 3e38 is no question of rounding.
         if matches!(kind, Unary::Sin | Unary::Cos) {
             continue;
@@ -135,7 +101,7 @@ fn unusual_numbers() {
             );
         }
     }
-    for kind in ACTIVATIONS {
+    for kind in Activation::ALL {
         let ones = Tensor::full(cpu(), DType::F32, x.shape(), 1.0).unwrap();
         let slopes = activation_backward(cpu(), kind, &x, ones.clone()).unwrap();
         let there = activation_backward(gpu(), kind, &on_gpu(&x), on_gpu(&ones)).unwrap();
@@ -156,7 +122,7 @@ fn activations_and_backward() {
     for (dtype, shape) in TYPES.into_iter().flat_map(|t| SHAPES.map(|s| (t, s))) {
         let x = affine(cpu(), &normal(dtype, shape, 1), 3.0, 0.0).unwrap();
         let dy = normal(dtype, shape, 2);
-        for kind in ACTIVATIONS {
+        for kind in Activation::ALL {
             let what = format!("{kind:?}");
             let y = activation(cpu(), kind, &x).unwrap();
             let there = activation(gpu(), kind, &on_gpu(&x)).unwrap();
@@ -183,7 +149,7 @@ fn gated_units_and_backward() {
     for (dtype, shape) in TYPES.into_iter().flat_map(|t| SHAPES.map(|s| (t, s))) {
         let [gate, up, dy] = [1, 2, 3].map(|seed| normal(dtype, shape, seed));
         let far = [&gate, &up, &dy].map(on_gpu);
-        for kind in GLUS {
+        for kind in Glu::ALL {
             let what = format!("{kind:?}");
             let y = glu(cpu(), kind, &gate, &up).unwrap();
             let there = glu(gpu(), kind, &far[0], &far[1]).unwrap();
@@ -213,7 +179,7 @@ fn products_sums_and_choices_have_the_same_bits() {
             &affine(gpu(), &on_gpu(&a), -1.75, 0.3).unwrap(),
             &y,
         );
-        for kind in BINARY {
+        for kind in Binary::ALL {
             let y = binary(cpu(), kind, &a, &b).unwrap();
             let there = binary(gpu(), kind, &on_gpu(&a), &on_gpu(&b)).unwrap();
             assert_same(&format!("{kind:?}"), &there, &y);
@@ -275,7 +241,7 @@ proptest! {
         let lead = lead.min(shape_b.iter().take_while(|&&n| n == 1).count());
         let (a, b) = (normal(dtype, &shape_a, seed), normal(dtype, &shape_b[lead..], !seed));
         let far_b = on_gpu(&b);
-        for kind in BINARY {
+        for kind in Binary::ALL {
             let y = binary(cpu(), kind, &a, &b).unwrap();
             let far_a = if swap && shape_a.len() > 1 { swapped(&a) } else { shifted(&a) };
             assert_same("broadcast", &binary(gpu(), kind, &far_a, &far_b).unwrap(), &y);

@@ -7,8 +7,6 @@ use proptest::prelude::*;
 use crate::common::{assert_same, cpu, gpu, integers, normal, on_gpu};
 use crate::near::{assert_near, shifted};
 
-const KINDS: [Pool; 4] = [Pool::Mean, Pool::First, Pool::Last, Pool::Max];
-
 fn compare(x: &Tensor, lengths: &[usize]) {
     let mut offsets = vec![0i64];
     offsets.extend(lengths.iter().scan(0, |sum, &n| {
@@ -18,7 +16,7 @@ fn compare(x: &Tensor, lengths: &[usize]) {
     let offsets = integers(&offsets);
     let far_offsets = on_gpu(&offsets);
     let dy = normal(x.dtype(), &[lengths.len(), x.shape()[1]], 9);
-    for kind in KINDS {
+    for kind in Pool::ALL {
         let what = format!("{kind:?}");
         let y = pool(cpu(), kind, x, &offsets).unwrap();
         let found = pool(gpu(), kind, &on_gpu(x), &far_offsets).unwrap();

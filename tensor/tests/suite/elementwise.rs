@@ -6,33 +6,6 @@ use ndarray::{ArrayD, IxDyn, Zip};
 
 use crate::common::*;
 
-const UNARY: [Unary; 16] = [
-    Unary::Exp,
-    Unary::Ln,
-    Unary::Sqrt,
-    Unary::Tanh,
-    Unary::Sigmoid,
-    Unary::Relu,
-    Unary::Gelu,
-    Unary::GeluTanh,
-    Unary::Silu,
-    Unary::Neg,
-    Unary::Abs,
-    Unary::Square,
-    Unary::Reciprocal,
-    Unary::Erf,
-    Unary::Sin,
-    Unary::Cos,
-];
-const ACTIVATIONS: [Activation; 5] = [
-    Activation::Gelu,
-    Activation::GeluTanh,
-    Activation::Relu,
-    Activation::Tanh,
-    Activation::Silu,
-];
-const GLU: [Glu; 3] = [Glu::Swiglu, Glu::Geglu, Glu::GegluTanh];
-
 /// Roundings within an elementary function, with room for one that is correct to a few units.
 const FUNCTION: f64 = 12.0;
 
@@ -90,7 +63,7 @@ fn domain(kind: Unary) -> (f64, f64) {
 
 #[test]
 fn functions_of_one_element() {
-    for kind in UNARY {
+    for kind in Unary::ALL {
         cases(|case| {
             let (low, high) = domain(kind);
             let x = case.between(0, &case.dims, low, high);
@@ -105,7 +78,7 @@ fn functions_of_one_element() {
 
 #[test]
 fn slopes_of_functions_of_one_element() {
-    for kind in UNARY {
+    for kind in Unary::ALL {
         cases(|case| {
             let (low, high) = domain(kind);
             let x = case.between(0, &case.dims, low, high);
@@ -134,7 +107,7 @@ fn slopes_of_functions_of_one_element() {
 
 #[test]
 fn activations_and_their_slopes() {
-    for kind in ACTIVATIONS {
+    for kind in Activation::ALL {
         cases(|case| {
             let x = case.between(0, &case.dims, -4.0, 4.0);
             let dy = case.between(1, &case.dims, -1.0, 1.0);
@@ -158,7 +131,7 @@ fn activations_and_their_slopes() {
 
 #[test]
 fn gated_units_and_their_slopes() {
-    for kind in GLU {
+    for kind in Glu::ALL {
         cases(|case| {
             let (gate, up) = (case.input(0, &case.dims), case.input(1, &case.dims));
             let dy = case.between(2, &case.dims, -1.0, 1.0);
@@ -192,15 +165,6 @@ fn affine() {
     });
 }
 
-const BINARY: [Binary; 6] = [
-    Binary::Add,
-    Binary::Sub,
-    Binary::Mul,
-    Binary::Div,
-    Binary::Max,
-    Binary::Min,
-];
-
 /// Two shapes that broadcast: lengths of 1 by the case's flags, leading dimensions left out.
 fn broadcasting(case: &Case) -> (Vec<usize>, Vec<usize>) {
     let mut a = case.dims.to_vec();
@@ -217,7 +181,7 @@ fn broadcasting(case: &Case) -> (Vec<usize>, Vec<usize>) {
 
 #[test]
 fn functions_of_two_elements_broadcast() {
-    for kind in BINARY {
+    for kind in Binary::ALL {
         cases(|case| {
             let (a, b) = broadcasting(case);
             let a = case.input(0, &a);

@@ -3,11 +3,9 @@ use ndarray::{ArrayD, Axis, Ix2, IxDyn, s};
 
 use crate::common::*;
 
-const KINDS: [Pool; 4] = [Pool::Mean, Pool::First, Pool::Last, Pool::Max];
-
 #[test]
 fn one_row_per_sequence() {
-    for kind in KINDS {
+    for kind in Pool::ALL {
         cases(|case| {
             let offsets = case.offsets(1);
             let x = case.input(0, &[offsets[4] as usize, case.columns]);
@@ -34,7 +32,7 @@ fn one_row_per_sequence() {
 
 #[test]
 fn gradients() {
-    for kind in KINDS {
+    for kind in Pool::ALL {
         cases(|case| {
             let offsets = case.offsets(1);
             let tokens = offsets[4] as usize;

@@ -102,7 +102,6 @@ impl Library {
     }
 
     /// The products of a plan, whose operands are at `a` and `b`. `room`: [`LIBRARY_ROOM`] bytes.
-    #[allow(clippy::too_many_arguments)]
     pub(super) fn multiply(
         &self,
         gpu: &Gpu,

@@ -42,7 +42,6 @@ const STAGES: usize = 4 * 2 * TILE * 32 * 2;
 ///
 /// # Panics
 /// If sizes or types do not fit each other, or an epilogue is asked for a batch.
-#[allow(clippy::too_many_arguments)]
 pub fn gemm(
     gpu: &Gpu,
     products: &Products,

@@ -302,7 +302,6 @@ impl Products {
 
 /// How an operand is read, and what has to be copied for that. `[side, depth]`: its sizes, with
 /// `strides` in that order.
-#[allow(clippy::too_many_arguments)]
 fn operand(
     x: &Layout,
     scalar: Scalar,
