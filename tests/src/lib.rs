@@ -12,6 +12,20 @@ use graft_models::{SafetensorsFile, TokenBatch};
 use graft_tensor::{Memory, Tensor};
 use serde_json::Value;
 
+/// The fixtures of encoders, one of each family.
+pub const ENCODERS: [&str; 3] = ["tiny-bert", "tiny-roberta", "tiny-distilbert"];
+
+/// The fixtures of decoders, one of each family.
+pub const DECODERS: [&str; 7] = [
+    "tiny-gpt2",
+    "tiny-llama",
+    "tiny-mistral",
+    "tiny-qwen2",
+    "tiny-qwen3",
+    "tiny-gemma2",
+    "tiny-gemma3",
+];
+
 /// The folder `tests/fixtures/NAME`.
 pub fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))

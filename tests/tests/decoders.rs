@@ -15,17 +15,7 @@ use graft_nn::{Forward, FreezePolicy, Optimizer, Parameters, TrainableSet};
 use graft_tensor::ops::loss::IGNORE;
 use graft_tensor::{DType, Memory};
 use graft_tests::parity::assert_gradients;
-use graft_tests::{decoder_batch, fixture, json, max_distance, numbers, tensors};
-
-const FAMILIES: [&str; 7] = [
-    "tiny-gpt2",
-    "tiny-llama",
-    "tiny-mistral",
-    "tiny-qwen2",
-    "tiny-qwen3",
-    "tiny-gemma2",
-    "tiny-gemma3",
-];
+use graft_tests::{DECODERS, decoder_batch, fixture, json, max_distance, numbers, tensors};
 
 const CLASSIFIERS: [&str; 2] = ["tiny-gpt2-classifier", "tiny-llama-classifier"];
 
@@ -75,7 +65,7 @@ impl Model {
 
 #[test]
 fn logits_equal_those_of_transformers() {
-    for name in FAMILIES {
+    for name in DECODERS {
         let dir = fixture(name);
         let tensors = tensors(&dir.join("expected.safetensors"));
         let (batch, _) = decoder_batch(&tensors);
@@ -89,7 +79,7 @@ fn logits_equal_those_of_transformers() {
 
 #[test]
 fn both_spellings_of_a_config_are_one_model() {
-    for name in FAMILIES.iter().chain(&CLASSIFIERS) {
+    for name in DECODERS.iter().chain(&CLASSIFIERS) {
         let dir = fixture(name);
         let read = |file: &str| {
             let text = std::fs::read(dir.join(file)).unwrap();
@@ -105,7 +95,7 @@ fn both_spellings_of_a_config_are_one_model() {
 
 #[test]
 fn loss_and_every_gradient_equal_those_of_pytorch() {
-    for name in FAMILIES {
+    for name in DECODERS {
         let dir = fixture(name);
         let tensors = tensors(&dir.join("expected.safetensors"));
         let expected = json(&dir.join("expected.json"));
@@ -133,7 +123,7 @@ fn loss_and_every_gradient_equal_those_of_pytorch() {
 
 #[test]
 fn ten_adamw_steps_equal_those_of_pytorch() {
-    for name in FAMILIES {
+    for name in DECODERS {
         let dir = fixture(name);
         let tensors = tensors(&dir.join("expected.safetensors"));
         let expected = json(&dir.join("expected.json"));
@@ -211,7 +201,7 @@ fn written(model: &Model) -> tempfile::TempDir {
 
 #[test]
 fn a_model_survives_our_writer() {
-    for name in FAMILIES {
+    for name in DECODERS {
         let dir = fixture(name);
         let model = load(&dir, DType::F32);
         let out = written(&model);

@@ -4,17 +4,7 @@ use graft_models::load_parameters;
 use graft_models::{CausalLm, Checkpoint, DecoderConfig, Error, KvCache, ModelSource, TokenBatch};
 use graft_nn::{Forward, FreezePolicy, Parameters};
 use graft_tensor::{DType, Memory};
-use graft_tests::{fixture, max_distance};
-
-const FAMILIES: [&str; 7] = [
-    "tiny-gpt2",
-    "tiny-llama",
-    "tiny-mistral",
-    "tiny-qwen2",
-    "tiny-qwen3",
-    "tiny-gemma2",
-    "tiny-gemma3",
-];
+use graft_tests::{DECODERS, fixture, max_distance};
 
 struct Model {
     config: DecoderConfig,
@@ -79,7 +69,7 @@ fn greedy(logits: &[f64]) -> i64 {
 
 #[test]
 fn greedy_tokens_are_the_same_with_and_without_a_cache() {
-    for name in FAMILIES {
+    for name in DECODERS {
         let model = load(name);
         let mut texts = prompts(&[3, 17, 1, 9]);
         let mut cache = model.cache(4, 40);
@@ -114,7 +104,7 @@ fn off(found: &[Vec<f64>], exact: &[Vec<f64>]) -> f64 {
 
 #[test]
 fn a_cache_in_bf16_is_as_near_to_f32_as_full_passes_in_bf16_and_knows_no_neighbours() {
-    for name in FAMILIES {
+    for name in DECODERS {
         let exact = load(name);
         let mut model = load(name);
         model.parameters.compute_in(DType::Bf16).unwrap();
@@ -148,7 +138,7 @@ fn a_cache_in_bf16_is_as_near_to_f32_as_full_passes_in_bf16_and_knows_no_neighbo
 
 #[test]
 fn texts_go_on_by_pieces_and_leave_when_they_are_finished() {
-    for name in FAMILIES {
+    for name in DECODERS {
         let model = load(name);
         let texts = prompts(&[30, 12, 25]);
         let mut cache = model.cache(3, 30);

@@ -8,7 +8,7 @@ use graft_nn::{Decay, Forward, Optimizer, Schedule, losses};
 use graft_tensor::ops::random::{Key, shuffle};
 use graft_tensor::{Memory, Tensor};
 use graft_tests::runs::{Task, Trainer, records, snapshot};
-use graft_tests::{fixture, max_distance, minilm_wheel, tensors};
+use graft_tests::{ENCODERS, fixture, max_distance, minilm_wheel, tensors};
 use graft_trainer::batch::{BatchSize, epoch_batches};
 use graft_trainer::config::{Rule, Strategy};
 use graft_trainer::course::policy;
@@ -16,13 +16,11 @@ use graft_trainer::data::{Columns, Dataset, training_labels};
 use graft_trainer::evaluate::Labelled;
 use graft_trainer::model::Model;
 
-const FAMILIES: [&str; 3] = ["tiny-bert", "tiny-roberta", "tiny-distilbert"];
-
 const TRAINER: Trainer = Trainer(env!("CARGO_BIN_EXE_trainer_under_test"));
 
 /// Trains without an evaluation file, so that the last model is the one that is kept; the bytes of its weights.
 fn weights(task: &Task, model: &str, settings: &[(&str, &str)]) -> Vec<u8> {
-    let model = match FAMILIES.contains(&model) {
+    let model = match ENCODERS.contains(&model) {
         true => fixture(model).to_str().unwrap().to_owned(),
         false => model.to_owned(),
     };
@@ -44,7 +42,7 @@ fn weights(task: &Task, model: &str, settings: &[(&str, &str)]) -> Vec<u8> {
 #[test]
 fn bits_depend_on_the_seed_and_not_on_the_threads() {
     let task = Task::new(42, 1);
-    for family in FAMILIES {
+    for family in ENCODERS {
         for strategy in ["head", "last:1", "full"] {
             let run = |seed: &str, threads: &str| {
                 let settings = [
@@ -211,7 +209,7 @@ fn assert_as_whole(task: &Task, model: &Path, strategy: &str, rules: &str, cache
 #[test]
 fn kept_outputs_of_a_frozen_trunk_change_no_bit() {
     let task = Task::new(42, 1);
-    for family in FAMILIES {
+    for family in ENCODERS {
         for (strategy, rules) in POLICIES {
             let directory = format!("train.cache_dir={}", task.text(family));
             let caches: [&[&str]; 6] = [
@@ -275,7 +273,7 @@ fn evaluations_and_the_choice_of_the_best_do_not_depend_on_what_is_kept() {
 fn a_step_does_not_depend_on_how_its_rows_are_batched() {
     // The last step has fewer rows, and the last batch fewer still.
     let task = Task::new(22, 1);
-    for family in FAMILIES {
+    for family in ENCODERS {
         let run = |batch_size: &str, accumulate: &str| -> Vec<Vec<f64>> {
             let settings = [
                 ("strategy.name", "full"),

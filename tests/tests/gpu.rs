@@ -15,19 +15,9 @@ use graft_tensor::ops::loss::IGNORE;
 use graft_tensor::{DType, Device, Memory, Tensor};
 use graft_tests::parity::{assert_gradients, is_noise};
 use graft_tests::{
-    batch, decoder_batch, fixture, json, max_distance, minilm_wheel, numbers, tensors,
+    DECODERS, ENCODERS, batch, decoder_batch, fixture, json, max_distance, minilm_wheel, numbers,
+    tensors,
 };
-
-const ENCODERS: [&str; 3] = ["tiny-bert", "tiny-roberta", "tiny-distilbert"];
-const DECODERS: [&str; 7] = [
-    "tiny-gpt2",
-    "tiny-llama",
-    "tiny-mistral",
-    "tiny-qwen2",
-    "tiny-qwen3",
-    "tiny-gemma2",
-    "tiny-gemma3",
-];
 
 fn gpu() -> Memory {
     Memory::of(Device::Cuda(0)).expect("these tests need a GPU")

@@ -14,9 +14,7 @@ use graft_nn::{Forward, FreezePolicy, Optimizer, Parameters, TrainableSet};
 use graft_tensor::ops::loss::IGNORE;
 use graft_tensor::{DType, Memory, Tensor};
 use graft_tests::parity::assert_gradients;
-use graft_tests::{fixture, json, max_distance, numbers, tensors};
-
-const FAMILIES: [&str; 3] = ["tiny-bert", "tiny-roberta", "tiny-distilbert"];
+use graft_tests::{ENCODERS, fixture, json, max_distance, numbers, tensors};
 
 fn config(dir: &Path) -> MaskedConfig {
     MaskedConfig(ModelConfig::load(&ModelSource::directory(dir).unwrap()).unwrap())
@@ -64,7 +62,7 @@ fn step(
 
 #[test]
 fn logits_loss_and_every_gradient_equal_those_of_transformers() {
-    for family in FAMILIES {
+    for family in ENCODERS {
         let dir = masked(family);
         let expected = tensors(&dir.join("expected.safetensors"));
         let written = json(&dir.join("expected.json"));
@@ -100,7 +98,7 @@ fn logits_loss_and_every_gradient_equal_those_of_transformers() {
 
 #[test]
 fn ten_steps_of_adamw_have_the_losses_of_pytorch() {
-    for family in FAMILIES {
+    for family in ENCODERS {
         let dir = masked(family);
         let batch = batch(&tensors(&dir.join("expected.safetensors")));
         let adamw = &json(&dir.join("expected.json"))["adamw"];
@@ -128,7 +126,7 @@ fn ten_steps_of_adamw_have_the_losses_of_pytorch() {
 
 #[test]
 fn strategies_train_the_head_and_the_last_layers() {
-    for family in FAMILIES {
+    for family in ENCODERS {
         let (parameters, lm, _) = load(&masked(family), DType::F32, None);
         let names = |strategy| -> Vec<String> {
             let set = lm.policy(strategy).unwrap().resolve(&parameters).unwrap();
@@ -152,7 +150,7 @@ fn strategies_train_the_head_and_the_last_layers() {
 
 #[test]
 fn a_head_is_new_where_the_checkpoint_has_none_and_kept_where_it_has_one() {
-    for family in FAMILIES {
+    for family in ENCODERS {
         let dir = fixture(family);
         let (_, _, report) = load(&dir, DType::F32, Some(7));
         assert_eq!(report.initialised.len(), 5, "{report:?}");

@@ -14,7 +14,7 @@ use graft_nn::optimizer::Rule;
 use graft_nn::{Forward, FreezePolicy, Optimizer, Parameters, TrainableSet, losses};
 use graft_tensor::{DType, Memory, Tensor};
 use graft_tests::parity::{assert_gradients, is_noise};
-use graft_tests::{batch, fixture, json, max_distance, minilm_wheel, numbers, tensors};
+use graft_tests::{ENCODERS, batch, fixture, json, max_distance, minilm_wheel, numbers, tensors};
 use serde_json::Value;
 
 struct Model {
@@ -83,11 +83,9 @@ impl Model {
     }
 }
 
-const FAMILIES: [&str; 3] = ["tiny-bert", "tiny-roberta", "tiny-distilbert"];
-
 #[test]
 fn logits_equal_those_of_transformers() {
-    for name in FAMILIES {
+    for name in ENCODERS {
         let dir = fixture(name);
         let tensors = tensors(&dir.join("expected.safetensors"));
         let (batch, _) = batch(&tensors);
@@ -101,7 +99,7 @@ fn logits_equal_those_of_transformers() {
 
 #[test]
 fn both_spellings_of_a_config_are_one_model() {
-    for name in FAMILIES {
+    for name in ENCODERS {
         let dir = fixture(name);
         let read = |file: &str| {
             let text = std::fs::read(dir.join(file)).unwrap();
@@ -118,7 +116,7 @@ fn both_spellings_of_a_config_are_one_model() {
 
 #[test]
 fn loss_and_every_gradient_equal_those_of_pytorch() {
-    for name in FAMILIES {
+    for name in ENCODERS {
         let dir = fixture(name);
         let tensors = tensors(&dir.join("expected.safetensors"));
         let expected = json(&dir.join("expected.json"));
@@ -146,7 +144,7 @@ fn loss_and_every_gradient_equal_those_of_pytorch() {
 
 #[test]
 fn ten_adamw_steps_equal_those_of_pytorch() {
-    for name in FAMILIES {
+    for name in ENCODERS {
         let dir = fixture(name);
         let tensors = tensors(&dir.join("expected.safetensors"));
         let expected = json(&dir.join("expected.json"));
@@ -174,7 +172,7 @@ fn ten_adamw_steps_equal_those_of_pytorch() {
 
 #[test]
 fn clipping_and_undecayed_vectors_equal_those_of_pytorch() {
-    for name in FAMILIES {
+    for name in ENCODERS {
         let dir = fixture(name);
         let expected = json(&dir.join("expected.json"));
         let (batch, labels) = batch(&tensors(&dir.join("expected.safetensors")));

@@ -7,7 +7,7 @@ use graft_autograd::Gradients;
 use graft_models::{Checkpoint, Classifier, ModelConfig, ModelSource, load_parameters};
 use graft_nn::{Forward, FreezePolicy, Parameters, losses};
 use graft_tensor::{DType, Memory, Tensor};
-use graft_tests::{batch, fixture, tensors};
+use graft_tests::{ENCODERS, batch, fixture, tensors};
 
 /// Loss, and name, type and values of each gradient.
 type Step = (f64, Vec<(String, DType, Vec<f64>)>);
@@ -56,7 +56,7 @@ fn norm(x: impl Iterator<Item = f64>) -> f64 {
 /// 2^-9 · √40 = 1.2 %, and several times that where a sum cancels.
 #[test]
 fn a_step_in_bf16_is_near_one_in_f32() {
-    for name in ["tiny-bert", "tiny-roberta", "tiny-distilbert"] {
+    for name in ENCODERS {
         let dir = fixture(name);
         let (exact_loss, exact) = step(&dir, DType::F32);
         let (loss, found) = step(&dir, DType::Bf16);

@@ -29,7 +29,7 @@ pub type Hashes = BTreeMap<String, String>;
 /// The layers of a model for a kind of task, over the configuration of its families.
 pub trait Network: Sized + Send {
     /// The configuration of its families.
-    type Config: Adaptable + Clone + std::fmt::Debug + Send + Sync;
+    type Config: NetworkConfig;
 
     /// Declares the parameters.
     ///
@@ -49,15 +49,64 @@ pub trait Network: Sized + Send {
     /// The layer that a parameter belongs to: `None` for one of the embeddings, [`Network::layers`] for one behind the
     /// layers.
     fn layer_of(&self, id: ParamId) -> Option<usize>;
+}
 
+/// What a run asks of a configuration, whatever its families.
+pub trait NetworkConfig: Adaptable + Clone + std::fmt::Debug + Send + Sync {
     /// Rows of the token embedding.
-    fn vocab_size(config: &Self::Config) -> usize;
+    fn vocab_size(&self) -> usize;
 
     /// Sets every dropout probability.
-    fn set_dropout(config: &mut Self::Config, p: f64);
+    fn set_dropout(&mut self, p: f64);
 
     /// The text of the config.json to save.
-    fn config_text(config: &Self::Config) -> String;
+    fn text(&self) -> String;
+}
+
+impl NetworkConfig for ModelConfig {
+    fn vocab_size(&self) -> usize {
+        self.vocab_size
+    }
+
+    fn set_dropout(&mut self, p: f64) {
+        self.dropout.hidden = p;
+        self.dropout.attention = p;
+        self.dropout.classifier = p;
+    }
+
+    fn text(&self) -> String {
+        self.to_json()
+    }
+}
+
+impl NetworkConfig for MaskedConfig {
+    fn vocab_size(&self) -> usize {
+        self.0.vocab_size()
+    }
+
+    fn set_dropout(&mut self, p: f64) {
+        self.0.set_dropout(p);
+    }
+
+    fn text(&self) -> String {
+        self.0.text()
+    }
+}
+
+impl NetworkConfig for DecoderConfig {
+    fn vocab_size(&self) -> usize {
+        self.vocab_size
+    }
+
+    fn set_dropout(&mut self, p: f64) {
+        self.dropout.embedding = p;
+        self.dropout.attention = p;
+        self.dropout.residual = p;
+    }
+
+    fn text(&self) -> String {
+        self.to_json()
+    }
 }
 
 impl Network for Classifier {
@@ -77,18 +126,6 @@ impl Network for Classifier {
 
     fn layer_of(&self, id: ParamId) -> Option<usize> {
         self.encoder().layer_of(id)
-    }
-
-    fn vocab_size(config: &ModelConfig) -> usize {
-        config.vocab_size
-    }
-
-    fn set_dropout(config: &mut ModelConfig, p: f64) {
-        encoder_dropout(config, p);
-    }
-
-    fn config_text(config: &ModelConfig) -> String {
-        config.to_json()
     }
 }
 
@@ -110,18 +147,6 @@ impl Network for CausalLm {
     fn layer_of(&self, id: ParamId) -> Option<usize> {
         self.decoder().layer_of(id)
     }
-
-    fn vocab_size(config: &DecoderConfig) -> usize {
-        config.vocab_size
-    }
-
-    fn set_dropout(config: &mut DecoderConfig, p: f64) {
-        decoder_dropout(config, p);
-    }
-
-    fn config_text(config: &DecoderConfig) -> String {
-        config.to_json()
-    }
 }
 
 impl Network for DecoderClassifier {
@@ -141,18 +166,6 @@ impl Network for DecoderClassifier {
 
     fn layer_of(&self, id: ParamId) -> Option<usize> {
         self.decoder().layer_of(id)
-    }
-
-    fn vocab_size(config: &DecoderConfig) -> usize {
-        config.vocab_size
-    }
-
-    fn set_dropout(config: &mut DecoderConfig, p: f64) {
-        decoder_dropout(config, p);
-    }
-
-    fn config_text(config: &DecoderConfig) -> String {
-        config.to_json()
     }
 }
 
@@ -174,30 +187,6 @@ impl Network for MaskedLm {
     fn layer_of(&self, id: ParamId) -> Option<usize> {
         self.encoder().layer_of(id)
     }
-
-    fn vocab_size(config: &MaskedConfig) -> usize {
-        config.0.vocab_size
-    }
-
-    fn set_dropout(config: &mut MaskedConfig, p: f64) {
-        encoder_dropout(&mut config.0, p);
-    }
-
-    fn config_text(config: &MaskedConfig) -> String {
-        config.0.to_json()
-    }
-}
-
-fn encoder_dropout(config: &mut ModelConfig, p: f64) {
-    config.dropout.hidden = p;
-    config.dropout.attention = p;
-    config.dropout.classifier = p;
-}
-
-fn decoder_dropout(config: &mut DecoderConfig, p: f64) {
-    config.dropout.embedding = p;
-    config.dropout.attention = p;
-    config.dropout.residual = p;
 }
 
 /// A model that was loaded.
@@ -415,10 +404,10 @@ impl<N: Network> Model<N> {
     ) -> Result<Loaded<T, N>> {
         let mut in_use = config.clone();
         if let Some(p) = dropout {
-            N::set_dropout(&mut in_use, p);
+            in_use.set_dropout(p);
         }
         let texts = || -> Result<(Tokenizer, T)> {
-            let tokenizer = Tokenizer::load(source, N::vocab_size(&config))?;
+            let tokenizer = Tokenizer::load(source, config.vocab_size())?;
             let done = meanwhile(&config, &tokenizer)?;
             Ok((tokenizer, done))
         };
@@ -493,8 +482,7 @@ impl<N: Network> Model<N> {
     /// What the file system refuses.
     pub fn save_description(&self, dir: &Path) -> Result<()> {
         let path = dir.join(CONFIG_FILE);
-        std::fs::write(&path, N::config_text(&self.config))
-            .map_err(|e| Error::io("write", &path, e))?;
+        std::fs::write(&path, self.config.text()).map_err(|e| Error::io("write", &path, e))?;
         Ok(self.tokenizer.save(dir)?)
     }
 
@@ -550,16 +538,6 @@ pub(crate) mod testing {
 
         fn layer_of(&self, id: ParamId) -> Option<usize> {
             id.key().checked_sub(1)
-        }
-
-        fn vocab_size(config: &ModelConfig) -> usize {
-            config.vocab_size
-        }
-
-        fn set_dropout(_: &mut ModelConfig, _: f64) {}
-
-        fn config_text(config: &ModelConfig) -> String {
-            config.to_json()
         }
     }
 }

@@ -1,7 +1,7 @@
 use graft_models::safetensors::{TensorView, pt_metadata, write};
-use graft_tests::fixture;
+use graft_tests::{DECODERS, ENCODERS, fixture};
 
-use super::{Bench, DECODERS, ENCODERS, TRAINER};
+use super::{Bench, TRAINER};
 
 /// Strategies with the epochs and rules that go with them.
 const POLICIES: [(&str, &str, &[&str]); 14] = [

@@ -11,21 +11,10 @@ use std::path::{Path, PathBuf};
 use graft_models::Checkpoint;
 use graft_tensor::Tensor;
 use graft_tests::runs::{Task, Trainer, language_model};
-use graft_tests::{fixture, tensors};
+use graft_tests::{ENCODERS, fixture, tensors};
 use graft_trainer::certificate::Certificate;
 
 const TRAINER: Trainer = Trainer(env!("CARGO_BIN_EXE_trainer_under_test"));
-
-const ENCODERS: [&str; 3] = ["tiny-bert", "tiny-roberta", "tiny-distilbert"];
-const DECODERS: [&str; 7] = [
-    "tiny-gpt2",
-    "tiny-llama",
-    "tiny-mistral",
-    "tiny-qwen2",
-    "tiny-qwen3",
-    "tiny-gemma2",
-    "tiny-gemma3",
-];
 
 /// Labelled texts, and documents for language models.
 struct Bench {
