@@ -2,12 +2,17 @@
 //!
 //! `cargo run -p xtask -- ptx [NAME...]` makes the PTX of the CUDA sources again, of those that are
 //! named or of all that changed. The compiler's library is the one in the folder that the variable
-//! GRAFT_NVRTC names, or what `scripts/nvrtc` fetches.
+//! GRAFT_NVRTC names, or what `scripts/nvidia` fetches.
+//!
+//! `cargo run -p xtask -- assemble` checks that the PTX is what the compiler makes, and that no kernel
+//! needs more registers than there are, but for those that `spills.txt` lists. The assembler is the
+//! file that the variable GRAFT_PTXAS names, or what `scripts/nvidia` fetches.
 //!
 //! `cargo run -p xtask -- simulation` builds the simulated GPU and prints its path. It needs a C++
 //! compiler: the one that the variable CXX names, or c++.
 #![forbid(unsafe_code)]
 
+mod assemble;
 mod simulation;
 
 use std::path::{Path, PathBuf};
@@ -20,8 +25,9 @@ fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let result = match args.split_first() {
         Some((task, names)) if task == "ptx" => ptx(names),
+        Some((task, [])) if task == "assemble" => assemble::check(),
         Some((task, [])) if task == "simulation" => simulation::build(),
-        _ => Err("use: cargo run -p xtask -- ptx [NAME...], or simulation".into()),
+        _ => Err("use: cargo run -p xtask -- ptx [NAME...], assemble, or simulation".into()),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -32,15 +38,28 @@ fn main() -> ExitCode {
     }
 }
 
-/// The folder of the compiler's library: the one that the variable names, or what `scripts/nvrtc` fetches.
+/// Where the PTX is.
+fn ptx_folder() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../kernels/src/cuda/ptx")
+}
+
+/// The folder of the compiler's library: the one that the variable names, or what `scripts/nvidia` fetches.
 fn compiler_folder() -> Result<PathBuf, Box<dyn std::error::Error>> {
-    if let Some(folder) = std::env::var_os("GRAFT_NVRTC") {
-        return Ok(folder.into());
+    match std::env::var_os("GRAFT_NVRTC") {
+        Some(folder) => Ok(folder.into()),
+        None => fetched("nvrtc"),
     }
-    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../scripts/nvrtc");
-    let output = Command::new(&script).stderr(Stdio::inherit()).output()?;
+}
+
+/// Where `scripts/nvidia` puts a tool.
+fn fetched(tool: &str) -> Result<PathBuf, Box<dyn std::error::Error>> {
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../scripts/nvidia");
+    let output = Command::new(&script)
+        .arg(tool)
+        .stderr(Stdio::inherit())
+        .output()?;
     if !output.status.success() {
-        return Err(format!("{} failed: {}", script.display(), output.status).into());
+        return Err(format!("{} {tool} failed: {}", script.display(), output.status).into());
     }
     Ok(String::from_utf8(output.stdout)?.trim_end().into())
 }
@@ -59,7 +78,7 @@ fn ptx(names: &[String]) -> Result<(), Box<dyn std::error::Error>> {
     }
     let compiler = Compiler::load(Some(&compiler_folder()?))?;
     let (major, minor) = compiler.version();
-    let to = Path::new(env!("CARGO_MANIFEST_DIR")).join("../kernels/src/cuda/ptx");
+    let to = ptx_folder();
     for source in SOURCES {
         for &(target, ptx) in source.ptx {
             let current = ptx.starts_with(&source.stamp());

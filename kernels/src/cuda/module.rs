@@ -126,8 +126,8 @@ impl Source {
         found.map(|(_, ptx)| *ptx)
     }
 
-    /// The best target that a device of `target` runs.
-    fn best(&self, target: Target) -> Target {
+    /// The best of the source's targets that a device of `target` runs.
+    pub fn best(&self, target: Target) -> Target {
         let possible = self
             .ptx
             .iter()
