@@ -49,8 +49,8 @@ fn distance(a: &[Vec<f64>], b: &[Vec<f64>]) -> f64 {
         .fold(0.0, f64::max)
 }
 
-/// Every kind of adapter: it learns, is verified, and merges into a model that computes the same. Nothing of the base is
-/// in the run's directory.
+/// Every kind of adapter: it learns, is verified, and merges, if a weight can hold it, into a model that computes the
+/// same. Nothing of the base is in the run's directory.
 #[test]
 fn every_adapter_is_trained_verified_and_merged() {
     let task = Task::new(180, 60);
@@ -65,6 +65,7 @@ fn every_adapter_is_trained_verified_and_merged() {
             &["--targets", "query,value,output.dense", "--lr", "0.02"],
         ),
         ("ia3", &["--lr", "0.05"]),
+        ("adapter", &["--set", "adapter.size=6", "--lr", "0.02"]),
         (
             "pissa",
             &["--rank", "2", "--set", "adapter.init=pissa", "--lr", "0.01"],
@@ -95,7 +96,7 @@ fn every_adapter_is_trained_verified_and_merged() {
         assert!(!dir.join("best.safetensors").exists());
         let kept = tensors(&dir.join("adapter_model.safetensors"));
         let of_base = |key: &&String| {
-            !["lora_", "ia3_", "classifier"]
+            !["lora_", "ia3_", "adapter_", "classifier"]
                 .iter()
                 .any(|p| key.contains(p))
         };
@@ -116,6 +117,15 @@ fn every_adapter_is_trained_verified_and_merged() {
         );
 
         let (run, merged) = (task.text(name), task.text(&format!("{name}-merged")));
+        if name == "adapter" {
+            let refused = TRAINER.refuses(["merge", "--model", &run, "--out", &merged]);
+            assert!(refused.contains("cannot be merged"), "{refused}");
+            assert!(!Path::new(&merged).exists());
+            let base = fixture("tiny-bert");
+            let beside = ["--model", base.to_str().unwrap(), "--adapter", &run];
+            assert_eq!(logits(&task, &beside), logits(&task, &["--model", &run]));
+            continue;
+        }
         let said = TRAINER
             .succeeds(["merge", "--model", &run, "--out", &merged])
             .out;

@@ -18,7 +18,8 @@ use graft_nn::{Parameters, TrainableSet};
 
 use crate::certificate::{FoundTensor, TensorEntry, sha256_hex};
 use crate::config::{
-    AdapterKind, AdapterSettings, BiasSetting, InitSetting, RunConfig, TargetSetting,
+    AdapterKind, AdapterSettings, BOTTLENECK, BiasSetting, InitSetting, RANK, RunConfig,
+    TargetSetting,
 };
 use crate::error::{Error, Result, list_names};
 use crate::model::{Hashes, Model, Network};
@@ -37,10 +38,12 @@ fn describe(
     };
     let (usual, feedforward) = match kind {
         AdapterKind::Ia3 => model.ia3_targets(),
+        AdapterKind::Bottleneck => (model.bottleneck_targets(), &[][..]),
         _ => (model.lora_targets(), &[][..]),
     };
-    let method = match (kind, s.rank, s.alpha) {
-        (AdapterKind::Ia3, ..) | (_, None, _) | (_, _, None) => Method::Ia3 {
+    let rank = s.rank.unwrap_or(RANK);
+    let method = match kind {
+        AdapterKind::Ia3 => Method::Ia3 {
             feedforward: match (&s.feedforward, &s.targets) {
                 (Some(list), _) => list.clone(),
                 (None, None | Some(TargetSetting::AllLinear)) => owned(feedforward),
@@ -50,29 +53,34 @@ fn describe(
                 }
             },
         },
-        (_, Some(rank), Some(alpha)) => Method::LowRank(LowRankConfig {
-            rank,
-            alpha,
-            rank_stabilised: kind == AdapterKind::RsLora,
-            magnitude: kind == AdapterKind::Dora,
-            dropout: s.dropout.unwrap_or(0.0),
-            rank_pattern: s
-                .rank_pattern
-                .iter()
-                .map(|p| (p.name.clone(), p.value))
-                .collect(),
-            alpha_pattern: s
-                .alpha_pattern
-                .iter()
-                .map(|p| (p.name.clone(), p.value))
-                .collect(),
-            init: match s.init {
-                None | Some(InitSetting::Kaiming) => LowRankInit::Kaiming,
-                Some(InitSetting::Gaussian) => LowRankInit::Gaussian,
-                Some(InitSetting::Orthogonal) => LowRankInit::Orthogonal,
-                Some(InitSetting::Pissa) => LowRankInit::Pissa,
-            },
-        }),
+        AdapterKind::Bottleneck => Method::Bottleneck {
+            size: s.size.unwrap_or(BOTTLENECK),
+        },
+        AdapterKind::Lora | AdapterKind::RsLora | AdapterKind::Dora => {
+            Method::LowRank(LowRankConfig {
+                rank,
+                alpha: s.alpha.unwrap_or(2.0 * rank as f64),
+                rank_stabilised: kind == AdapterKind::RsLora,
+                magnitude: kind == AdapterKind::Dora,
+                dropout: s.dropout.unwrap_or(0.0),
+                rank_pattern: s
+                    .rank_pattern
+                    .iter()
+                    .map(|p| (p.name.clone(), p.value))
+                    .collect(),
+                alpha_pattern: s
+                    .alpha_pattern
+                    .iter()
+                    .map(|p| (p.name.clone(), p.value))
+                    .collect(),
+                init: match s.init {
+                    None | Some(InitSetting::Kaiming) => LowRankInit::Kaiming,
+                    Some(InitSetting::Gaussian) => LowRankInit::Gaussian,
+                    Some(InitSetting::Orthogonal) => LowRankInit::Orthogonal,
+                    Some(InitSetting::Pissa) => LowRankInit::Pissa,
+                },
+            })
+        }
     };
     let mut modules_to_save = head_modules(p, model);
     for name in &s.modules_to_save {

@@ -222,6 +222,12 @@ fn go<N: Logits>(
     tolerance: f64,
     memory: &Memory,
 ) -> Result<Proof> {
+    let set = model.parameters.adapters().active();
+    if let Some(why) = set.and_then(|set| set.config().method.unmergeable()) {
+        let what = format!("the adapter {name} cannot be merged: {why}");
+        let help = "use it beside its base: --model takes its directory, and --adapter several";
+        return Err(Error::config("merge", what, help));
+    }
     let apart = logits(&model, texts)?;
     let prove = |dir: &Path, what: &str| -> Result<Proof> {
         let again = N::read(&dir.to_string_lossy(), memory)?;

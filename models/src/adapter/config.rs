@@ -13,6 +13,9 @@ use crate::source::ModelSource;
 const MAX_ENTRIES: usize = 100_000;
 const MAX_NAME: usize = 4096;
 
+/// What `peft_type` is where PEFT has no such adapter.
+const BOTTLENECK: &str = "GRAFT_BOTTLENECK";
+
 /// Keys that say nothing about what an adapter computes.
 const WITHOUT_EFFECT: &[&str] = &[
     "auto_mapping",
@@ -71,6 +74,16 @@ impl StoredAdapter {
             Some("IA3") => Method::Ia3 {
                 feedforward: keys.list("feedforward_modules")?.unwrap_or_default(),
             },
+            Some(BOTTLENECK) => {
+                let help = "take the adapter_config.json that was written with the weights";
+                if keys.text("activation")?.as_deref() != Some("gelu") {
+                    return Err(keys.wrong("activation", "\"gelu\"", help));
+                }
+                match keys.count("bottleneck_size")? {
+                    Some(size) => Method::Bottleneck { size },
+                    None => return Err(keys.wrong("bottleneck_size", "a whole number", help)),
+                }
+            }
             _ => {
                 let help = "convert it with PEFT, or merge it into its base there";
                 return Err(keys.wrong("peft_type", "\"LORA\" or \"IA3\"", help));
@@ -126,7 +139,7 @@ impl StoredAdapter {
         Ok(stored)
     }
 
-    /// The text of the `adapter_config.json` that PEFT reads. `full` are the names of all adapted modules, and of those
+    /// The text of the `adapter_config.json`, which PEFT reads if it has such adapters. `full` are the names of all adapted modules, and of those
     /// whose inputs are scaled; `transposed` says that weights are stored as `[in, out]`.
     pub fn to_json(&self, full: [&[String]; 2], transposed: bool) -> String {
         let c = &self.config;
@@ -175,6 +188,14 @@ impl StoredAdapter {
                         LowRankInit::Orthogonal => json!("orthogonal"),
                     },
                 );
+            }
+            Method::Bottleneck { size } => {
+                put("peft_type", json!(BOTTLENECK));
+                put("target_modules", targets);
+                put("bottleneck_size", json!(size));
+                put("activation", json!("gelu"));
+                put("layers_to_transform", json!(c.layers));
+                put("layers_pattern", or_null(&c.layers_pattern));
             }
             Method::Ia3 { feedforward } => {
                 put("peft_type", json!("IA3"));
@@ -364,126 +385,5 @@ impl<'a> Keys<'a> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn parse(text: &str) -> Result<StoredAdapter> {
-        StoredAdapter::parse("adapter_config.json", text.as_bytes())
-    }
-
-    #[test]
-    fn what_is_written_reads_as_itself() {
-        let lora = AdapterConfig {
-            method: Method::LowRank(LowRankConfig {
-                rank: 4,
-                alpha: 2.5,
-                rank_stabilised: true,
-                magnitude: true,
-                dropout: 0.1,
-                rank_pattern: vec![("layer.1.query".into(), 2)],
-                alpha_pattern: vec![("value".into(), 3.0)],
-                init: LowRankInit::Gaussian,
-            }),
-            targets: Targets::Names(vec!["query".into(), "value".into()]),
-            exclude: vec!["layer.0.value".into()],
-            layers: Some(vec![0, 1]),
-            layers_pattern: vec!["layer".into()],
-            modules_to_save: vec!["classifier".into()],
-            bias: Bias::Adapted,
-        };
-        let ia3 = AdapterConfig {
-            method: Method::Ia3 {
-                feedforward: vec!["output.dense".into()],
-            },
-            targets: Targets::Names(vec!["key".into(), "output.dense".into()]),
-            exclude: Vec::new(),
-            layers: None,
-            layers_pattern: Vec::new(),
-            modules_to_save: Vec::new(),
-            bias: Bias::None,
-        };
-        let regex = AdapterConfig {
-            targets: Targets::Regex(r".*\.query".into()),
-            ..lora.clone()
-        };
-        for config in [lora, ia3, regex] {
-            let stored = StoredAdapter {
-                config,
-                base: Some("org/model".into()),
-                task_type: Some("SEQ_CLS".into()),
-            };
-            let text = stored.to_json([&[], &[]], false);
-            assert_eq!(parse(&text).unwrap(), stored, "{text}");
-        }
-    }
-
-    #[test]
-    fn names_stand_for_all_linear_layers() {
-        let stored = parse(
-            r#"{"peft_type": "IA3", "target_modules": "all-linear", "feedforward_modules": ["b"]}"#,
-        );
-        let stored = stored.unwrap();
-        assert_eq!(stored.config.targets, Targets::AllLinear);
-        let full = ["m.a".to_owned(), "m.b".to_owned()];
-        let text = stored.to_json([&full, &full[1..]], true);
-        let again = parse(&text).unwrap();
-        assert_eq!(again.config.targets, Targets::Names(full.to_vec()));
-        let feedforward = full[1..].to_vec();
-        assert_eq!(again.config.method, Method::Ia3 { feedforward });
-        assert!(text.contains("\"fan_in_fan_out\": true"));
-    }
-
-    #[test]
-    fn what_would_compute_something_else_is_refused() {
-        for (more, said) in [
-            (
-                r#""peft_type": "LOHA""#,
-                "`peft_type`: found \"LOHA\", expected \"LORA\" or \"IA3\"",
-            ),
-            (
-                r#""peft_type": "LORA", "use_qalora": true"#,
-                "`use_qalora`: found true",
-            ),
-            (
-                r#""peft_type": "LORA", "lora_bias": true"#,
-                "`lora_bias`: found true",
-            ),
-            (
-                r#""peft_type": "LORA", "tomorrow": {"a": 1}"#,
-                "`tomorrow`: found an object",
-            ),
-            (
-                r#""peft_type": "LORA", "r": -1"#,
-                "`r`: found -1, expected a whole number",
-            ),
-            (
-                r#""peft_type": "LORA", "bias": "some""#,
-                "`bias`: found \"some\"",
-            ),
-            (
-                r#""peft_type": "LORA", "init_lora_weights": "pissa""#,
-                "such a beginning changes the base",
-            ),
-            (
-                r#""peft_type": "LORA", "rank_pattern": {"q": 1.5}"#,
-                "`rank_pattern`",
-            ),
-            (
-                r#""peft_type": "LORA", "modules_to_save": "classifier""#,
-                "expected a list of names",
-            ),
-            (
-                r#""peft_type": "LORA", "exclude_modules": ".*""#,
-                "expected a list of names",
-            ),
-        ] {
-            let error = parse(&format!("{{\"target_modules\": [\"q\"], {more}}}")).unwrap_err();
-            assert!(error.to_string().contains(said), "{error}");
-        }
-        let error = parse(r#"{"peft_type": "LORA"}"#).unwrap_err().to_string();
-        assert!(error.contains("`target_modules`: found nothing"), "{error}");
-        // Values that switch a feature off are no obstacle.
-        let off = r#"{"peft_type": "LORA", "target_modules": ["q"], "x": null, "y": false, "z": {}, "w": []}"#;
-        parse(off).unwrap();
-    }
-}
+#[path = "config_tests.rs"]
+mod tests;

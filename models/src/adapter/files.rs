@@ -203,10 +203,7 @@ fn heads_that_lack(
 fn own_parameters(p: &Parameters, set: &AdapterSet) -> Vec<ParamId> {
     let mut own: Vec<ParamId> = set.copies().map(|(_, copy)| copy).collect();
     for (_, adapter) in set.layers() {
-        match adapter {
-            Adapter::LowRank(l) => own.extend([l.a, l.b].into_iter().chain(l.magnitude)),
-            Adapter::Scaling(s) => own.push(s.factors),
-        }
+        own.extend(adapter.parameters());
     }
     own.sort_by_key(|id| id.key());
     debug_assert!(own.iter().all(|id| id.key() < p.len()));
@@ -228,6 +225,10 @@ fn with_name(stored: &str, name: &str) -> String {
         (".lora_embedding_A", ""),
         (".lora_embedding_B", ""),
         (".ia3_l", ""),
+        (".adapter_down.weight", ".weight"),
+        (".adapter_down.bias", ".bias"),
+        (".adapter_up.weight", ".weight"),
+        (".adapter_up.bias", ".bias"),
     ] {
         if stored.ends_with(end) {
             let module = &stored[..stored.len() - last.len()];
@@ -257,12 +258,12 @@ fn without_name(inner: &str, name: &str) -> String {
     if let Some(module) = inner.strip_suffix(&magnitude) {
         return format!("{module}.lora_magnitude_vector");
     }
-    let (weight, bare) = (format!(".{name}.weight"), format!(".{name}"));
-    match (inner.strip_suffix(&weight), inner.strip_suffix(&bare)) {
-        (Some(module), _) => format!("{module}.weight"),
-        (None, Some(module)) => module.to_owned(),
-        (None, None) => inner.to_owned(),
+    for last in [".weight", ".bias", ""] {
+        if let Some(module) = inner.strip_suffix(&format!(".{name}{last}")) {
+            return format!("{module}{last}");
+        }
     }
+    inner.to_owned()
 }
 
 /// Writes the adapter in use into `dir`: configuration and weights. `base` is the name of
@@ -307,6 +308,11 @@ pub fn save_adapter(p: &Parameters, model: &impl Adaptable, base: &str, dir: &Pa
                     inputs.push(module.to_owned());
                 }
                 put(s.factors, p.value(s.factors)?.clone());
+            }
+            Adapter::Bottleneck(_) => {
+                for id in adapter.parameters() {
+                    put(id, p.value(id)?.clone());
+                }
             }
         }
     }
@@ -396,6 +402,8 @@ mod tests {
             ),
             ("m.words.lora_embedding_A", "m.words.lora_embedding_A.one"),
             ("m.key.ia3_l", "m.key.ia3_l.one"),
+            ("m.out.adapter_down.weight", "m.out.adapter_down.one.weight"),
+            ("m.out.adapter_up.bias", "m.out.adapter_up.one.bias"),
             ("classifier.weight", "classifier.weight"),
         ] {
             assert_eq!(with_name(stored, "one"), inner);

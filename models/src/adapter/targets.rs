@@ -15,6 +15,10 @@ pub trait Adaptable: Stored {
     /// IA³'s, and those among them whose inputs are scaled.
     fn ia3_targets(&self) -> (&'static [&'static str], &'static [&'static str]);
 
+    /// A bottleneck adapter's: the layers that write to the residual stream, one behind attention and one behind the
+    /// feed-forward block.
+    fn bottleneck_targets(&self) -> &'static [&'static str];
+
     /// What PEFT calls the task of a model without a classification head.
     fn task_type(&self) -> Option<&'static str>;
 }
@@ -33,6 +37,13 @@ impl Adaptable for ModelConfig {
                 (&["key", "value", "output.dense"], &["output.dense"])
             }
             Family::DistilBert => (&["k_lin", "v_lin", "lin2"], &["lin2"]),
+        }
+    }
+
+    fn bottleneck_targets(&self) -> &'static [&'static str] {
+        match self.family {
+            Family::Bert | Family::Roberta => &["output.dense"],
+            Family::DistilBert => &["out_lin", "lin2"],
         }
     }
 
@@ -59,6 +70,13 @@ impl Adaptable for DecoderConfig {
         }
     }
 
+    fn bottleneck_targets(&self) -> &'static [&'static str] {
+        match self.family {
+            DecoderFamily::Gpt2 => &["c_proj"],
+            _ => &["o_proj", "down_proj"],
+        }
+    }
+
     fn task_type(&self) -> Option<&'static str> {
         Some("CAUSAL_LM")
     }
@@ -71,6 +89,10 @@ impl Adaptable for MaskedConfig {
 
     fn ia3_targets(&self) -> (&'static [&'static str], &'static [&'static str]) {
         self.0.ia3_targets()
+    }
+
+    fn bottleneck_targets(&self) -> &'static [&'static str] {
+        self.0.bottleneck_targets()
     }
 
     fn task_type(&self) -> Option<&'static str> {

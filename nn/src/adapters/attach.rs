@@ -2,11 +2,12 @@
 
 use std::collections::BTreeMap;
 
-use super::config::{AdapterConfig, Bias, LowRankConfig, LowRankInit, Method, Targets};
+use super::config::{AdapterConfig, Bias, Method, Targets};
+use super::declare::Declare;
 use super::names::{Matcher, Patterns, ends_in};
-use super::{Adapter, AdapterSet, LowRank, Scaling};
+use super::{Adapter, AdapterSet};
 use crate::error::{Error, Result, nearest};
-use crate::parameters::{Init, ParamId, Parameters, Role};
+use crate::parameters::{ParamId, Parameters, Role};
 use crate::trainable::{Rule, TrainableSet};
 
 /// What becomes of the base's parameters that an adapter keeps as a whole.
@@ -19,17 +20,17 @@ pub enum Modules<'a> {
 }
 
 /// A layer that may have an adapter.
-struct Layer {
-    weight: ParamId,
-    module: String,
-    role: Role,
+pub(super) struct Layer {
+    pub weight: ParamId,
+    pub module: String,
+    pub role: Role,
     /// As the weight is stored
     shape: [usize; 2],
 }
 
 impl Layer {
     /// Inputs and outputs; rows and width of an embedding.
-    fn sizes(&self) -> [usize; 2] {
+    pub fn sizes(&self) -> [usize; 2] {
         use graft_tensor::ops::WeightLayout;
         match self.role {
             Role::Linear(WeightLayout::OutIn) => [self.shape[1], self.shape[0]],
@@ -88,6 +89,12 @@ pub fn attach(
                 set.layers.insert(layer.weight, adapter);
             }
         }
+        Method::Bottleneck { size } => {
+            for layer in &layers {
+                let adapter = declare.bottleneck(layer, *size)?;
+                set.layers.insert(layer.weight, adapter);
+            }
+        }
     }
     if let Modules::Copies(shape_of) = modules {
         for id in kept(declare.p, config, &set.layers) {
@@ -119,6 +126,9 @@ fn targets(p: &Parameters, config: &AdapterConfig) -> Result<Vec<Layer>> {
             (Role::Other, _) => "is neither a linear layer nor an embedding that can have one",
             (Role::Embedding, Method::Ia3 { .. }) => {
                 "is an embedding, and IA3 scales linear layers"
+            }
+            (Role::Embedding, Method::Bottleneck { .. }) => {
+                "is an embedding, and a bottleneck stands behind a linear layer"
             }
             (Role::Embedding, Method::LowRank(c)) if c.magnitude => {
                 "is an embedding, and DoRA is for linear layers"
@@ -265,118 +275,9 @@ pub fn rules(p: &Parameters, name: &str) -> Vec<Rule> {
     rules.push(Rule::train(match set.config.method {
         Method::LowRank(_) => format!("*.lora_*.{name}*"),
         Method::Ia3 { .. } => format!("*.ia3_l.{name}"),
+        Method::Bottleneck { .. } => format!("*.adapter_*.{name}.*"),
     }));
     let kept = kept(p, &set.config, &set.layers);
     rules.extend(kept.iter().map(|id| Rule::train(p.get(*id).name())));
     rules
-}
-
-/// Declares parameters and notes where they take part.
-struct Declare<'a> {
-    p: &'a mut Parameters,
-    name: &'a str,
-    anchors: Vec<(ParamId, ParamId)>,
-}
-
-impl Declare<'_> {
-    fn one(&mut self, beside: ParamId, name: &str, shape: &[usize], init: Init) -> Result<ParamId> {
-        let id = self.p.declare(name, shape, init)?;
-        self.anchors.push((id, beside));
-        Ok(id)
-    }
-
-    fn low_rank(
-        &mut self,
-        layer: &Layer,
-        c: &LowRankConfig,
-        rank: usize,
-        alpha: f64,
-    ) -> Result<Adapter> {
-        let (module, name) = (&layer.module, self.name);
-        let refuse = |what: String| Err(Error::Adapter { what });
-        if rank == 0 || rank > 1 << 20 {
-            return refuse(format!("{module}: a rank of {rank}; it must be 1 or more"));
-        }
-        if !alpha.is_finite() {
-            return refuse(format!(
-                "{module}: an alpha of {alpha}; it must be a number"
-            ));
-        }
-        if !(0.0..1.0).contains(&c.dropout) {
-            let p = c.dropout;
-            return refuse(format!("{module}: a dropout of {p}; it must be in [0, 1)"));
-        }
-        let [inputs, outputs] = layer.sizes();
-        if c.init == LowRankInit::Pissa && rank > inputs.min(outputs) {
-            let most = inputs.min(outputs);
-            return refuse(format!(
-                "{module}: a rank of {rank}, but it has {most} singular vectors; take a smaller rank"
-            ));
-        }
-        if c.init == LowRankInit::Orthogonal && rank % 2 == 1 {
-            return refuse(format!(
-                "{module}: an odd rank of {rank}; orthogonal matrices need an even one"
-            ));
-        }
-        let weight = layer.weight;
-        let (a, b) = if layer.role == Role::Embedding {
-            let at = |which: &str| format!("{module}.lora_embedding_{which}.{name}");
-            // The rows are looked up in `a`, so that this one begins as zero.
-            (
-                self.one(weight, &at("A"), &[rank, inputs], Init::Zeros)?,
-                self.one(weight, &at("B"), &[outputs, rank], Init::Normal(1.0))?,
-            )
-        } else {
-            let at = |which: &str| format!("{module}.lora_{which}.{name}.weight");
-            let first = match c.init {
-                LowRankInit::Gaussian => Init::Normal(1.0 / rank as f64),
-                // PyTorch's uniform initialisation of He et al. with a slope of √5.
-                _ => Init::Uniform(1.0 / (inputs as f64).sqrt()),
-            };
-            (
-                self.one(weight, &at("A"), &[rank, inputs], first)?,
-                self.one(weight, &at("B"), &[outputs, rank], Init::Zeros)?,
-            )
-        };
-        let magnitude = match c.magnitude {
-            true => {
-                let at = format!("{module}.lora_magnitude_vector.{name}.weight");
-                Some(self.one(weight, &at, &[outputs], Init::Ones)?)
-            }
-            false => None,
-        };
-        Ok(Adapter::LowRank(LowRank {
-            a,
-            b,
-            magnitude,
-            scale: c.scale(rank, alpha),
-            dropout: c.dropout,
-        }))
-    }
-
-    fn scaling(&mut self, layer: &Layer, input: bool) -> Result<Adapter> {
-        let [inputs, outputs] = layer.sizes();
-        let shape = match input {
-            true => [1, inputs],
-            false => [outputs, 1],
-        };
-        let at = format!("{}.ia3_l.{}", layer.module, self.name);
-        let factors = self.one(layer.weight, &at, &shape, Init::Ones)?;
-        Ok(Adapter::Scaling(Scaling { factors, input }))
-    }
-
-    fn copy(
-        &mut self,
-        id: ParamId,
-        shape_of: &dyn Fn(&str) -> Option<Vec<usize>>,
-    ) -> Result<Option<(ParamId, ParamId)>> {
-        let name = self.p.get(id).name().to_owned();
-        let Some(shape) = shape_of(&name) else {
-            return Ok(None);
-        };
-        let (module, last) = name.rsplit_once('.').unwrap_or(("", &name));
-        let at = format!("{module}.modules_to_save.{}.{last}", self.name);
-        let copy = self.one(id, &at, &shape, Init::Zeros)?;
-        Ok(Some((id, copy)))
-    }
 }

@@ -29,6 +29,25 @@ pub enum Method {
         /// Of the targets, those whose inputs are scaled instead of their outputs
         feedforward: Vec<String>,
     },
+    /// Two small layers behind a layer, around which its output passes (N. Houlsby et al., "Parameter-Efficient Transfer
+    /// Learning for NLP", 2019)
+    Bottleneck {
+        /// Outputs of the first
+        size: usize,
+    },
+}
+
+impl Method {
+    /// Why such an adapter cannot be folded into the weights of its base, if it cannot.
+    pub fn unmergeable(&self) -> Option<&'static str> {
+        match self {
+            Method::LowRank(_) | Method::Ia3 { .. } => None,
+            Method::Bottleneck { .. } => Some(
+                "a bottleneck adapter is two layers with a nonlinearity between them, and no change of its layer's weight \
+                 computes what they do",
+            ),
+        }
+    }
 }
 
 /// LoRA (E. Hu et al., 2022), rsLoRA (D. Kalajdzievski, "A Rank Stabilization Scaling Factor for Fine-Tuning with LoRA",

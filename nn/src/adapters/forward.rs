@@ -3,9 +3,10 @@
 use graft_autograd::Var;
 use graft_tensor::ops::{Activation, Linear, Lora, Reduce, Unary, WeightLayout};
 
-use super::{Adapter, LowRank, Scaling};
+use super::{Adapter, Bottleneck, LowRank, Scaling};
 use crate::error::Result;
 use crate::forward::Forward;
+use crate::parameters::ParamId;
 
 impl Adapter {
     /// A linear layer's `activation(x·w + bias)`, adapted: `[.., in]` to `[.., out]`.
@@ -20,6 +21,7 @@ impl Adapter {
         match self {
             Adapter::LowRank(adapter) => adapter.linear(f, x, weight, bias, linear),
             Adapter::Scaling(adapter) => adapter.linear(f, x, weight, bias, linear),
+            Adapter::Bottleneck(adapter) => adapter.linear(f, x, weight, bias, linear),
         }
     }
 
@@ -38,6 +40,7 @@ impl Adapter {
             }
             // `attach` refuses embeddings: this is the same for the sake of a complete match.
             Adapter::Scaling(adapter) => scaled(f, &rows, adapter),
+            Adapter::Bottleneck(adapter) => adapter.behind(f, &rows),
         }
     }
 }
@@ -107,6 +110,33 @@ impl Scaling {
         let y = f.tape.linear(x, weight, bias, layout, None)?;
         let y = scaled(f, &y, self)?;
         activated(f, y, activation)
+    }
+}
+
+impl Bottleneck {
+    fn linear(
+        &self,
+        f: &mut Forward,
+        x: &Var,
+        weight: &Var,
+        bias: Option<&Var>,
+        linear: Linear,
+    ) -> Result<Var> {
+        let Linear { layout, activation } = linear;
+        let y = f.tape.linear(x, weight, bias, layout, activation)?;
+        self.behind(f, &y)
+    }
+
+    /// `y + up(gelu(down(y)))`, of `y [.., out]`.
+    fn behind(&self, f: &mut Forward, y: &Var) -> Result<Var> {
+        let layer = |f: &mut Forward, x: &Var, ids: [ParamId; 2], activation| -> Result<Var> {
+            let (weight, bias) = (f.parameter(ids[0])?, f.parameter(ids[1])?);
+            let layout = WeightLayout::OutIn;
+            Ok(f.tape.linear(x, &weight, Some(&bias), layout, activation)?)
+        };
+        let inner = layer(f, y, self.down, Some(Activation::Gelu))?; // [.., size]
+        let change = layer(f, &inner, self.up, None)?;
+        Ok(f.tape.add(y, &change)?)
     }
 }
 

@@ -30,7 +30,7 @@ pub fn finish(p: &mut Parameters, name: &str, seed: u64) -> Result<()> {
         .layers()
         .filter_map(|(weight, adapter)| match adapter {
             Adapter::LowRank(adapter) => Some((weight, adapter.clone())),
-            Adapter::Scaling(_) => None,
+            _ => None,
         })
         .collect();
     for (weight, adapter) in layers {

@@ -5,18 +5,27 @@ use graft_tensor::{DType, Tensor};
 
 use super::init::{out_by_in, set_out_by_in};
 use super::{Adapter, LowRank, Scaling};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::parameters::{ParamId, Parameters, Role};
 
 /// Folds the adapter in use into the weights, in f64 with one rounding at the end, and takes none into use: the base
 /// then computes by itself what base and adapter did.
 ///
 /// # Errors
-/// Parameters without values.
+/// Parameters without values; an adapter that no weight can hold ([`Method::unmergeable`]).
+///
+/// [`Method::unmergeable`]: super::Method::unmergeable
 pub fn merge(p: &mut Parameters) -> Result<()> {
     let Some(set) = p.adapters().active() else {
         return Ok(());
     };
+    if let Some(why) = set.config().method.unmergeable() {
+        let what = format!(
+            "{} cannot be merged: {why}; use it beside its base",
+            set.name()
+        );
+        return Err(Error::Adapter { what });
+    }
     let layers: Vec<(ParamId, Adapter)> = set
         .layers()
         .map(|(id, adapter)| (id, adapter.clone()))
@@ -44,6 +53,8 @@ pub fn merge(p: &mut Parameters) -> Result<()> {
                 }
             }
             Adapter::Scaling(adapter) => scale(p, weight, &adapter)?,
+            // Refused above.
+            Adapter::Bottleneck(_) => {}
         }
     }
     p.adapters_mut().activate(None)

@@ -10,6 +10,7 @@
 
 mod attach;
 mod config;
+mod declare;
 mod forward;
 mod init;
 mod merge;
@@ -37,6 +38,19 @@ pub enum Adapter {
     LowRank(LowRank),
     /// Factors of the layer's outputs or inputs
     Scaling(Scaling),
+    /// Two small layers behind it
+    Bottleneck(Bottleneck),
+}
+
+impl Adapter {
+    /// Its parameters.
+    pub fn parameters(&self) -> Vec<ParamId> {
+        match self {
+            Adapter::LowRank(l) => [l.a, l.b].into_iter().chain(l.magnitude).collect(),
+            Adapter::Scaling(s) => vec![s.factors],
+            Adapter::Bottleneck(b) => b.down.into_iter().chain(b.up).collect(),
+        }
+    }
 }
 
 /// LoRA and its kin.
@@ -61,6 +75,15 @@ pub struct Scaling {
     pub factors: ParamId,
     /// They are the inputs' factors
     pub input: bool,
+}
+
+/// `y + up(gelu(down(y)))` of a layer's output `y` (N. Houlsby et al., 2019).
+#[derive(Clone, Debug, PartialEq)]
+pub struct Bottleneck {
+    /// Weight `[size, out]` and bias `[size]`
+    pub down: [ParamId; 2],
+    /// Weight `[out, size]` and bias `[out]`
+    pub up: [ParamId; 2],
 }
 
 /// The adapters of one name: what was trained together.

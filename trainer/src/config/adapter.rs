@@ -8,10 +8,15 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use super::{AdapterKind, Settings, choice, count, number};
 use crate::error::{Error, Result};
 
+/// The rank where nothing is said.
+pub const RANK: usize = 8;
+/// The size of a bottleneck where nothing is said.
+pub const BOTTLENECK: usize = 32;
+
 /// The adapters of a run. What PEFT takes for a family is not known yet, and stands as `None`.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct AdapterSettings {
-    /// Default: 8. IA³ has none, and none of what is low-rank adapters' alone.
+    /// Default: 8. Other kinds than low-rank adapters have none, and none of what is theirs alone.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rank: Option<usize>,
     /// Default: twice the rank.
@@ -47,6 +52,9 @@ pub struct AdapterSettings {
     /// Default: those of the family.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub feedforward: Option<Vec<String>>,
+    /// Of a bottleneck; default: 32.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub size: Option<usize>,
 }
 
 /// `"all-linear"`, or names.
@@ -104,20 +112,31 @@ const LOW_RANK: [&str; 8] = [
     "adapter.plus",
     "adapter.bias",
 ];
-const OTHERS: [&str; 4] = [
+const OTHERS: [&str; 5] = [
     "adapter.targets",
     "adapter.layers",
     "adapter.modules_to_save",
     "adapter.feedforward",
+    "adapter.size",
 ];
+
+/// Whether a key means anything for a kind of adapter.
+fn has(kind: AdapterKind, key: &str) -> bool {
+    match key {
+        "adapter.feedforward" => kind == AdapterKind::Ia3,
+        "adapter.size" => kind == AdapterKind::Bottleneck,
+        key if LOW_RANK.contains(&key) => kind.is_low_rank(),
+        _ => true,
+    }
+}
 
 impl AdapterSettings {
     /// What is taken where nothing is said.
     pub fn usual(kind: AdapterKind) -> AdapterSettings {
-        let low_rank = kind != AdapterKind::Ia3;
+        let low_rank = kind.is_low_rank();
         AdapterSettings {
-            rank: low_rank.then_some(8),
-            alpha: low_rank.then_some(16.0),
+            rank: low_rank.then_some(RANK),
+            alpha: low_rank.then_some(2.0 * RANK as f64),
             dropout: low_rank.then_some(0.0),
             targets: None,
             layers: None,
@@ -128,6 +147,7 @@ impl AdapterSettings {
             bias: low_rank.then_some(BiasSetting::None),
             modules_to_save: Vec::new(),
             feedforward: None,
+            size: (kind == AdapterKind::Bottleneck).then_some(BOTTLENECK),
         }
     }
 
@@ -136,12 +156,8 @@ impl AdapterSettings {
         s: &Settings,
         kind: Option<AdapterKind>,
     ) -> Result<Option<AdapterSettings>> {
-        let foreign: Vec<&str> = match kind {
-            None => LOW_RANK.into_iter().chain(OTHERS).collect(),
-            Some(AdapterKind::Ia3) => LOW_RANK.to_vec(),
-            Some(_) => vec!["adapter.feedforward"],
-        };
-        for key in foreign {
+        let foreign = |key: &&str| kind.is_none_or(|kind| !has(kind, key));
+        for key in LOW_RANK.into_iter().chain(OTHERS).filter(foreign) {
             if let Some(origin) = s.origin(key) {
                 let (why, help) = match kind {
                     None => (
@@ -172,10 +188,13 @@ impl AdapterSettings {
             feedforward: list("adapter.feedforward")?,
             ..AdapterSettings::usual(kind)
         };
-        if kind == AdapterKind::Ia3 {
+        if let Some(size) = count(s, "adapter.size")? {
+            settings.size = Some(size);
+        }
+        if !kind.is_low_rank() {
             return Ok(Some(settings));
         }
-        let rank = count(s, "adapter.rank")?.unwrap_or(8);
+        let rank = count(s, "adapter.rank")?.unwrap_or(RANK);
         let finite = |x: f64| x.is_finite();
         let above = |x: f64| x > 0.0 && x.is_finite();
         let alpha = number(s, "adapter.alpha", "a number", finite)?;

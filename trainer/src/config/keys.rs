@@ -70,7 +70,7 @@ pub const KEYS: &[Key] = &[
     ),
     key(
         "strategy.name",
-        "what is trained: \"head\", \"last:K\" (the last K layers), \"bitfit\" (biases), \"norms\", each with the head, \"lora\", \"rslora\", \"dora\" or \"ia3\" (adapters, with a new head), or \"full\"; and how: \"gradual\" or \"gradual:K\" (K layers more in each epoch, from the top), \"llrd:F\" (the rate of each layer is F of the one above); joined by +; \"full\"",
+        "what is trained: \"head\", \"last:K\" (the last K layers), \"bitfit\" (biases), \"norms\", each with the head, \"lora\", \"rslora\", \"dora\", \"ia3\" or \"adapter\" (adapters, with a new head), or \"full\"; and how: \"gradual\" or \"gradual:K\" (K layers more in each epoch, from the top), \"llrd:F\" (the rate of each layer is F of the one above); joined by +; \"full\"",
     ),
     key(
         "strategy.rules",
@@ -127,6 +127,10 @@ pub const KEYS: &[Key] = &[
     key(
         "adapter.feedforward",
         "ia3: ends of the names of targets whose inputs are scaled; those that PEFT takes for the family",
+    ),
+    key(
+        "adapter.size",
+        "adapter: inner width of each bottleneck, 1 or more; 32",
     ),
     key("optimizer.kind", "\"adamw\" or \"sgd\"; \"adamw\""),
     key(

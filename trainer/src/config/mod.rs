@@ -19,7 +19,9 @@ use std::path::{Path, PathBuf};
 use graft_models::Strategy as Part;
 use serde::Serialize;
 
-pub use adapter::{AdapterSettings, BiasSetting, InitSetting, Pattern, TargetSetting};
+pub use adapter::{
+    AdapterSettings, BOTTLENECK, BiasSetting, InitSetting, Pattern, RANK, TargetSetting,
+};
 pub use keys::{KEYS, Key, describe};
 use optimizer::optimizer;
 pub use rules::Rule;
@@ -231,7 +233,8 @@ impl RunConfig {
         let name = worded(
             s,
             "strategy.name",
-            "head, last:K (K 1 or more), bitfit, norms, lora, rslora, dora, ia3 or full, with gradual and llrd, joined by +",
+            "head, last:K (K 1 or more), bitfit, norms, lora, rslora, dora, ia3, adapter or full, with gradual and llrd, \
+             joined by +",
         )?;
         let rules = "a list of rules, each \"freeze PATTERN\", \"train PATTERN\", \"lr PATTERN 1e-4\", \"lr PATTERN \
                      x0.5\" or \"decay PATTERN 0.1\"";

@@ -34,16 +34,27 @@ pub enum AdapterKind {
     Dora,
     /// Factors of outputs and inputs (H. Liu et al., 2022).
     Ia3,
+    /// Two small layers behind attention and behind the feed-forward block (N. Houlsby et al., 2019).
+    Bottleneck,
 }
 
 impl AdapterKind {
     /// The words, in the order in which they are told.
-    pub const ALL: [(&'static str, AdapterKind); 4] = [
+    pub const ALL: [(&'static str, AdapterKind); 5] = [
         ("lora", AdapterKind::Lora),
         ("rslora", AdapterKind::RsLora),
         ("dora", AdapterKind::Dora),
         ("ia3", AdapterKind::Ia3),
+        ("adapter", AdapterKind::Bottleneck),
     ];
+
+    /// Whether it is a low-rank matrix.
+    pub fn is_low_rank(self) -> bool {
+        matches!(
+            self,
+            AdapterKind::Lora | AdapterKind::RsLora | AdapterKind::Dora
+        )
+    }
 
     /// The word.
     pub fn name(self) -> &'static str {
@@ -206,19 +217,19 @@ fn adapter_named(word: &str) -> Option<AdapterKind> {
 }
 
 fn unknown(word: &str, name: &str, value: Option<&str>) -> String {
-    let names = [
-        "head", "last:1", "full", "last", "bitfit", "norms", "lora", "rslora", "dora", "ia3",
-        "gradual", "llrd",
-    ];
+    let parts = ["head", "last:1", "full", "last", "bitfit", "norms"];
+    let adapters = AdapterKind::ALL.map(|(name, _)| name);
+    let names = [&parts[..], &adapters, &["gradual", "llrd"]].concat();
     if value.is_some() && names.contains(&name) {
         return format!("`{name}` takes no number: write `{name}` in place of `{word}`");
     }
     match nearest(word, names) {
         Some("last" | "last:1") => "how many layers? write last:2".to_owned(),
         Some(near) => format!("did you mean `{near}`?"),
-        None => "expected head, last:K, bitfit, norms, lora, rslora, dora, ia3 or full, with gradual and llrd, joined \
-                 by +"
-            .to_owned(),
+        None => format!(
+            "expected head, last:K, bitfit, norms, {} or full, with gradual and llrd, joined by +",
+            adapters.join(", ")
+        ),
     }
 }
 
@@ -245,6 +256,7 @@ mod tests {
             "rslora+norms",
             "dora+head+llrd:0.9",
             "ia3",
+            "adapter+norms",
         ] {
             let strategy: Strategy = text.parse().unwrap();
             assert_eq!(strategy.to_string(), text);

@@ -52,6 +52,34 @@ fn every_beginning_leaves_the_model_as_it_was() {
     }
 }
 
+/// A bottleneck begins near the identity, and both of its matrices can have a gradient at once.
+#[test]
+fn a_bottleneck_begins_near_nothing() {
+    let mut p = parameters();
+    let layer = layer(&mut p, false, true, 12, 40);
+    put(&mut p, Method::Bottleneck { size: 30 });
+    p.initialise(5).unwrap();
+    for which in ["down", "up"] {
+        let weight = named(&p, &format!("a.adapter_{which}.default.weight"));
+        let deviation = (weight.mapv(|x| x * x).sum() / weight.len() as f64).sqrt();
+        assert!(
+            (0.9e-3..1.1e-3).contains(&deviation),
+            "{which}: {deviation}"
+        );
+        let bias = named(&p, &format!("a.adapter_{which}.default.bias"));
+        assert!(bias.iter().all(|x| *x == 0.0));
+    }
+    let x = tensor(&values(8, &[5, 12]));
+    let run = |p: &Parameters| {
+        let mut f = Forward::evaluate(p);
+        let x = f.input(x.clone());
+        array(layer.forward(&mut f, &x).unwrap().value())
+    };
+    let adapted = run(&p);
+    p.adapters_mut().activate(None).unwrap();
+    near(&adapted, &run(&p), 1e-4);
+}
+
 #[test]
 fn the_usual_beginnings_have_their_distributions() {
     let (p, _) = initialised(false, [400, 30], low_rank(8));

@@ -1,5 +1,7 @@
 //! What layers with adapters compute, alone and merged.
 
+use graft_tensor::ops::{self, Unary};
+
 use super::*;
 
 #[test]
@@ -81,6 +83,42 @@ fn ia3_scales_outputs_or_inputs() {
                 false => with_bias(&p, &layer, matrix(&x).dot(&w.t())) * &flat,
             };
             near(&y, &want.mapv(|x| x / (1.0 + (-x).exp())), 1e-12);
+        },
+    );
+}
+
+#[test]
+fn a_bottleneck_adds_two_small_layers_to_the_output() {
+    cases(
+        |seed, [rows, inputs, outputs, size], [conv1d, bias, activated]| {
+            let mut p = parameters();
+            let layer = layer(&mut p, conv1d, bias, inputs, outputs);
+            put(&mut p, Method::Bottleneck { size });
+            fill(&mut p, seed);
+            let x = values(seed, &[rows, inputs]);
+            let y = checked(&p, &[tensor(&x)], seed, |f, v| match activated {
+                true => layer.activated(f, &v[0], Activation::Tanh),
+                false => layer.forward(f, &v[0]),
+            });
+            let mut own = with_bias(
+                &p,
+                &layer,
+                matrix(&x).dot(&out_by_in(&p, &layer, conv1d).t()),
+            );
+            if activated {
+                own.mapv_inplace(f64::tanh);
+            }
+            let small = |x: &ArrayD<f64>, which: &str| {
+                let at = |last: &str| named(&p, &format!("a.adapter_{which}.default.{last}"));
+                matrix(x).dot(&matrix(&at("weight")).t()).into_dyn() + at("bias")
+            };
+            let inner = tensor(&small(&own, "down"));
+            let inner = ops::unary(p.memory(), Unary::Gelu, &inner).unwrap();
+            let inner = array(&inner);
+            assert_eq!(inner.shape(), [rows, size]);
+            near(&y, &(small(&inner, "up") + &own), 1e-10);
+            let error = adapters::merge(&mut p).unwrap_err().to_string();
+            assert!(error.contains("cannot be merged"), "{error}");
         },
     );
 }

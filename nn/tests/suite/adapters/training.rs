@@ -55,6 +55,13 @@ fn the_adapter_and_what_it_keeps_are_trained_and_nothing_else() {
     });
     let vector = ["trunk.query.ia3_l.default"];
     assert_eq!(names(&ia3), [&head[..], &vector].concat());
+    let small = ["down", "up"].map(|which| {
+        ["weight", "bias"].map(|last| format!("trunk.query.adapter_{which}.default.{last}"))
+    });
+    let bottleneck = with_head(Method::Bottleneck { size: 3 });
+    let expected = head.map(str::to_owned).into_iter();
+    let expected = expected.chain(small.concat());
+    assert_eq!(names(&bottleneck), expected.collect::<Vec<_>>());
 }
 
 /// Gradients and the optimizer's state exist for what is trained alone: 4 bytes of gradient and exactly 8 of AdamW's
