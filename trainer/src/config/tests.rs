@@ -149,6 +149,13 @@ name = "ia3"
 targets = "all-linear"
 feedforward = ["output.dense"]
 "#;
+const BOTTLENECK: &str = r#"
+[strategy]
+name = "adapter+norms"
+[adapter]
+size = 12
+layers = [1]
+"#;
 
 #[test]
 fn adapters_have_a_section_of_their_own() {
@@ -200,6 +207,14 @@ fn adapters_have_a_section_of_their_own() {
             "`adapter.rank` has no effect: `strategy.name` has no adapter",
         ),
         (
+            format!("{BOTTLENECK}rank = 2\n"),
+            "`adapter.rank` has no effect: `strategy.name` has adapter",
+        ),
+        (
+            format!("{lora}size = 8\n"),
+            "`adapter.size` has no effect: `strategy.name` has lora",
+        ),
+        (
             format!("{IA3}plus = 2.0\n"),
             "`adapter.plus` has no effect: `strategy.name` has ia3",
         ),
@@ -212,7 +227,7 @@ fn adapters_have_a_section_of_their_own() {
 #[test]
 fn a_resolved_configuration_resolves_to_itself() {
     let adamw = "[optimizer]\nbetas = [0.8, 0.95]\neps = 1e-6\nwarmup = 0.0\nlr = 1e-7\n";
-    let adapted = [LORA, IA3].map(|text| minimal_with(text).unwrap());
+    let adapted = [LORA, IA3, BOTTLENECK].map(|text| minimal_with(text).unwrap());
     let others = [parse(EVERYTHING).unwrap(), minimal_with(adamw).unwrap()];
     for config in others.into_iter().chain(adapted) {
         let text = config.to_toml().unwrap();
@@ -225,7 +240,7 @@ fn a_resolved_configuration_resolves_to_itself() {
 fn every_key_is_read_and_written() {
     let config = parse(EVERYTHING).unwrap();
     let mut text = config.to_toml().unwrap();
-    for more in ["[train]\nbatch_size = 3", LORA, IA3] {
+    for more in ["[train]\nbatch_size = 3", LORA, IA3, BOTTLENECK] {
         text += &minimal_with(more).unwrap().to_toml().unwrap();
     }
     for key in KEYS {
