@@ -21,6 +21,7 @@ pub mod optimizer;
 pub mod parallel;
 pub mod philox;
 pub mod pool;
+pub mod quantised;
 pub mod reduce;
 pub mod rope;
 mod shared;

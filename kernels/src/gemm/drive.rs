@@ -3,6 +3,7 @@
 use super::few;
 use super::pack::Pack;
 use super::plan::{ALIGN, Block, Plan};
+use super::right::{Panels, Right};
 use super::task::{Pass, Task};
 use super::tile::Kernel;
 use super::{Epilogue, MatRef, Operands};
@@ -29,7 +30,7 @@ pub(super) fn product<A, B, C, K>(
     kernel: K,
     operands: Operands,
     a: MatRef<A>,
-    b: MatRef<B>,
+    b: B,
     c: &mut [C],
     accumulate: bool,
     epilogue: Epilogue<C>,
@@ -37,11 +38,11 @@ pub(super) fn product<A, B, C, K>(
     parallel: bool,
 ) where
     A: Float,
-    B: Float<Acc = A::Acc>,
+    B: Right<Acc = A::Acc>,
     C: Float<Acc = A::Acc>,
     K: Kernel,
 {
-    let (m, n, k) = (a.rows, b.cols, a.cols);
+    let (m, n, k) = (a.rows, b.size().1, a.cols);
     let steps = k.div_ceil(K::STEP);
     let size = size_of::<C::Acc>();
     let shape = K::shape(size);
@@ -49,7 +50,7 @@ pub(super) fn product<A, B, C, K>(
     let parallel = parallel && plan.parallel;
     let wide = same::<C, C::Acc>();
     let rounds = operands == Operands::Bf16;
-    if few::takes::<B, K>(m, &b, rounds) {
+    if m <= few::FEW && b.streams::<K>(rounds) {
         few::product(
             kernel, &plan, a, b, c, accumulate, epilogue, workspace, parallel,
         );
@@ -103,14 +104,9 @@ pub(super) fn product<A, B, C, K>(
                 rounds,
                 dst: a_pack.get(),
             };
-            let pack_b = Pack {
+            let panels = Panels {
                 kernel,
-                src: b
-                    .data
-                    .as_ptr()
-                    .wrapping_add(l0 * b.row_stride + j0 * b.col_stride),
-                stride: b.col_stride,
-                k_stride: b.row_stride,
+                from: (l0, j0),
                 len: nb,
                 depth,
                 width: shape.nr,
@@ -153,7 +149,7 @@ pub(super) fn product<A, B, C, K>(
                 finished.wait(begun);
                 match piece - begun {
                     i if i < early.a => pack_a.part(plan.mt, i),
-                    i => pack_b.part(early.b_step, i - early.a),
+                    i => b.pack(panels, early.b_step, i - early.a),
                 }
                 finished.add();
                 piece = claim();
@@ -166,7 +162,7 @@ pub(super) fn product<A, B, C, K>(
                     pack_a.part(plan.mt, row);
                 }
                 if early.b == 0 {
-                    pack_b.part(plan.nt, col);
+                    b.pack(panels, plan.nt, col);
                 }
                 kernel.call(Task {
                     pass: &pass,

@@ -5,6 +5,7 @@
 //! row has the same bits whichever way it was computed.
 
 use super::plan::Plan;
+use super::right::{Right, Sums};
 use super::task::{Pass, complete};
 use super::tile::{Job, Kernel};
 use super::{Epilogue, MatRef};
@@ -41,12 +42,6 @@ pub(super) struct Columns<T: Float> {
     pub out_stride: usize,
 }
 
-/// Whether a product goes this way.
-pub(super) fn takes<B: Float, K: Kernel>(m: usize, b: &MatRef<B>, rounds: bool) -> bool {
-    let lies = b.row_stride == 1 || b.col_stride == 1;
-    m <= FEW && lies && K::streams::<B>() && (K::STEP > 1 || !rounds)
-}
-
 /// Workspace, in elements: A in steps.
 pub(super) fn workspace(m: usize, steps: usize) -> usize {
     if m <= FEW { m * steps } else { 0 }
@@ -57,7 +52,7 @@ pub(super) fn product<A, B, C, K>(
     kernel: K,
     plan: &Plan,
     a: MatRef<A>,
-    b: MatRef<B>,
+    b: B,
     c: &mut [C],
     accumulate: bool,
     epilogue: Epilogue<C>,
@@ -65,11 +60,11 @@ pub(super) fn product<A, B, C, K>(
     parallel: bool,
 ) where
     A: Float,
-    B: Float<Acc = A::Acc>,
+    B: Right<Acc = A::Acc>,
     C: Float<Acc = A::Acc>,
     K: Kernel,
 {
-    let (m, n, k) = (a.rows, b.cols, a.cols);
+    let (m, n, k) = (a.rows, b.size().1, a.cols);
     let steps = k.div_ceil(K::STEP);
     let pre = epilogue
         .pre_activation
@@ -152,19 +147,19 @@ fn pack<A: Float, K: Kernel>(a: &MatRef<A>, words: &mut [A::Acc], steps: usize) 
 }
 
 /// Columns j.. of all rows.
-struct Strip<'a, B: Float, C: Float, K> {
+struct Strip<'a, B, C: Float, K> {
     pass: &'a Pass<'a, C, K>,
     plan: &'a Plan,
-    b: &'a MatRef<'a, B>,
+    b: &'a B,
     m: usize,
     j: usize,
     width: usize,
 }
 
 #[repr(align(64))]
-struct Sums<R>(#[allow(dead_code)] [R; ROWS * STRIP]);
+struct Totals<R>(#[allow(dead_code)] [R; ROWS * STRIP]);
 
-impl<B: Float, C: Float<Acc = B::Acc>, K: Kernel> Job for Strip<'_, B, C, K> {
+impl<B: Right, C: Float<Acc = B::Acc>, K: Kernel> Job for Strip<'_, B, C, K> {
     #[inline(always)]
     fn run(self) {
         let Self {
@@ -175,10 +170,10 @@ impl<B: Float, C: Float<Acc = B::Acc>, K: Kernel> Job for Strip<'_, B, C, K> {
             j,
             width,
         } = self;
-        let k = b.rows;
+        let k = b.size().0;
         let wide = same::<C, C::Acc>();
-        let mut totals = [const { MaybeUninit::<Sums<C::Acc>>::uninit() }; FEW / ROWS];
-        let mut sums = MaybeUninit::<Sums<C::Acc>>::uninit();
+        let mut totals = [const { MaybeUninit::<Totals<C::Acc>>::uninit() }; FEW / ROWS];
+        let mut sums = MaybeUninit::<Totals<C::Acc>>::uninit();
         let sums = sums.as_mut_ptr().cast::<C::Acc>();
         // One block even if k is 0, which gives zeros.
         for step in (0..pass.steps.max(1)).step_by(plan.kb.max(1)) {
@@ -192,20 +187,16 @@ impl<B: Float, C: Float<Acc = B::Acc>, K: Kernel> Job for Strip<'_, B, C, K> {
                 // and rows i.. i + rows of A lie inside them; a row of sums is STRIP long. Row r of
                 // totals has been written by the first block, where later ones add to it.
                 unsafe {
-                    pass.kernel.columns(&Columns {
+                    let part = Sums {
                         rows,
                         a: pass.a.add(i * pass.a_stride + step).cast(),
                         a_stride: pass.a_stride,
-                        b: b.data
-                            .as_ptr()
-                            .wrapping_add(l0 * b.row_stride + j * b.col_stride),
-                        row_stride: b.row_stride,
-                        col_stride: b.col_stride,
                         depth: (plan.kb * K::STEP).min(k - l0),
                         cols: width,
                         out: out.cast(),
                         out_stride: STRIP,
-                    });
+                    };
+                    b.columns(pass.kernel, (l0, j), part);
                     for r in 0..rows {
                         let total = std::slice::from_raw_parts_mut(totals.add(r * STRIP), width);
                         if step > 0 {

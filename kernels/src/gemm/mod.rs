@@ -12,6 +12,7 @@ mod drive;
 mod few;
 mod pack;
 mod plan;
+mod right;
 mod task;
 mod tile;
 
@@ -20,6 +21,8 @@ use crate::element::{Float, same};
 pub use crate::simd::Isa;
 use crate::simd::public;
 use rayon::prelude::*;
+pub use right::CodesRef;
+use right::Right;
 
 /// Evaluates an expression with `$kernel` bound to the tiles of an instruction set, or to the
 /// portable ones if the processor does not have it.
@@ -189,36 +192,78 @@ public! {
         epilogue: Epilogue<C>,
         workspace: &mut [C::Acc],
     ) {
-        let (m, n, k) = check::<A, B>(operands, &a, &b);
-        assert_eq!(
-            c.len(),
-            m * n,
-            "gemm: c has the wrong number of elements for [{m}, {n}]"
-        );
-        if let Some(bias) = epilogue.bias {
-            assert_eq!(
-                bias.len(),
-                n,
-                "gemm: bias has the wrong number of elements for n = {n}"
-            );
-        }
-        if let Some(pre) = &epilogue.pre_activation {
-            assert_eq!(
-                pre.len(),
-                m * n,
-                "gemm: pre_activation has the wrong number of elements for [{m}, {n}]"
-            );
-        }
-        let need = gemm_workspace_with::<C>(isa, operands, m, n, k);
+        inside("b", &b);
+        one(isa, operands, a, b, c, accumulate, epilogue, workspace);
+    }
+}
+
+public! {
+    /// [`gemm`] with codes for B, which become numbers where they are packed: the bits are those of a product with the
+    /// numbers, and no other workspace is needed.
+    ///
+    /// # Panics
+    /// If the sizes do not fit each other.
+    pub fn gemm_codes, gemm_codes_with[A: Float<Acc = f32>, C: Float<Acc = f32>](
+        isa: Isa,
+        operands: Operands,
+        a: MatRef<A>,
+        b: CodesRef,
+        c: &mut [C],
+        accumulate: bool,
+        epilogue: Epilogue<C>,
+        workspace: &mut [f32],
+    ) {
         assert!(
-            workspace.len() >= need,
-            "gemm: workspace of {} elements, {need} needed for m = {m}, n = {n}, k = {k}",
-            workspace.len()
+            b.span() <= b.codes.count(),
+            "gemm: b needs {} elements, there are codes of {}",
+            b.span(),
+            b.codes.count()
         );
-        if m > 0 && n > 0 {
-            with_kernel!(isa, operands, kernel =>
-                drive::product(kernel, operands, a, b, c, accumulate, epilogue, workspace, true));
-        }
+        let b = CodesRef { codes: b.codes.on(isa), ..b };
+        one(isa, operands, a, b, c, accumulate, epilogue, workspace);
+    }
+}
+
+/// One product, of a B that lies inside its slice.
+fn one<A: Float, B: Right<Acc = A::Acc>, C: Float<Acc = A::Acc>>(
+    isa: Isa,
+    operands: Operands,
+    a: MatRef<A>,
+    b: B,
+    c: &mut [C],
+    accumulate: bool,
+    epilogue: Epilogue<C>,
+    workspace: &mut [C::Acc],
+) {
+    let (m, n, k) = check(operands, &a, &b);
+    assert_eq!(
+        c.len(),
+        m * n,
+        "gemm: c has the wrong number of elements for [{m}, {n}]"
+    );
+    if let Some(bias) = epilogue.bias {
+        assert_eq!(
+            bias.len(),
+            n,
+            "gemm: bias has the wrong number of elements for n = {n}"
+        );
+    }
+    if let Some(pre) = &epilogue.pre_activation {
+        assert_eq!(
+            pre.len(),
+            m * n,
+            "gemm: pre_activation has the wrong number of elements for [{m}, {n}]"
+        );
+    }
+    let need = gemm_workspace_with::<C>(isa, operands, m, n, k);
+    assert!(
+        workspace.len() >= need,
+        "gemm: workspace of {} elements, {need} needed for m = {m}, n = {n}, k = {k}",
+        workspace.len()
+    );
+    if m > 0 && n > 0 {
+        with_kernel!(isa, operands, kernel =>
+            drive::product(kernel, operands, a, b, c, accumulate, epilogue, workspace, true));
     }
 }
 
@@ -259,6 +304,7 @@ pub fn gemm_batched<A: Float, B: Float<Acc = A::Acc>, C: Float<Acc = A::Acc>>(
         return;
     }
     let (m, n, k) = check(operands, &a, &b);
+    inside("b", &b);
     for (name, have, need) in [
         ("a", a.data.len(), (count - 1) * a_stride + a.span()),
         ("b", b.data.len(), (count - 1) * b_stride + b.span()),
@@ -358,24 +404,24 @@ pub(crate) fn pack_panels<T: Float>(isa: Isa, x: MatRef<T>, dst: &mut [T::Acc]) 
     ));
 }
 
-/// (m, n, k), after checking that A and B fit each other and lie inside their slices.
-fn check<A: Float, B: Float>(
+/// (m, n, k), after checking that A and B fit each other and A lies inside its slice.
+fn check<A: Float, B: Right<Acc = A::Acc>>(
     operands: Operands,
     a: &MatRef<A>,
-    b: &MatRef<B>,
+    b: &B,
 ) -> (usize, usize, usize) {
     assert!(
         operands == Operands::AsStored || same::<A::Acc, f32>(),
         "gemm: f64 operands cannot be rounded to bf16"
     );
+    let (k, n) = b.size();
     assert_eq!(
-        a.cols, b.rows,
-        "gemm: a is [{}, {}] and b is [{}, {}]: the inner sizes differ",
-        a.rows, a.cols, b.rows, b.cols
+        a.cols, k,
+        "gemm: a is [{}, {}] and b is [{k}, {n}]: the inner sizes differ",
+        a.rows, a.cols
     );
     inside("a", a);
-    inside("b", b);
-    (a.rows, b.cols, a.cols)
+    (a.rows, n, k)
 }
 
 fn inside<T>(name: &str, x: &MatRef<T>) {

@@ -1,0 +1,291 @@
+//! The right operand of a product: a matrix of numbers, or of codes for them.
+//!
+//! Codes become numbers where the matrix is packed, a few KiB at a time, so that nowhere is there a whole matrix of them.
+//! From there on they are what they would have been as numbers in memory: results have the same bits.
+
+use std::mem::MaybeUninit;
+
+use super::MatRef;
+use super::few::Columns;
+use super::pack::Pack;
+use super::tile::Kernel;
+use crate::element::{Float, Real};
+use crate::quantised::Codes;
+
+/// A matrix of codes, read in place: element (i, j) is number `first + i·row_stride + j·col_stride` of them.
+#[derive(Clone, Copy, Debug)]
+pub struct CodesRef<'a> {
+    /// All elements of the storage.
+    pub codes: Codes<'a>,
+    /// The number of element (0, 0).
+    pub first: usize,
+    /// Number of rows.
+    pub rows: usize,
+    /// Number of columns.
+    pub cols: usize,
+    /// Distance from a row to the next.
+    pub row_stride: usize,
+    /// Distance from a column to the next.
+    pub col_stride: usize,
+}
+
+impl<'a> CodesRef<'a> {
+    /// `rows × cols` elements without gaps, row after row.
+    pub fn row_major(codes: Codes<'a>, rows: usize, cols: usize) -> Self {
+        Self {
+            codes,
+            first: 0,
+            rows,
+            cols,
+            row_stride: cols,
+            col_stride: 1,
+        }
+    }
+
+    /// The transpose: the same elements with rows and columns exchanged.
+    pub fn t(self) -> Self {
+        Self {
+            rows: self.cols,
+            cols: self.rows,
+            row_stride: self.col_stride,
+            col_stride: self.row_stride,
+            ..self
+        }
+    }
+
+    /// Number of elements that there must be for every (i, j) to be among them.
+    pub(super) fn span(&self) -> usize {
+        if self.rows == 0 || self.cols == 0 {
+            0
+        } else {
+            self.first + (self.rows - 1) * self.row_stride + (self.cols - 1) * self.col_stride + 1
+        }
+    }
+}
+
+/// A block of the operand that is to be packed into panels, as [`Pack`] describes it.
+#[derive(Clone, Copy)]
+pub(super) struct Panels<R, K> {
+    pub kernel: K,
+    /// Row (in k) and column of its first element.
+    pub from: (usize, usize),
+    /// Columns.
+    pub len: usize,
+    /// Rows.
+    pub depth: usize,
+    pub width: usize,
+    pub rounds: bool,
+    pub dst: *mut R,
+}
+
+/// What [`Columns`] says but for the operand.
+#[derive(Clone, Copy)]
+pub(super) struct Sums {
+    pub rows: usize,
+    pub a: *const f32,
+    pub a_stride: usize,
+    pub depth: usize,
+    pub cols: usize,
+    pub out: *mut f32,
+    pub out_stride: usize,
+}
+
+/// A right operand.
+pub(super) trait Right: Copy + Send + Sync {
+    /// What its products are summed in.
+    type Acc: Real;
+
+    /// Rows (k) and columns (n).
+    fn size(&self) -> (usize, usize);
+
+    /// Packs columns `index · step ..` of the block, as [`Pack::part`] does. All of it lies in the operand, and there is
+    /// room for its panels.
+    fn pack<K: Kernel>(&self, panels: Panels<Self::Acc, K>, step: usize, index: usize);
+
+    /// Whether a product of few rows reads the operand without packing it.
+    fn streams<K: Kernel>(&self, rounds: bool) -> bool;
+
+    /// The sums of columns from the second of `from` on, over a block of k from the first on.
+    ///
+    /// # Safety
+    /// As [`Kernel::columns`]; where [`Right::streams`] says so.
+    unsafe fn columns<K: Kernel>(&self, kernel: K, from: (usize, usize), sums: Sums);
+}
+
+impl<T: Float> Right for MatRef<'_, T> {
+    type Acc = T::Acc;
+
+    fn size(&self) -> (usize, usize) {
+        (self.rows, self.cols)
+    }
+
+    fn pack<K: Kernel>(&self, panels: Panels<T::Acc, K>, step: usize, index: usize) {
+        let (l, j) = panels.from;
+        // wrapping_add: with k = 0 there may be no element to point to, and none is read.
+        let src = self.data.as_ptr();
+        let block = Pack {
+            kernel: panels.kernel,
+            src: src.wrapping_add(l * self.row_stride + j * self.col_stride),
+            stride: self.col_stride,
+            k_stride: self.row_stride,
+            len: panels.len,
+            depth: panels.depth,
+            width: panels.width,
+            rounds: panels.rounds,
+            dst: panels.dst,
+        };
+        block.part(step, index);
+    }
+
+    fn streams<K: Kernel>(&self, rounds: bool) -> bool {
+        let lies = self.row_stride == 1 || self.col_stride == 1;
+        lies && K::streams::<T>() && (K::STEP > 1 || !rounds)
+    }
+
+    #[inline(always)]
+    unsafe fn columns<K: Kernel>(&self, kernel: K, (l, j): (usize, usize), sums: Sums) {
+        let src = self.data.as_ptr();
+        // SAFETY: by the caller.
+        unsafe {
+            kernel.columns(&Columns {
+                rows: sums.rows,
+                a: sums.a,
+                a_stride: sums.a_stride,
+                b: src.wrapping_add(l * self.row_stride + j * self.col_stride),
+                row_stride: self.row_stride,
+                col_stride: self.col_stride,
+                depth: sums.depth,
+                cols: sums.cols,
+                out: sums.out,
+                out_stride: sums.out_stride,
+            });
+        }
+    }
+}
+
+/// Elements of k of a panel that are numbers at a time: a block of codes, and whole words of two bf16.
+const DEEP: usize = 64;
+/// Columns of the widest panel.
+const WIDE: usize = 32;
+/// Columns that are numbers at a time where rows are few.
+const STRIP: usize = 16;
+/// Distance between them: more than the deepest block of k, and no multiple of the distance at which addresses meet in the
+/// same lines of the first cache level.
+const PITCH: usize = 768 + 16;
+
+impl CodesRef<'_> {
+    /// Writes `count` elements as numbers, side by side in k if `deep`, else across it.
+    ///
+    /// # Safety
+    /// They lie in the matrix; there is room for them.
+    #[inline(always)]
+    unsafe fn read(&self, l: usize, j: usize, deep: bool, count: usize, out: *mut f32) {
+        let first = self.first + l * self.row_stride + j * self.col_stride;
+        let stride = if deep {
+            self.row_stride
+        } else {
+            self.col_stride
+        };
+        // SAFETY: by the caller; what lies between the first and the last is there if these are.
+        unsafe {
+            if stride == 1 {
+                self.codes.read_to(first, out, count);
+            } else {
+                for i in 0..count {
+                    let element = first + i * stride;
+                    self.codes.read_to(element, out.add(i), 1);
+                }
+            }
+        }
+    }
+}
+
+impl Right for CodesRef<'_> {
+    type Acc = f32;
+
+    fn size(&self) -> (usize, usize) {
+        (self.rows, self.cols)
+    }
+
+    fn pack<K: Kernel>(&self, panels: Panels<f32, K>, step: usize, index: usize) {
+        let Panels {
+            kernel,
+            from: (l0, j0),
+            depth,
+            width,
+            rounds,
+            ..
+        } = panels;
+        assert!(width <= WIDE, "gemm: a panel of {width} columns");
+        let begin = index * step;
+        let end = panels.len.min(begin + step);
+        let steps = depth.div_ceil(K::STEP);
+        let mut numbers = MaybeUninit::<[f32; DEEP * WIDE]>::uninit();
+        let numbers = numbers.as_mut_ptr().cast::<f32>();
+        let deep = self.row_stride == 1;
+        for first in (begin..end).step_by(width) {
+            let len = width.min(end - first);
+            for l in (0..depth).step_by(DEEP) {
+                let rows = DEEP.min(depth - l);
+                let (lines, count) = if deep { (len, rows) } else { (rows, len) };
+                let pitch = if deep { DEEP } else { width };
+                for line in 0..lines {
+                    let (row, col) = if deep { (0, line) } else { (line, 0) };
+                    // SAFETY: the block lies in the operand; a line is no longer than its room.
+                    unsafe {
+                        let out = numbers.add(line * pitch);
+                        self.read(l0 + l + row, j0 + first + col, deep, count, out);
+                    }
+                }
+                let block = Pack {
+                    kernel,
+                    src: numbers.cast_const(),
+                    stride: if deep { DEEP } else { 1 },
+                    k_stride: if deep { 1 } else { width },
+                    len,
+                    depth: rows,
+                    width,
+                    rounds,
+                    dst: panels.dst.wrapping_add(first * steps + l / K::STEP * width),
+                };
+                block.part(width, 0);
+            }
+        }
+    }
+
+    fn streams<K: Kernel>(&self, rounds: bool) -> bool {
+        self.row_stride == 1
+            && K::streams::<f32>()
+            && K::shape(size_of::<f32>()).depth * K::STEP <= PITCH
+            && (K::STEP > 1 || !rounds)
+    }
+
+    #[inline(always)]
+    unsafe fn columns<K: Kernel>(&self, kernel: K, (l, j): (usize, usize), sums: Sums) {
+        let mut numbers = MaybeUninit::<[f32; STRIP * PITCH]>::uninit();
+        let numbers = numbers.as_mut_ptr().cast::<f32>();
+        for first in (0..sums.cols).step_by(STRIP) {
+            let cols = STRIP.min(sums.cols - first);
+            // SAFETY: by the caller; a block of k is no deeper than the room for it, and STRIP columns of sums follow each
+            // other as they would from one matrix.
+            unsafe {
+                for c in 0..cols {
+                    let out = numbers.add(c * PITCH);
+                    self.read(l, j + first + c, true, sums.depth, out);
+                }
+                kernel.columns(&Columns {
+                    rows: sums.rows,
+                    a: sums.a,
+                    a_stride: sums.a_stride,
+                    b: numbers.cast_const(),
+                    row_stride: 1,
+                    col_stride: PITCH,
+                    depth: sums.depth,
+                    cols,
+                    out: sums.out.add(first),
+                    out_stride: sums.out_stride,
+                });
+            }
+        }
+    }
+}
