@@ -172,6 +172,7 @@ impl Bench {
         for &size in sizes {
             table.push(
                 &weights.slice_mut(4 * first, size, Scalar::F32),
+                None,
                 gradients.slice(4 * first, size, Scalar::F32),
                 [
                     Some(&means.slice_mut(4 * first, size, Scalar::F32)),

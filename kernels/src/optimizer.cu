@@ -15,6 +15,7 @@ struct Part {
     const void *gradient;
     void *state0; // mean gradient, or velocity
     void *state1; // mean square
+    bf16 *rounded; // a copy of an f32 weight that products read, or null
     i64 count;
     i64 first_chunk;
     i64 group; // whose numbers it is updated with
@@ -114,7 +115,7 @@ EXPORT join_squares(const double *sums, int count, double most, Norm *norm) {
 // --- Updates
 
 // Runs `update` on the elements of this block's chunk, four at a time where all lie at multiples of
-// 16 bytes. Tensors that are null are neither read nor written.
+// 16 bytes (the rounded copy, of 8). Tensors that are null are neither read nor written.
 template <class T, class Update>
 __device__ __forceinline__ void each_element(const Part *part, i64 chunk, Update update) {
     constexpr int V = 4;
@@ -123,13 +124,16 @@ __device__ __forceinline__ void each_element(const Part *part, i64 chunk, Update
     T *weight = (T *)part->weight;
     const T *gradient = (const T *)part->gradient;
     T *state0 = (T *)part->state0, *state1 = (T *)part->state1;
-    bool whole = aligned16(weight) && aligned16(gradient) && aligned16(state0) && aligned16(state1);
+    bf16 *rounded = sizeof(T) == sizeof(float) ? part->rounded : nullptr;
+    bool whole = aligned16(weight) && aligned16(gradient) && aligned16(state0) && aligned16(state1) &&
+                 ((u64)rounded & 7) == 0;
 #pragma unroll 1
     for (i64 i = first + threadIdx.x * V; i < end; i += THREADS * V) {
         if (whole && i + V <= end) {
             Pack<T, V> w = *(const Pack<T, V> *)(weight + i);
             Pack<T, V> g = *(const Pack<T, V> *)(gradient + i);
             Pack<T, V> s0 = w, s1 = w;
+            Pack<bf16, V> r;
             if (state0) s0 = *(const Pack<T, V> *)(state0 + i);
             if (state1) s1 = *(const Pack<T, V> *)(state1 + i);
 #pragma unroll
@@ -137,10 +141,12 @@ __device__ __forceinline__ void each_element(const Part *part, i64 chunk, Update
                 float of[3] = {widen(w.at[v]), widen(s0.at[v]), widen(s1.at[v])};
                 update(widen(g.at[v]), of[0], of[1], of[2]);
                 w.at[v] = narrow<T>(of[0]);
+                r.at[v] = to_bf16(of[0]);
                 s0.at[v] = narrow<T>(of[1]);
                 s1.at[v] = narrow<T>(of[2]);
             }
             *(Pack<T, V> *)(weight + i) = w;
+            if (rounded) *(Pack<bf16, V> *)(rounded + i) = r;
             if (state0) *(Pack<T, V> *)(state0 + i) = s0;
             if (state1) *(Pack<T, V> *)(state1 + i) = s1;
         } else {
@@ -150,6 +156,7 @@ __device__ __forceinline__ void each_element(const Part *part, i64 chunk, Update
                 float s0 = state0 ? widen(state0[j]) : 0, s1 = state1 ? widen(state1[j]) : 0;
                 update(widen(gradient[j]), w, s0, s1);
                 weight[j] = narrow<T>(w);
+                if (rounded) rounded[j] = to_bf16(w);
                 if (state0) state0[j] = narrow<T>(s0);
                 if (state1) state1[j] = narrow<T>(s1);
             }

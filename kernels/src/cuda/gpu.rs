@@ -11,6 +11,7 @@ use super::gemm::Library;
 use super::launch::{Arg, Launch};
 use super::module::Target;
 use super::profile::Profile;
+use super::record::{Asked, Record};
 use super::simulation::{self, Simulation};
 use super::{Error, Result, Scalar, Slice, SliceMut};
 
@@ -44,6 +45,7 @@ pub struct Gpu(Arc<Inner>);
 struct Inner {
     limits: Limits,
     profile: Option<Profile>,
+    record: Record,
     /// Loaded when it is asked for
     library: OnceLock<Result<Library>>,
     backend: Backend,
@@ -76,6 +78,7 @@ impl Gpu {
         Ok(Gpu(Arc::new(Inner {
             limits,
             profile,
+            record: Record::default(),
             library: OnceLock::new(),
             backend,
         })))
@@ -92,6 +95,13 @@ impl Gpu {
         }
     }
 
+    /// Runs `work`, and lists what it asks this device for.
+    pub fn recorded<R>(&self, work: impl FnOnce() -> R) -> (R, Vec<Asked>) {
+        self.0.record.start();
+        let result = work();
+        (result, self.0.record.take())
+    }
+
     /// What the device has.
     pub fn limits(&self) -> &Limits {
         &self.0.limits
@@ -102,6 +112,7 @@ impl Gpu {
     /// # Errors
     /// [`Error::OutOfMemory`].
     pub fn allocate(&self, bytes: usize) -> Result<Buffer> {
+        self.0.record.add(Asked::Allocate(bytes));
         let address = match &self.0.backend {
             Backend::Driver(driver) => driver.allocate(bytes)?,
             Backend::Simulation(simulation) => simulation.allocate(bytes)?,
@@ -137,6 +148,7 @@ impl Gpu {
         if from.is_empty() {
             return Ok(());
         }
+        self.0.record.add(Asked::Upload(from.len()));
         match &self.0.backend {
             Backend::Driver(driver) => driver.upload(from, to),
             Backend::Simulation(simulation) => {
@@ -158,6 +170,7 @@ impl Gpu {
         if to.is_empty() {
             return Ok(());
         }
+        self.0.record.add(Asked::Download(to.len()));
         match &self.0.backend {
             Backend::Driver(driver) => driver.download(from, to),
             Backend::Simulation(simulation) => {
@@ -179,6 +192,7 @@ impl Gpu {
         if from.count() == 0 {
             return Ok(());
         }
+        self.0.record.add(Asked::Copy(from.bytes()));
         match &self.0.backend {
             Backend::Driver(driver) => driver.copy(from, to),
             Backend::Simulation(simulation) => {
@@ -196,6 +210,7 @@ impl Gpu {
         if to.count() == 0 {
             return Ok(());
         }
+        self.0.record.add(Asked::Set(to.as_slice().bytes()));
         match &self.0.backend {
             Backend::Driver(driver) => driver.set_bytes(to, value),
             Backend::Simulation(simulation) => {
@@ -217,6 +232,7 @@ impl Gpu {
         if to.count() == 0 {
             return Ok(());
         }
+        self.0.record.add(Asked::Set(to.as_slice().bytes()));
         match &self.0.backend {
             Backend::Driver(driver) => driver.fill(to, value),
             Backend::Simulation(simulation) => {
@@ -259,6 +275,7 @@ impl Gpu {
             return self.copy(from.part(all.clone()), to.part(all));
         }
         let size = from.scalar().size();
+        self.0.record.add(Asked::Copy(rows * length * size));
         match &self.0.backend {
             Backend::Driver(driver) => {
                 let from = (from.address(), from_step * size);
@@ -335,6 +352,7 @@ impl Gpu {
         if launch.grid.contains(&0) {
             return Ok(()); // nothing to do
         }
+        self.0.record.add(Asked::Launch(name));
         let mut parameters: [*mut c_void; 32] = [std::ptr::null_mut(); 32];
         assert!(args.len() <= parameters.len(), "{name}: arguments");
         for (parameter, arg) in parameters.iter_mut().zip(args) {

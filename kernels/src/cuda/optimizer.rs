@@ -16,7 +16,7 @@ pub const NORM: usize = 16;
 /// Bytes of the numbers of one group, whatever the rule.
 pub const GROUP: usize = 32;
 /// Bytes of one tensor's line in a [`Table`].
-pub const LINE: usize = 56;
+pub const LINE: usize = 64;
 
 /// What was found out about the gradients of a step.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -122,17 +122,19 @@ impl Table {
     /// # Panics
     /// If it is of another type.
     pub fn gradient(&mut self, gradient: Slice<'_>) {
-        self.line(gradient, [0; 3], 0);
+        self.line(gradient, [0; 4], 0);
     }
 
     /// A weight that is updated with the numbers of `group`, its gradient, and its states: two for
-    /// AdamW (mean gradient, mean square), one or none for descent.
+    /// AdamW (mean gradient, mean square), one or none for descent. `rounded` is a copy of an f32
+    /// weight in bf16, which is written with it.
     ///
     /// # Panics
     /// If they differ in length or type.
     pub fn push(
         &mut self,
         weight: &SliceMut<'_>,
+        rounded: Option<&SliceMut<'_>>,
         gradient: Slice<'_>,
         states: [Option<&SliceMut<'_>>; 2],
         group: usize,
@@ -141,22 +143,29 @@ impl Table {
             assert_eq!(x.count(), gradient.count(), "optimizer: lengths");
             assert_eq!(x.scalar(), self.scalar, "optimizer: types");
         }
+        if let Some(rounded) = rounded {
+            let kinds = (self.scalar, rounded.scalar());
+            assert_eq!(kinds, (Scalar::F32, Scalar::Bf16), "optimizer: rounded");
+            assert_eq!(rounded.count(), gradient.count(), "optimizer: rounded");
+        }
         let [first, second] = states.map(|state| state.map_or(0, SliceMut::address));
-        self.line(gradient, [weight.address(), first, second], group);
+        let rounded = rounded.map_or(0, SliceMut::address);
+        self.line(gradient, [weight.address(), first, second, rounded], group);
     }
 
-    fn line(&mut self, gradient: Slice<'_>, written: [u64; 3], group: usize) {
+    fn line(&mut self, gradient: Slice<'_>, written: [u64; 4], group: usize) {
         assert_eq!(gradient.scalar(), self.scalar, "optimizer: types");
         let count = gradient.count();
         if count == 0 {
             return;
         }
-        let [weight, first, second] = written;
+        let [weight, first, second, rounded] = written;
         let words = [
             weight,
             gradient.address(),
             first,
             second,
+            rounded,
             count as u64,
             self.chunks as u64,
             group as u64,
@@ -256,7 +265,7 @@ pub fn update(
     assert!(norm.bytes() >= NORM, "update: norm");
     let last = table.bytes.as_chunks::<LINE>().0.iter().map(|line| {
         let words: [u64; LINE / 8] = bytemuck::pod_read_unaligned(line);
-        words[6] as usize + 1
+        words[7] as usize + 1
     });
     let need = last.max().unwrap_or(0) * GROUP;
     assert!(groups.bytes() >= need, "update: groups");
@@ -296,7 +305,7 @@ mod tests {
             .iter()
             .map(|&b| u64::from_ne_bytes(b))
             .collect();
-        let first: Vec<u64> = words.chunks(7).map(|line| line[5]).collect();
+        let first: Vec<u64> = words.chunks(LINE / 8).map(|line| line[6]).collect();
         assert_eq!((first, table.chunks), (vec![0, 1, 2, 4], 5));
         assert!(Table::new(Scalar::F64).is_err());
     }

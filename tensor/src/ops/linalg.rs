@@ -10,7 +10,7 @@ use super::elementwise::add_assign;
 use super::{accumulator, cast, parameter, parameter_dtype, rows_of, same_dtype, workspace};
 use crate::error::{Error, Result};
 use crate::tensor::TensorElement;
-use crate::{DType, Memory, Shape, Tensor, with_float};
+use crate::{Category, DType, Memory, Shape, Tensor, with_float};
 
 /// Evaluates the body with the types of a product's operands and result. Where one is bf16, the
 /// others may be f32: weights and their gradients beside bf16 activations.
@@ -153,6 +153,7 @@ pub(super) fn linear_as(
     let operands = operands(x.dtype());
     if let Some(on) = m.gpu() {
         let x = x.reshape(&[rows, inputs])?;
+        let weight = factor(operands, &weight)?;
         let products = products(operands, single(rows * outputs), &x, &weight, dtype)?;
         let mut scratch = products_workspace(m, &products)?;
         on.run(|gpu| {
@@ -337,6 +338,7 @@ pub(super) fn matmul_as(
         c_stride: rows * columns,
     };
     if let Some(on) = mem.gpu() {
+        let (a, b) = (factor(operands, &a)?, factor(operands, &b)?);
         let products = products(operands, batch, &a, &b, dtype)?;
         let mut scratch = products_workspace(mem, &products)?;
         on.run(|gpu| {
@@ -391,6 +393,15 @@ pub(super) fn add_product(
         cuda::gemm::gemm(gpu, &products, a, b, c, true, none, scratch)?;
         Ok(())
     })
+}
+
+/// A factor as products on a GPU read it: in place of a weight that is multiplied in bf16 its copy, which is made once.
+pub(super) fn factor(operands: Operands, x: &Tensor) -> Result<Tensor> {
+    let weight = x.memory().category() == Category::Weights;
+    match operands {
+        Operands::Bf16 if weight && x.dtype() == DType::F32 => x.rounded(),
+        _ => Ok(x.clone()),
+    }
 }
 
 /// Products of the matrices that the last two dimensions of `a` and `b` are, for a GPU.

@@ -269,9 +269,18 @@ fn by_rows(
         ..of_gpu(classes, smoothing, cap)
     };
     let (dtype, multiplied) = (logits_dtype(x, weight), operands(x.dtype()));
-    // Rounded once, not for every chunk.
+    // Rounded once, not for every chunk, and if it is a parameter not for every step.
     let scratch = &m.with(Category::Workspace);
-    let weight = &lengthened(scratch, cast(scratch, weight, x.dtype())?, step)?;
+    let kept = weight.memory().category() == Category::Weights
+        && (x.dtype(), weight.dtype()) == (DType::Bf16, DType::F32);
+    let kept = match kept {
+        true => weight.rounded_with_rows(step)?,
+        false => None,
+    };
+    let weight = &match kept {
+        Some(kept) => kept,
+        None => lengthened(scratch, cast(scratch, weight, x.dtype())?, step)?,
+    };
     let bias = bias
         .map(|bias| lengthened(scratch, bias.clone(), step))
         .transpose()?;

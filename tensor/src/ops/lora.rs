@@ -13,7 +13,7 @@ use graft_kernels::gemm::{self as kernel, Epilogue};
 use half::{bf16, f16};
 
 use super::linalg::{
-    matmul_as, matrix, operands, products, products_workspace, single, with_product,
+    factor, matmul_as, matrix, operands, products, products_workspace, single, with_product,
 };
 use super::random::Key;
 use super::{
@@ -208,6 +208,7 @@ fn product(
     }
     let (operands, dtype) = (operands(x.dtype()), y.dtype());
     if let Some(on) = m.gpu() {
+        let w = &factor(operands, w)?;
         let products = products(operands, single(rows * columns), x, w, dtype)?;
         let mut scratch = products_workspace(m, &products)?;
         on.run(|gpu| {

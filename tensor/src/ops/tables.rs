@@ -108,12 +108,8 @@ impl Tables {
                 let mut next = || states.next().map(|state| state.device_mut()).transpose();
                 let (first, second) = (next()?, next()?);
                 let states = [first.as_ref(), second.as_ref()];
-                table.push(
-                    &update.weight.device_mut()?,
-                    gradient.device()?,
-                    states,
-                    group,
-                );
+                let (weight, rounded) = update.weight.device_mut_with_rounded()?;
+                table.push(&weight, rounded.as_ref(), gradient.device()?, states, group);
             }
             bring(gpu, table.bytes().to_vec(), &mut self.lines)?;
             bring(gpu, groups.seen.concat(), &mut self.groups)?;
@@ -228,8 +224,9 @@ pub(super) fn single(
         let mut next = || states.next().map(|state| state.device_mut()).transpose();
         let (first, second) = (next()?, next()?);
         let states = [first.as_ref(), second.as_ref()];
-        let (weight, gradient) = (update.weight.device_mut()?, update.gradient.device()?);
-        table.push(&weight, gradient, states, group);
+        let (weight, rounded) = update.weight.device_mut_with_rounded()?;
+        let gradient = update.gradient.device()?;
+        table.push(&weight, rounded.as_ref(), gradient, states, group);
         let norm = on_gpu::Norm {
             squares: 0.0,
             clip: grad_scale as f32,

@@ -1,7 +1,5 @@
 //! A tensor's elements, to read and to write.
 
-use std::sync::Arc;
-
 use graft_kernels::copy;
 use half::{bf16, f16};
 
@@ -45,8 +43,7 @@ impl Tensor {
         if !self.is_contiguous() {
             return Err(Error::NotContiguous { shape });
         }
-        let storage = Arc::get_mut(&mut self.storage).ok_or(Error::Shared { shape })?;
-        let all = storage.elements_mut::<T>();
+        let all = self.storage_mut()?.elements_mut::<T>();
         let all = all.ok_or(Error::Planned { shape })?;
         Ok(&mut all[offset..offset + shape.count()])
     }

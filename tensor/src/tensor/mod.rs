@@ -1,6 +1,7 @@
 //! The tensor: a shape and strides over shared storage.
 
 mod elements;
+mod rounded;
 mod transfer;
 mod views;
 
@@ -11,6 +12,7 @@ use graft_kernels::cuda;
 use graft_kernels::{Element, copy};
 use half::{bf16, f16};
 
+use self::rounded::Rounded;
 use crate::error::{Error, Result};
 use crate::memory::{Block, Category, Memory};
 use crate::shape::Shape;
@@ -44,6 +46,8 @@ struct Storage {
     dtype: DType,
     count: usize,
     memory: Memory,
+    /// See `rounded.rs`
+    rounded: Rounded,
 }
 
 impl Storage {
@@ -104,6 +108,7 @@ impl Tensor {
                 dtype,
                 count,
                 memory: memory.clone(),
+                rounded: Rounded::default(),
             }),
             dtype,
             shape,
@@ -215,6 +220,14 @@ impl Tensor {
         &self.storage.memory
     }
 
+    /// The storage, to write to: nothing else holds it, and a copy that was made of it before is gone.
+    fn storage_mut(&mut self) -> Result<&mut Storage> {
+        let shape = self.shape;
+        let storage = Arc::get_mut(&mut self.storage).ok_or(Error::Shared { shape })?;
+        storage.rounded.forget();
+        Ok(storage)
+    }
+
     /// True if the tensor only exists as a plan.
     pub fn is_planned(&self) -> bool {
         self.storage.block.is_planned()
@@ -320,6 +333,7 @@ impl Tensor {
             Some(storage) => {
                 storage.memory.recategorise(storage.bytes(), category);
                 storage.memory = memory;
+                storage.rounded.forget();
                 Ok(self)
             }
             None => self.copy(&memory),

@@ -1,7 +1,5 @@
 //! A tensor's elements on a GPU, and the way there and back.
 
-use std::sync::Arc;
-
 use graft_kernels::cuda::{Slice, SliceMut};
 
 use super::Tensor;
@@ -31,7 +29,7 @@ impl Tensor {
         (self.offset * self.dtype.size()).is_multiple_of(16)
     }
 
-    fn device_range(&self, first: usize, count: usize) -> Result<Slice<'_>> {
+    pub(super) fn device_range(&self, first: usize, count: usize) -> Result<Slice<'_>> {
         let (storage, dtype) = (&self.storage, self.dtype);
         let slice = match storage.memory.opened_gpu() {
             Some(gpu) => storage.block.device(gpu, dtype, first, count)?,
@@ -59,7 +57,7 @@ impl Tensor {
             return Err(Error::NotContiguous { shape });
         }
         let absent = self.not_on_gpu();
-        let storage = Arc::get_mut(&mut self.storage).ok_or(Error::Shared { shape })?;
+        let storage = self.storage_mut()?;
         let slice = storage.block.device_mut(dtype, offset, shape.count());
         slice.ok_or(absent)
     }

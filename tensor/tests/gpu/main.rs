@@ -14,4 +14,5 @@ mod optimizer;
 mod pool;
 mod reduce;
 mod rope;
+mod rounded;
 mod within;
