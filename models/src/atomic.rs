@@ -20,7 +20,8 @@
 //! complete directory, and nothing is deleted before what replaces it is in place.
 //!
 //! The staging directory is locked while a writer lives. A second writer to the same target gets an error; a
-//! staging directory without a lock belongs to nobody and is removed.
+//! staging directory without a lock belongs to nobody: the next writer removes it, or goes on with it
+//! ([`StagedDir::resume`]) if there is something in it that was worth keeping ([`StagedDir::keep`]).
 
 use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions, TryLockError};
@@ -99,13 +100,30 @@ pub fn recover(target: impl AsRef<Path>) -> Result<bool> {
 
 /// A directory that is written aside and put into place in one step; see the [module](self) for the protocol.
 ///
-/// Dropped without [`StagedDir::commit`], it is removed and the target stays as it was.
+/// Dropped without [`StagedDir::commit`], it is removed, unless it was said to [keep](StagedDir::keep) it, and the target
+/// stays as it was.
 #[derive(Debug)]
 pub struct StagedDir {
     places: Places,
     /// Holds the lock.
     _lock: Option<File>,
-    committed: bool,
+    /// Whether it stays where it is when this is dropped, or is at its target already.
+    stays: bool,
+}
+
+/// The staging directory that an interrupted writer to `target` has left, if there is one.
+///
+/// # Errors
+/// [`Error::Output`] if `target` cannot be a directory's name, or is being written by another process.
+pub fn interrupted(target: impl AsRef<Path>) -> Result<Option<PathBuf>> {
+    let places = Places::of(target.as_ref())?;
+    if !places.staging.is_dir() {
+        return Ok(None);
+    }
+    match lock(&places.staging) {
+        Lock::Taken => Err(places.busy()),
+        Lock::Free(_) | Lock::Unsupported => Ok(Some(places.staging)),
+    }
 }
 
 impl StagedDir {
@@ -135,17 +153,7 @@ impl StagedDir {
             io::ErrorKind::AlreadyExists => places.busy(),
             _ => Error::io("create", &places.staging, e),
         })?;
-        let held = match lock(&places.staging) {
-            Lock::Free(file) => Some(file),
-            Lock::Unsupported => None,
-            Lock::Taken => return Err(places.busy()),
-        };
-        let staged = StagedDir {
-            places,
-            _lock: held,
-            committed: false,
-        };
-        staged.places.recover()?;
+        let staged = StagedDir::hold(places, false)?;
         if staged.places.target.exists() && !staged.places.target.is_dir() {
             return Err(Error::Output {
                 path: target.to_path_buf(),
@@ -156,6 +164,40 @@ impl StagedDir {
         Ok(staged)
     }
 
+    /// Takes over the staging directory that an interrupted writer to `target` has left, with all that is in it; none if
+    /// there is none. It stays if this is dropped.
+    ///
+    /// # Errors
+    /// As [`interrupted`]; [`Error::Io`].
+    pub fn resume(target: impl AsRef<Path>) -> Result<Option<StagedDir>> {
+        let places = Places::of(target.as_ref())?;
+        match places.staging.is_dir() {
+            true => StagedDir::hold(places, true).map(Some),
+            false => Ok(None),
+        }
+    }
+
+    /// Locks a staging directory that is there, and undoes what an interrupted commit left.
+    fn hold(places: Places, stays: bool) -> Result<StagedDir> {
+        let held = match lock(&places.staging) {
+            Lock::Free(file) => Some(file),
+            Lock::Unsupported => None,
+            Lock::Taken => return Err(places.busy()),
+        };
+        let staged = StagedDir {
+            places,
+            _lock: held,
+            stays,
+        };
+        staged.places.recover()?;
+        Ok(staged)
+    }
+
+    /// Leaves the staging directory where it is when this is dropped, for [`StagedDir::resume`].
+    pub fn keep(&mut self) {
+        self.stays = true;
+    }
+
     /// The staging directory, to write into.
     pub fn path(&self) -> &Path {
         &self.places.staging
@@ -164,6 +206,14 @@ impl StagedDir {
     /// Where the directory will be.
     pub fn target(&self) -> &Path {
         &self.places.target
+    }
+
+    /// Flushes everything written to disk.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn sync(&self) -> Result<()> {
+        sync_tree(&self.places.staging)
     }
 
     /// Flushes everything written and puts it into place, replacing what was there.
@@ -204,7 +254,7 @@ impl StagedDir {
             }
             return Err(Error::io("put into place", target, e));
         }
-        self.committed = true;
+        self.stays = true;
         sync_dir(parent)?;
         if replaces {
             before(Step::RemoveOld)
@@ -217,7 +267,7 @@ impl StagedDir {
 
 impl Drop for StagedDir {
     fn drop(&mut self) {
-        if !self.committed {
+        if !self.stays {
             // Nothing more can be done about a failure here; the next writer removes it.
             let _ = fs::remove_dir_all(&self.places.staging);
         }

@@ -153,6 +153,27 @@ fn create_recovers_by_itself() {
 
 #[cfg(unix)]
 #[test]
+fn what_is_kept_is_taken_over() {
+    let (parent, out) = with_old();
+    assert!(StagedDir::resume(&out).unwrap().is_none());
+    assert_eq!(interrupted(&out).unwrap(), None);
+    let mut staged = stage(&out);
+    assert!(interrupted(&out).is_err() && StagedDir::resume(&out).is_err());
+    staged.keep();
+    let path = staged.path().to_path_buf();
+    drop(staged);
+    assert_eq!(interrupted(&out).unwrap(), Some(path.clone()));
+    // Dropped again, it stays again.
+    drop(StagedDir::resume(&out).unwrap().unwrap());
+    assert_eq!(interrupted(&out).unwrap(), Some(path));
+    let resumed = StagedDir::resume(&out).unwrap().unwrap();
+    assert_eq!(state(&out), "old");
+    resumed.commit().unwrap();
+    assert_eq!(state(&out), "new");
+    assert_eq!(entries(parent.path()), ["out"]);
+}
+
+#[test]
 fn two_writers_are_told_apart() {
     let (_parent, out) = with_old();
     let first = stage(&out);

@@ -391,6 +391,13 @@ impl Tokenizer {
         self.inner.id_to_token(id)
     }
 
+    /// The files that [`Tokenizer::save`] writes, by name.
+    pub fn files(&self) -> impl Iterator<Item = (&str, &[u8])> {
+        self.files
+            .iter()
+            .map(|(name, bytes)| (&name[..], &bytes[..]))
+    }
+
     /// Writes the tokenizer's files into a directory: `tokenizer.json` without padding and truncation and otherwise
     /// byte for byte as it was read, and the other files of the tokenizer unchanged.
     ///

@@ -147,6 +147,25 @@ impl Audit {
         })
     }
 
+    /// Goes on, before a later step, with an audit of which these parameters were [open](Audit::open): the others, and all
+    /// that is frozen, were found right.
+    ///
+    /// # Errors
+    /// As [`Audit::new`].
+    pub fn resume(
+        parameters: &Parameters,
+        set: &TrainableSet,
+        open: &[impl AsRef<str>],
+    ) -> Result<Audit> {
+        let mut audit = Audit::new(parameters, set)?;
+        audit.frozen.clear();
+        audit.watched.retain(|&id, _| {
+            let name = parameters.get(id).name();
+            open.iter().any(|open| open.as_ref() == name)
+        });
+        Ok(audit)
+    }
+
     /// True when there is nothing left to watch.
     pub fn is_done(&self) -> bool {
         self.watched.is_empty() && self.frozen.is_empty()

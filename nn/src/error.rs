@@ -99,6 +99,16 @@ pub enum Error {
         /// The optimizer step, from 1
         step: u64,
     },
+    /// State that the optimizer's rule does not keep for a parameter.
+    #[error("the optimizer's state of {name} is {found}; expected {expected}")]
+    State {
+        /// The parameter
+        name: String,
+        /// The state that was given
+        found: String,
+        /// What the rule keeps
+        expected: String,
+    },
     /// A setting outside its range.
     #[error("{name} is {value}; it must be {expected}")]
     Setting {

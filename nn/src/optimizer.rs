@@ -144,6 +144,48 @@ impl Optimizer {
         Some((slot.step, &slot.tensors))
     }
 
+    /// Goes on where an optimizer had come after `step` steps, with the [`Optimizer::state`] that each parameter had. State
+    /// that is there already is dropped.
+    ///
+    /// # Errors
+    /// State of another number, type or shape of tensors than the rule keeps for that parameter.
+    pub fn restore(
+        &mut self,
+        parameters: &Parameters,
+        step: u64,
+        states: impl IntoIterator<Item = (ParamId, u64, Vec<Tensor>)>,
+    ) -> Result<()> {
+        let mut slots = BTreeMap::new();
+        for (id, step, tensors) in states {
+            let weight = parameters.value(id)?;
+            let kept = self.states();
+            let fits = |t: &Tensor| t.shape() == weight.shape() && t.dtype() == weight.dtype();
+            if tensors.len() != kept || !tensors.iter().all(fits) {
+                let found: Vec<String> = tensors
+                    .iter()
+                    .map(|t| format!("{} of {}", t.shape(), t.dtype()))
+                    .collect();
+                return Err(Error::State {
+                    name: parameters.get(id).name().into(),
+                    found: found.join(", "),
+                    expected: format!("{kept} of {} of {}", weight.shape(), weight.dtype()),
+                });
+            }
+            slots.insert(id, Slot { step, tensors });
+        }
+        self.slots = slots;
+        self.step = step;
+        Ok(())
+    }
+
+    /// Tensors of state that the rule keeps for each parameter.
+    fn states(&self) -> usize {
+        match self.rule {
+            Rule::AdamW { .. } => 2,
+            Rule::Sgd { momentum, .. } => usize::from(momentum > 0.0),
+        }
+    }
+
     /// Bytes of state.
     pub fn state_bytes(&self) -> usize {
         self.slots
@@ -233,10 +275,7 @@ impl Optimizer {
 
     /// Gives every trained parameter that has no state yet one of zeros.
     fn begin(&mut self, parameters: &Parameters, trainable: &TrainableSet) -> Result<()> {
-        let states = match self.rule {
-            Rule::AdamW { .. } => 2,
-            Rule::Sgd { momentum, .. } => usize::from(momentum > 0.0),
-        };
+        let states = self.states();
         for id in trainable.ids() {
             let Entry::Vacant(place) = self.slots.entry(id) else {
                 continue;

@@ -201,10 +201,17 @@ fn rows_of(rows: usize, random: &mut Random) -> String {
 }
 
 /// Numbers without pattern enough for data (Knuth's MMIX congruence, upper bits).
-struct Random(u64);
+#[derive(Debug)]
+pub struct Random(u64);
 
 impl Random {
-    fn below(&mut self, n: usize) -> usize {
+    /// Those that follow from a seed.
+    pub fn new(seed: u64) -> Random {
+        Random(seed)
+    }
+
+    /// One of 0 to n - 1.
+    pub fn below(&mut self, n: usize) -> usize {
         self.0 = self
             .0
             .wrapping_mul(6364136223846793005)

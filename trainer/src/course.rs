@@ -114,18 +114,16 @@ impl Course {
         self.set(usize::MAX)
     }
 
-    /// The number of epochs, this one included, that train what this one does, if it is the first that does.
-    pub fn begins(&self, epoch: usize) -> Option<usize> {
+    /// Whether an epoch is the first that trains what it does.
+    pub fn begins(&self, epoch: usize) -> bool {
+        epoch == 0 || self.set(epoch - 1) != self.set(epoch)
+    }
+
+    /// The number of epochs from this one on that train what it does.
+    pub fn stretch(&self, epoch: usize) -> usize {
         let set = self.set(epoch);
-        if epoch > 0 && self.set(epoch - 1) == set {
-            return None;
-        }
-        Some(
-            self.sets[epoch..]
-                .iter()
-                .take_while(|other| *other == set)
-                .count(),
-        )
+        let from = self.sets.iter().skip(epoch);
+        from.take_while(|other| *other == set).count()
     }
 }
 

@@ -61,6 +61,15 @@ pub enum Error {
         #[help]
         help: String,
     },
+    /// A run that was told to stop.
+    #[error("stopped after step {step}")]
+    Stopped {
+        /// Optimizer steps done.
+        step: u64,
+        /// One thing to do.
+        #[help]
+        help: String,
+    },
     /// The first steps did not do what the policy says.
     #[error(
         "step {step} of training is not what it should be:{}",
@@ -147,6 +156,16 @@ impl Error {
 }
 
 impl Error {
+    /// A run at `out` that was told to stop, with or without a checkpoint.
+    pub fn stopped(step: u64, out: &Path, checkpoint: bool) -> Error {
+        let out = out.display();
+        let help = match checkpoint {
+            true => format!("`trainer resume {out}` goes on from there"),
+            false => "nothing of it is kept, as train.checkpoint is \"never\"".to_owned(),
+        };
+        Error::Stopped { step, help }
+    }
+
     /// What the audit of a step found; the help follows from the gravest finding.
     pub fn audit(step: u64, findings: Vec<graft_nn::Finding>) -> Error {
         use graft_nn::Finding;

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use graft_models::{Labels, Tokenizer};
 use graft_nn::Forward;
+use serde::{Deserialize, Serialize};
 
 use crate::batch::{BatchSize, in_order};
 use crate::data::{Columns, Dataset, count_labels, encode_labels};
@@ -71,7 +72,7 @@ pub fn probabilities(logits: &[f32]) -> Vec<f64> {
 }
 
 /// How a model does on labelled examples.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Evaluation {
     /// Mean cross-entropy
     pub loss: f64,

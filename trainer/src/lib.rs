@@ -7,6 +7,7 @@ pub mod adapted;
 pub mod adapter;
 pub mod batch;
 pub mod certificate;
+mod checkpoint;
 pub mod cli;
 pub mod compare;
 pub mod config;

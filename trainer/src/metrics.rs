@@ -1,9 +1,9 @@
 //! What an evaluation of a classifier says: accuracy, macro-F1, per class, and against always guessing.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// How often each class was taken for each.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Confusion {
     classes: usize,
     /// `[truth, prediction]`, row-major, `classes * classes`.

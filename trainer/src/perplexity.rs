@@ -1,6 +1,7 @@
 //! How well a language model foresees tokens.
 
 use graft_nn::Forward;
+use serde::{Deserialize, Serialize};
 
 use crate::batch::{BatchSize, in_order};
 use crate::corpus::{Corpus, Pass, TokenNetwork};
@@ -12,7 +13,7 @@ use crate::plan::{heaviest_if, read_one};
 const EVALUATION_BATCH: BatchSize = BatchSize::Tokens(2048);
 
 /// The loss of a language model on texts.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Perplexity {
     /// Mean cross-entropy of the tokens that were predicted, in nats
     pub loss: f64,

@@ -173,9 +173,10 @@ fn run<T: Task>(
     )?;
     let (mut kept, mut longest) = (0, (0, 0));
     for i in 0..epochs.len() {
-        let Some(count) = course.begins(i) else {
+        if !course.begins(i) {
             continue;
-        };
+        }
+        let count = course.stretch(i);
         let set = course.set(i);
         let again = count.max(1 + usize::from(config.train.cache_dir.is_some()));
         task.begin(&rehearsal, model, before, (set, again), Path::new(""));

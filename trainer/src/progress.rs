@@ -80,6 +80,14 @@ impl Progress {
         }
     }
 
+    /// So many steps were done before.
+    pub fn skip(&mut self, done: u64) {
+        self.done = done;
+        if let Sink::Bar(bar) = &self.sink {
+            bar.set_position(done);
+        }
+    }
+
     /// One more step is done, with its loss, its tokens and the time it took.
     pub fn step(&mut self, loss: f64, tokens: u64, took: Duration) {
         self.done += 1;

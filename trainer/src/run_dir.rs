@@ -9,7 +9,8 @@
 //! ```
 //!
 //! The directory is written aside and put into place when the run has ended, so an earlier run under the same name
-//! stays whole until then.
+//! stays whole until then. Once there is a checkpoint in it, it outlives a run that was stopped, and another one goes on
+//! with it.
 
 use std::fs::File;
 use std::io::{self, BufWriter, Write};
@@ -19,19 +20,22 @@ use graft_models::atomic::{self, StagedDir};
 use serde::Serialize;
 
 use crate::certificate::{Certificate, sha256_hex};
-use crate::config::RunConfig;
+use crate::config::{RunConfig, Settings};
 use crate::error::{Error, Result};
 use crate::metrics::{ClassMetrics, Score};
+use crate::model::ASIDE_FILE;
 
 /// The resolved configuration's file.
 pub const CONFIG_FILE: &str = "config.resolved.toml";
 /// The metrics' file.
 pub const METRICS_FILE: &str = "metrics.jsonl";
+/// The checkpoint's file, while a run goes on.
+pub const CHECKPOINT_FILE: &str = "checkpoint.safetensors";
 /// The certificate's file.
 pub const CERTIFICATE_FILE: &str = "certificate.json";
 
 /// A run directory while its run goes on: written beside its place, and put there by [`RunDir::commit`]. Dropped
-/// before that, it is removed and an earlier run of that name stays as it was.
+/// before that, it is removed, unless there is a checkpoint in it, and an earlier run of that name stays as it was.
 #[derive(Debug)]
 pub struct RunDir {
     staged: StagedDir,
@@ -43,16 +47,28 @@ impl RunDir {
     /// Begins a run directory at `config.output.dir`, with the resolved configuration and empty metrics in it.
     ///
     /// # Errors
-    /// As [`check_replaceable`]; another run is writing there; the directory cannot be written.
+    /// As [`check_replaceable`]; another run is writing there, or was stopped and can be resumed; the directory cannot be
+    /// written.
     pub fn create(config: &RunConfig) -> Result<RunDir> {
         let out = &config.output.dir;
         // A replacement may have been interrupted half way; what it set aside counts as what is there.
         atomic::recover(out)?;
         check_replaceable(out)?;
+        // Before another run there is told from one that was stopped, it is refused.
+        atomic::interrupted(out)?;
+        if is_resumable(out) {
+            let out = out.display();
+            return Err(Error::config(
+                &out,
+                "a run of this name was stopped, and what it reached would be lost",
+                format!("go on with `trainer resume {out}`, or add --restart to begin again"),
+            ));
+        }
         let text = config.to_toml()?;
         let staged = StagedDir::create(out)?;
-        let path = staged.path().join(CONFIG_FILE);
-        std::fs::write(&path, &text).map_err(|e| Error::io("write", &path, e))?;
+        atomic::write_file(staged.path().join(CONFIG_FILE), |file| {
+            file.write_all(text.as_bytes())
+        })?;
         let metrics = MetricsWriter::create(staged.path())?;
         Ok(RunDir {
             staged,
@@ -61,21 +77,61 @@ impl RunDir {
         })
     }
 
+    /// Takes over the directory of a run at `out` that was stopped, and reads its configuration. The metrics are to be
+    /// [cut](MetricsWriter::cut) to those of its checkpoint, if [there is one](RunDir::has_checkpoint).
+    ///
+    /// # Errors
+    /// No run was stopped there; it is still going on; its directory cannot be read or written.
+    pub fn resume(out: &Path) -> Result<(RunDir, RunConfig)> {
+        let nothing = |what: &str| {
+            let help = "name the --out of a run that was stopped";
+            Error::config(out.display(), what, help)
+        };
+        let Some(staged) = StagedDir::resume(out)? else {
+            return Err(match out.join(CERTIFICATE_FILE).is_file() {
+                true => nothing("the run has ended, there is nothing to resume"),
+                false => nothing("no run of this name was stopped"),
+            });
+        };
+        let path = staged.path().join(CONFIG_FILE);
+        let text = std::fs::read(&path).map_err(|e| Error::io("read", &path, e))?;
+        let config = RunConfig::resolve(Settings::from_file(&path)?)?;
+        // What is complete or goes on; a run that has ended keeps the rest, but for what was being written.
+        let kept = [CONFIG_FILE, METRICS_FILE, CHECKPOINT_FILE, ASIDE_FILE];
+        let ended = staged.path().join(CERTIFICATE_FILE).is_file();
+        let entries =
+            std::fs::read_dir(staged.path()).map_err(|e| Error::io("read", staged.path(), e))?;
+        for entry in entries {
+            let entry = entry.map_err(|e| Error::io("read", staged.path(), e))?;
+            let name = entry.file_name();
+            let temporary = name.to_string_lossy().starts_with('.');
+            if temporary || !(ended || kept.iter().any(|kept| name == *kept)) {
+                let path = entry.path();
+                std::fs::remove_file(&path).map_err(|e| Error::io("remove", &path, e))?;
+            }
+        }
+        let metrics = MetricsWriter::append(staged.path())?;
+        let run_dir = RunDir {
+            staged,
+            metrics,
+            config_sha256: sha256_hex(&text),
+        };
+        Ok((run_dir, config))
+    }
+
+    /// Keeps what is there if the run is stopped from now on: a checkpoint is.
+    pub fn keep(&mut self) {
+        self.staged.keep();
+    }
+
+    /// Whether there is a checkpoint.
+    pub fn has_checkpoint(&self) -> bool {
+        self.path().join(CHECKPOINT_FILE).is_file()
+    }
+
     /// Where to write the model's files for now.
     pub fn path(&self) -> &Path {
         self.staged.path()
-    }
-
-    /// Removes a file that was only for the time of the run, if it is there.
-    ///
-    /// # Errors
-    /// The system refuses.
-    pub fn remove(&self, name: &str) -> Result<()> {
-        let path = self.path().join(name);
-        match std::fs::remove_file(&path) {
-            Err(e) if e.kind() != io::ErrorKind::NotFound => Err(Error::io("remove", &path, e)),
-            _ => Ok(()),
-        }
     }
 
     /// Where they will be.
@@ -93,16 +149,63 @@ impl RunDir {
         &self.config_sha256
     }
 
-    /// Adds the certificate, flushes everything to disk and puts the directory into place.
+    /// Flushes everything to disk, adds the certificate and puts the directory into place.
     ///
     /// # Errors
     /// A failed file operation; what was there before is then still there.
-    pub fn commit(self, certificate: &Certificate) -> Result<()> {
-        let path = self.staged.path().join(CERTIFICATE_FILE);
-        std::fs::write(&path, certificate.to_json()).map_err(|e| Error::io("write", &path, e))?;
+    pub fn commit(mut self, certificate: &Certificate) -> Result<()> {
+        self.staged.sync()?;
+        // From here on the run has ended: stopped now, it only has to be put into place.
+        atomic::write_file(self.path().join(CERTIFICATE_FILE), |file| {
+            file.write_all(certificate.to_json().as_bytes())
+        })?;
+        self.staged.keep();
+        self.put_into_place()
+    }
+
+    /// Whether the run has ended, and was stopped before it was in its place.
+    pub fn has_ended(&self) -> bool {
+        self.path().join(CERTIFICATE_FILE).is_file()
+    }
+
+    /// Puts a run that [has ended](RunDir::has_ended) into place, without what was there to resume it.
+    ///
+    /// # Errors
+    /// A failed file operation; what was there before is then still there.
+    pub fn put_into_place(self) -> Result<()> {
+        for name in [CHECKPOINT_FILE, ASIDE_FILE] {
+            let path = self.path().join(name);
+            match std::fs::remove_file(&path) {
+                Err(e) if e.kind() != io::ErrorKind::NotFound => {
+                    return Err(Error::io("remove", &path, e));
+                }
+                _ => {}
+            }
+        }
         drop(self.metrics);
         Ok(self.staged.commit()?)
     }
+}
+
+/// Whether a run at `out` was stopped and has left a checkpoint, or all that it should.
+pub fn is_resumable(out: &Path) -> bool {
+    let left = atomic::interrupted(out).ok().flatten();
+    left.is_some_and(|dir| {
+        [CHECKPOINT_FILE, CERTIFICATE_FILE]
+            .iter()
+            .any(|name| dir.join(name).is_file())
+    })
+}
+
+/// Removes what a run at `out` that was stopped has left, if there is anything.
+///
+/// # Errors
+/// The run is still going on; the system refuses.
+pub fn discard(out: &Path) -> Result<()> {
+    if let Some(left) = atomic::interrupted(out)? {
+        std::fs::remove_dir_all(&left).map_err(|e| Error::io("remove", &left, e))?;
+    }
+    Ok(())
 }
 
 /// Refuses an output path whose replacement would destroy anything but an earlier run: it may be absent, an empty
@@ -171,6 +274,11 @@ pub enum Record {
         trainable: u64,
         /// Optimizer steps planned.
         steps: u64,
+    },
+    /// When a run that was stopped goes on.
+    Resume {
+        /// Optimizer steps done.
+        step: u64,
     },
     /// After each optimizer step.
     Step {
@@ -278,6 +386,43 @@ impl MetricsWriter {
             path,
             file: BufWriter::new(file),
         })
+    }
+
+    /// Goes on with the `metrics.jsonl` in `dir`.
+    ///
+    /// # Errors
+    /// The file cannot be opened.
+    pub fn append(dir: &Path) -> Result<MetricsWriter> {
+        let path = dir.join(METRICS_FILE);
+        let file = File::options().append(true).create(true).open(&path);
+        let file = file.map_err(|e| Error::io("open", &path, e))?;
+        Ok(MetricsWriter {
+            path,
+            file: BufWriter::new(file),
+        })
+    }
+
+    /// Has everything written so far on disk; returns its bytes.
+    ///
+    /// # Errors
+    /// The system refuses.
+    pub fn persist(&mut self) -> Result<u64> {
+        let file = self.file.get_ref();
+        file.sync_data()
+            .and_then(|()| file.metadata())
+            .map(|metadata| metadata.len())
+            .map_err(|e| Error::io("flush", &self.path, e))
+    }
+
+    /// Forgets what was written behind the first so many bytes.
+    ///
+    /// # Errors
+    /// The system refuses.
+    pub fn cut(&mut self, bytes: u64) -> Result<()> {
+        let file = self.file.get_ref();
+        file.metadata()
+            .and_then(|metadata| file.set_len(bytes.min(metadata.len())))
+            .map_err(|e| Error::io("shorten", &self.path, e))
     }
 
     /// Appends one line.

@@ -7,7 +7,10 @@ use graft_autograd::Gradients;
 use graft_nn::optimizer::{Rule as UpdateRule, Step};
 use graft_nn::{Audit, Decay, Forward, Optimizer, Rates, Schedule, TrainableSet};
 use graft_tensor::{Memory, Usage};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 
+use crate::checkpoint::{Checkpoints, State};
 use crate::config::{OptimizerKind, RunConfig, Schedule as ConfigSchedule};
 use crate::error::{Error, Result, list_names};
 use crate::model::{Model, Network};
@@ -44,6 +47,48 @@ fn ahead<I: Send, T: Send, R>(
     })
 }
 
+/// How far the loop is.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub(crate) struct Counters {
+    /// Epochs that have ended
+    pub epoch: usize,
+    /// Steps done
+    pub step: u64,
+    /// Forward passes, which key the random numbers
+    pub passes: u64,
+    /// Tokens trained on
+    pub tokens: u64,
+    /// Duration of the steps
+    pub training: Duration,
+    /// Of the epoch that has not ended
+    pub sums: Sums,
+}
+
+/// Sums over the steps of an epoch.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub(crate) struct Sums {
+    /// How many
+    pub steps: usize,
+    /// Of all supervised examples or tokens
+    pub loss: f64,
+    /// How many these are
+    pub targets: usize,
+    /// Tokens
+    pub tokens: u64,
+    /// Duration
+    pub training: Duration,
+}
+
+/// What a run writes while it goes on.
+pub(crate) struct Records<'r, 'a, Q> {
+    /// Its directory
+    pub run_dir: &'r mut RunDir,
+    /// For the user
+    pub progress: &'r mut Progress,
+    /// To go on from
+    pub checkpoints: &'r mut Checkpoints<'a, Q>,
+}
+
 /// The state of the loop over optimizer steps.
 pub(crate) struct Loop<'a> {
     config: &'a RunConfig,
@@ -53,14 +98,8 @@ pub(crate) struct Loop<'a> {
     audit: Option<Audit>,
     schedule: Schedule,
     begun: Instant,
-    /// Steps done
-    pub step: u64,
-    /// Forward passes, which key the random numbers
-    passes: u64,
-    /// Tokens trained on
-    pub tokens: u64,
-    /// Duration of the steps
-    pub elapsed: Duration,
+    /// How far it is
+    pub counters: Counters,
     /// From the run's beginning to the end of the first step
     pub startup: Duration,
     usage: Option<Usage>,
@@ -117,10 +156,7 @@ impl<'a> Loop<'a> {
             audit: None,
             schedule,
             begun,
-            step: 0,
-            passes: 0,
-            tokens: 0,
-            elapsed: Duration::ZERO,
+            counters: Counters::default(),
             startup: Duration::ZERO,
             usage: None,
         })
@@ -137,64 +173,125 @@ impl<'a> Loop<'a> {
         Ok(())
     }
 
+    /// Goes on where a run was stopped: takes weights, the optimizer's state and the counters from its checkpoint.
+    /// [`Loop::rejoin`] comes before the next step.
+    ///
+    /// # Errors
+    /// As [`Checkpoints::resume`].
+    pub fn resume<N: Network, Q: Serialize + DeserializeOwned + Clone>(
+        &mut self,
+        model: &mut Model<N>,
+        records: &mut Records<'_, '_, Q>,
+    ) -> Result<State<Q>> {
+        let run_dir = &mut *records.run_dir;
+        let checkpoints = &mut *records.checkpoints;
+        let state = checkpoints.resume(model, &mut self.optimizer, run_dir)?;
+        self.counters = state.counters.clone();
+        Ok(state)
+    }
+
+    /// Told in place of [`Loop::begin`] before a step in the midst of those that train `set`, with the parameters of which
+    /// the audit knew nothing yet.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn rejoin<N: Network>(
+        &mut self,
+        model: &Model<N>,
+        set: &TrainableSet,
+        unaudited: &[String],
+    ) -> Result<()> {
+        if self.config.train.audit && !unaudited.is_empty() {
+            self.audit = Some(Audit::resume(&model.parameters, set, unaudited)?);
+        }
+        Ok(())
+    }
+
+    /// The parameters of which the audit knows nothing yet.
+    fn open<N: Network>(&self, model: &Model<N>) -> Vec<String> {
+        let audit = self.audit.as_ref();
+        let open = audit.map_or_else(Vec::new, |audit| audit.open(&model.parameters));
+        open.into_iter().map(str::to_owned).collect()
+    }
+
+    /// Told when a step has ended, and when an epoch was evaluated: here a checkpoint may be written, or the run may end.
+    ///
+    /// # Errors
+    /// As [`Checkpoints::reached`].
+    pub fn reached<N: Network, Q: Serialize + DeserializeOwned + Clone>(
+        &self,
+        model: &Model<N>,
+        records: &mut Records<'_, '_, Q>,
+    ) -> Result<()> {
+        let Records {
+            run_dir,
+            progress,
+            checkpoints,
+        } = records;
+        checkpoints.reached(
+            &self.counters,
+            || self.open(model),
+            &self.optimizer,
+            model,
+            run_dir,
+            progress,
+        )
+    }
+
     /// What the audit could not find out, for the user.
     pub fn unaudited<N: Network>(&self, model: &Model<N>) -> Vec<String> {
-        let open = self
-            .audit
-            .as_ref()
-            .map(|audit| audit.open(&model.parameters));
-        match open {
-            Some(names) if !names.is_empty() => vec![format!(
+        let names = self.open(model);
+        match names.is_empty() {
+            true => Vec::new(),
+            false => vec![format!(
                 "the run was too short to tell whether all that is trained takes part: nothing is known of {}",
                 list_names(&names, 4)
             )],
-            _ => Vec::new(),
         }
     }
 
-    /// Trains `set` on the batches of one epoch.
+    /// Trains `set` on the batches of one epoch, from the step on that was not done yet.
     ///
     /// # Errors
-    /// A loss that is not finite; as the task's passes.
+    /// A loss that is not finite; as the task's passes; the run was told to stop.
     pub fn epoch<T: Task>(
         &mut self,
-        epoch: usize,
         batches: &[Vec<usize>],
         model: &mut Model<T::Network>,
         (task, set): (&T, &TrainableSet),
-        run_dir: &mut RunDir,
-        progress: &mut Progress,
+        records: &mut Records<'_, '_, T::Quality>,
     ) -> Result<()> {
+        let epoch = self.counters.epoch + 1;
+        let done = self.counters.sums.steps * self.config.train.accumulate;
+        let rest = &batches[done.min(batches.len())..];
         ahead(
-            batches.iter(),
+            rest.iter(),
             |batch| task.prepare(epoch, batch),
-            |prepared| {
-                self.steps(
-                    epoch,
-                    batches,
-                    prepared,
-                    model,
-                    (task, set),
-                    run_dir,
-                    progress,
-                )
-            },
-        )
+            |prepared| self.steps(rest, prepared, model, (task, set), records),
+        )?;
+        let sums = std::mem::take(&mut self.counters.sums);
+        self.counters.epoch = epoch;
+        self.usage = Some(model.parameters.memory().usage());
+        records.run_dir.metrics().write(&Record::Epoch {
+            epoch,
+            step: self.counters.step,
+            loss: sums.loss / sums.targets as f64,
+            tokens: sums.tokens,
+            seconds: sums.training.as_secs_f64(),
+        })
     }
 
     fn steps<T: Task>(
         &mut self,
-        epoch: usize,
         batches: &[Vec<usize>],
         prepared: &mut dyn Iterator<Item = T::Batch>,
         model: &mut Model<T::Network>,
         (task, set): (&T, &TrainableSet),
-        run_dir: &mut RunDir,
-        progress: &mut Progress,
+        records: &mut Records<'_, '_, T::Quality>,
     ) -> Result<()> {
-        let (mut loss_sum, mut epoch_tokens, begun) = (0.0, 0, self.elapsed);
-        let mut epoch_targets = 0;
-        for group in batches.chunks(self.config.train.accumulate) {
+        let groups = batches.chunks(self.config.train.accumulate);
+        let last = groups.len();
+        for (i, group) in groups.enumerate() {
             let started = Instant::now();
             let examples = || group.iter().flatten().copied();
             let targets: usize = examples().map(|i| task.targets(i)).sum();
@@ -202,33 +299,34 @@ impl<'a> Loop<'a> {
             let mut batches = prepared.take(group.len());
             let (loss, lr, done) = self.step(&mut batches, targets, model, (task, set))?;
             let took = started.elapsed();
-            if self.step == 1 {
+            if self.startup.is_zero() {
                 self.startup = self.begun.elapsed();
             }
-            self.tokens += tokens;
-            self.elapsed += took;
-            epoch_tokens += tokens;
-            epoch_targets += targets;
-            loss_sum += loss * targets as f64;
-            progress.step(loss, tokens, took);
-            run_dir.metrics().write(&Record::Step {
+            let counters = &mut self.counters;
+            counters.tokens += tokens;
+            counters.training += took;
+            counters.sums.steps += 1;
+            counters.sums.loss += loss * targets as f64;
+            counters.sums.targets += targets;
+            counters.sums.tokens += tokens;
+            counters.sums.training += took;
+            let (epoch, step) = (counters.epoch + 1, counters.step);
+            records.progress.step(loss, tokens, took);
+            records.run_dir.metrics().write(&Record::Step {
                 epoch,
-                step: self.step,
+                step,
                 loss,
                 lr,
                 grad_norm: done.gradient_norm,
                 tokens,
                 tokens_per_second: tokens as f64 / took.as_secs_f64().max(1e-9),
             })?;
+            // Behind the last one the epoch is evaluated first.
+            if i + 1 < last {
+                self.reached(model, records)?;
+            }
         }
-        self.usage = Some(model.parameters.memory().usage());
-        run_dir.metrics().write(&Record::Epoch {
-            epoch,
-            step: self.step,
-            loss: loss_sum / epoch_targets as f64,
-            tokens: epoch_tokens,
-            seconds: (self.elapsed - begun).as_secs_f64(),
-        })
+        Ok(())
     }
 
     /// One optimizer step over some batches with so many targets together: its loss, its learning rate, and what the
@@ -247,8 +345,8 @@ impl<'a> Loop<'a> {
         let mut loss = 0.0;
         for batch in batches {
             let seed = self.config.train.seed;
-            let mut f = Forward::train(&model.parameters, set, seed, self.passes);
-            self.passes += 1;
+            let mut f = Forward::train(&model.parameters, set, seed, self.counters.passes);
+            self.counters.passes += 1;
             let share = task.loss(&mut f, model, batch, targets)?;
             let value = share.value().clone();
             f.backward(share, &mut gradients)?;
@@ -256,9 +354,12 @@ impl<'a> Loop<'a> {
             loss += read_one(&value)?;
         }
         if !loss.is_finite() {
-            return Err(diverged(self.step + 1, format!("the loss is {loss}")));
+            return Err(diverged(
+                self.counters.step + 1,
+                format!("the loss is {loss}"),
+            ));
         }
-        let lr = self.config.optimizer.lr * self.schedule.factor(self.step);
+        let lr = self.config.optimizer.lr * self.schedule.factor(self.counters.step);
         let clip = Some(self.config.optimizer.clip_norm).filter(|&norm| norm > 0.0);
         if let Some(audit) = &mut self.audit {
             audit.before(&gradients)?;
@@ -267,7 +368,7 @@ impl<'a> Loop<'a> {
             .optimizer
             .step(&mut model.parameters, set, &mut gradients, lr, clip)?;
         self.audit(model, loss, done.gradient_norm, lr)?;
-        self.step += 1;
+        self.counters.step += 1;
         Ok((loss, lr, done))
     }
 
@@ -278,14 +379,14 @@ impl<'a> Loop<'a> {
         };
         let rates = &self.rates;
         let of = |id| lr * rates.get(id).lr;
-        let peak = self.step >= self.schedule.warmup;
+        let peak = self.counters.step >= self.schedule.warmup;
         let findings = audit.after(&model.parameters, loss, norm, of, peak)?;
         if audit.is_done() {
             self.audit = None;
         }
         match findings.is_empty() {
             true => Ok(()),
-            false => Err(Error::audit(self.step + 1, findings)),
+            false => Err(Error::audit(self.counters.step + 1, findings)),
         }
     }
 

@@ -1,10 +1,13 @@
 //! The training recipe, from files to a run directory.
 //!
 //! What it does: reads the data and a model, trains what the policy leaves trainable, evaluates after every epoch, keeps
-//! the best model, and certifies what moved and what did not. What a task is made of is in `task/`.
+//! the best model, and certifies what moved and what did not. What a task is made of is in `task/`, and what a stopped run
+//! goes on from in `checkpoint.rs`.
 //!
-//! What it does not: distributed training, resuming an interrupted run.
+//! What it does not: distributed training.
 
+use std::path::Path;
+use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
 use graft_models::{Classifier, Config, DecoderClassifier, ModelSource};
@@ -16,6 +19,7 @@ use graft_tensor::{Category, Memory};
 use crate::adapter;
 use crate::batch::{BatchSize, epoch_batches};
 use crate::certificate::{Certificate, TensorEntry};
+use crate::checkpoint::{Best, Checkpoints, inputs};
 use crate::config::{RunConfig, TaskKind};
 use crate::conversations::Conversations;
 use crate::course::Course;
@@ -23,12 +27,12 @@ use crate::device::DeviceChoice;
 use crate::documents::Documents;
 use crate::error::{Error, Result};
 use crate::hidden::Hidden;
-use crate::model::{ASIDE_FILE, Hashes, Model, Network};
+use crate::model::{Hashes, Model, Network};
 use crate::plan::{Plan, check, rehearse};
 use crate::progress::Progress;
 use crate::report::{BestEvaluation, RunReport, peak_rss, thousands};
 use crate::run_dir::{Record, RunDir};
-use crate::steps::{Loop, diverged};
+use crate::steps::{Loop, Records, diverged};
 use crate::task::{Classify, Quality, Task, Tokens};
 use crate::verify::hash_tensors;
 
@@ -37,17 +41,17 @@ const GROUP_WINDOW: usize = 1024;
 
 /// Calls a function with the task that a configuration names for its type.
 macro_rules! for_task {
-    ($config:ident, $function:ident) => {
+    ($config:ident, $function:ident($($argument:expr),*)) => {
         match $config.task.kind {
             TaskKind::Classify => {
                 match Config::load(&ModelSource::resolve(&$config.model.path)?)? {
-                    Config::Encoder(_) => $function::<Classify<Classifier>>($config),
-                    Config::Decoder(_) => $function::<Classify<DecoderClassifier>>($config),
+                    Config::Encoder(_) => $function::<Classify<Classifier>>($($argument),*),
+                    Config::Decoder(_) => $function::<Classify<DecoderClassifier>>($($argument),*),
                 }
             }
-            TaskKind::Clm => $function::<Tokens<Documents>>($config),
-            TaskKind::Chat => $function::<Tokens<Conversations>>($config),
-            TaskKind::Mlm => $function::<Tokens<Hidden>>($config),
+            TaskKind::Clm => $function::<Tokens<Documents>>($($argument),*),
+            TaskKind::Chat => $function::<Tokens<Conversations>>($($argument),*),
+            TaskKind::Mlm => $function::<Tokens<Hidden>>($($argument),*),
         }
     };
 }
@@ -58,9 +62,41 @@ macro_rules! for_task {
 /// Data, model or settings that cannot be used; an output directory that cannot be replaced. An earlier run in that
 /// directory stays whole unless this one ends well.
 pub fn train(config: &RunConfig) -> Result<RunReport> {
+    train_until(config, &AtomicBool::new(false))
+}
+
+/// [`train`], ended at the next step's end once `stop` is true. What was reached is then kept in a checkpoint, unless the
+/// configuration says that there are none.
+///
+/// # Errors
+/// As there; [`Error::Stopped`].
+pub fn train_until(config: &RunConfig, stop: &AtomicBool) -> Result<RunReport> {
     on_threads(config.train.threads, "train.threads", || {
-        for_task!(config, run)
+        for_task!(config, run(config, RunDir::create(config)?, stop))
     })
+}
+
+/// Goes on with the run at `out` that was stopped, by whatever, where its last checkpoint is, or begins it again if there is
+/// none. What comes of it has the bits that the run would have had. `threads`: other than those of the run. Returns none if
+/// the run had ended and only had to be put into its place.
+///
+/// # Errors
+/// No run was stopped there; data or model are not what they were; as [`train_until`].
+pub fn resume(out: &Path, threads: Option<usize>, stop: &AtomicBool) -> Result<Option<RunReport>> {
+    let (run_dir, config) = RunDir::resume(out)?;
+    if run_dir.has_ended() {
+        run_dir.put_into_place()?;
+        return Ok(None);
+    }
+    let (threads, place) = match threads {
+        Some(_) => (threads, "--threads"),
+        None => (config.train.threads, "train.threads"),
+    };
+    let config = &config;
+    let report = on_threads(threads, place, || {
+        for_task!(config, run(config, run_dir, stop))
+    })?;
+    Ok(Some(report))
 }
 
 /// Runs `work` on so many threads, or on all cores; `place` is where the number was given.
@@ -99,12 +135,11 @@ pub fn plan(config: &RunConfig) -> Result<Plan> {
         adapter::begin(config, &mut model, &mut hashes)?;
         rehearse(config, &mut task, &mut model, &hashes)
     }
-    for_task!(config, of)
+    for_task!(config, of(config))
 }
 
-fn run<T: Task>(config: &RunConfig) -> Result<RunReport> {
+fn run<T: Task>(config: &RunConfig, mut run_dir: RunDir, stop: &AtomicBool) -> Result<RunReport> {
     let begun = Instant::now();
-    let mut run_dir = RunDir::create(config)?;
     let (memory, note) = config.train.device.open()?;
     let loaded = T::load(config, &memory)?;
     let (mut model, mut before, mut task) = (loaded.model, loaded.hashes, loaded.meanwhile);
@@ -131,84 +166,113 @@ fn run<T: Task>(config: &RunConfig) -> Result<RunReport> {
     let mut progress = Progress::stderr(steps);
     say(note.into_iter().collect(), &mut progress);
     say(task.take_notes(), &mut progress);
-    run_dir.metrics().write(&Record::Start {
-        examples,
-        truncated,
-        labels: T::labels(&model),
-        parameters: model.parameters.count() as u64,
-        trainable,
-        steps,
-    })?;
-
     let mut trainer = Loop::new(config, course.rates.clone(), steps, begun)?;
-    let mut best: Option<(usize, T::Quality)> = None;
-    for (i, batches) in epochs.iter().enumerate() {
-        let epoch = i + 1;
-        let set = course.set(i);
-        if let Some(epochs) = course.begins(i) {
-            if i > 0 {
-                let count = thousands(set.count(&model.parameters) as u64);
-                progress.say(&format!(
-                    "epoch {epoch}: thawed, {count} parameters are trained"
-                ));
-            }
-            task.begin(config, &model, &before, (set, epochs), run_dir.path());
-            say(task.take_notes(), &mut progress);
-            trainer.begin(&model, set)?;
+    let sources = inputs(config, &model)?;
+    let (every, all) = (config.train.checkpoint, course.all());
+    let mut checkpoints = Checkpoints::new(every, stop, all, &before, sources, begun);
+    let mut records = Records {
+        run_dir: &mut run_dir,
+        progress: &mut progress,
+        checkpoints: &mut checkpoints,
+    };
+    let resumed = match records.run_dir.has_checkpoint() {
+        true => Some(trainer.resume(&mut model, &mut records)?),
+        false => None,
+    };
+    match &resumed {
+        Some(state) => {
+            let step = state.counters.step;
+            records.progress.skip(step);
+            records.progress.say(&format!("resumed after step {step}"));
+            records.run_dir.metrics().write(&Record::Resume { step })?;
         }
-        trainer.epoch(
-            epoch,
-            batches,
-            &mut model,
-            (&task, set),
-            &mut run_dir,
-            &mut progress,
-        )?;
-        say(task.take_notes(), &mut progress);
-        weights_are_finite(&model, set, trainer.step)?;
-        let result = task.evaluate(&model, trainer.step)?;
-        say(task.take_notes(), &mut progress);
-        let Some(result) = result else { continue };
-        let is_best = best.as_ref().is_none_or(|(_, best)| result.beats(best));
-        let line = result.line();
-        let mark = if is_best { ", the best so far" } else { "" };
-        progress.say(&format!("epoch {epoch}: {line}{mark}"));
-        let record = result.record(epoch, trainer.step, is_best);
-        run_dir.metrics().write(&record)?;
-        if is_best {
-            // The last epoch's weights are still there when the model is saved.
-            if epoch < epochs.len() {
-                model.set_aside(course.all(), run_dir.path())?;
-            }
-            best = Some((epoch, result));
+        None => {
+            records.run_dir.metrics().cut(0)?;
+            records.run_dir.metrics().write(&Record::Start {
+                examples,
+                truncated,
+                labels: T::labels(&model),
+                parameters: model.parameters.count() as u64,
+                trainable,
+                steps,
+            })?;
         }
     }
+
+    let from = trainer.counters.epoch;
+    for (i, batches) in epochs.iter().enumerate().skip(from) {
+        let epoch = i + 1;
+        let set = course.set(i);
+        // A stopped run has begun what it was at unless it was stopped between two epochs.
+        let goes_on = resumed
+            .as_ref()
+            .filter(|state| i == from && (state.counters.sums.steps > 0 || !course.begins(i)));
+        if course.begins(i) && goes_on.is_none() && i > 0 {
+            let count = thousands(set.count(&model.parameters) as u64);
+            let line = format!("epoch {epoch}: thawed, {count} parameters are trained");
+            records.progress.say(&line);
+        }
+        if course.begins(i) || goes_on.is_some() {
+            let trained = (set, course.stretch(i));
+            task.begin(config, &model, &before, trained, records.run_dir.path());
+            say(task.take_notes(), records.progress);
+            match goes_on {
+                Some(state) => trainer.rejoin(&model, set, &state.unaudited)?,
+                None => trainer.begin(&model, set)?,
+            }
+        }
+        trainer.epoch(batches, &mut model, (&task, set), &mut records)?;
+        let step = trainer.counters.step;
+        say(task.take_notes(), records.progress);
+        weights_are_finite(&model, set, step)?;
+        let result = task.evaluate(&model, step)?;
+        say(task.take_notes(), records.progress);
+        if let Some(quality) = result {
+            let best = records.checkpoints.best.as_ref();
+            let is_best = best.is_none_or(|best| quality.beats(&best.quality));
+            let line = quality.line();
+            let mark = if is_best { ", the best so far" } else { "" };
+            records
+                .progress
+                .say(&format!("epoch {epoch}: {line}{mark}"));
+            let record = quality.record(epoch, step, is_best);
+            records.run_dir.metrics().write(&record)?;
+            if is_best {
+                // The last epoch's weights are still there when the model is saved.
+                if epoch < epochs.len() {
+                    model.set_aside(all, records.run_dir.path())?;
+                }
+                records.checkpoints.best = Some(Best { epoch, quality });
+            }
+        }
+        // Behind the last one, what is left takes no longer than a checkpoint.
+        if epoch < epochs.len() {
+            trainer.reached(&model, &mut records)?;
+        }
+    }
+    let (best, seconds) = (checkpoints.best.take(), checkpoints.elapsed());
     say(trainer.unaudited(&model), &mut progress);
     let (kept, notes) = task.finish();
     say(notes, &mut progress);
     progress.finish();
-    if best
-        .as_ref()
-        .is_some_and(|(epoch, _)| *epoch < epochs.len())
-    {
+    let kept_epoch = best.as_ref().map_or(epochs.len(), |best| best.epoch);
+    if kept_epoch < epochs.len() {
         model.restore(run_dir.path())?;
     }
-    run_dir.remove(ASIDE_FILE)?;
     match config.strategy.name.adapter {
         None => model.save_weights(run_dir.path())?,
         Some(_) => adapter::save(&model, &config.model.path, run_dir.path())?,
     }
     model.save_description(run_dir.path())?;
     // What thawed behind the kept epoch is as frozen in it as the rest.
-    let kept_epoch = best.as_ref().map_or(epochs.len(), |(epoch, _)| *epoch);
     let set = course.set(kept_epoch - 1);
     let certificate = certify(config, &model, set, (&before, &changed), &run_dir)?;
     let (peak, usage) = (peak_rss(), trainer.usage(&memory));
     run_dir.metrics().write(&Record::End {
-        steps: trainer.step,
+        steps: trainer.counters.step,
         best_epoch: kept_epoch,
-        tokens: trainer.tokens,
-        seconds: begun.elapsed().as_secs_f64(),
+        tokens: trainer.counters.tokens,
+        seconds: seconds.as_secs_f64(),
         peak_tensors: usage.peak_total as u64,
         peak_rss: peak,
     })?;
@@ -221,10 +285,10 @@ fn run<T: Task>(config: &RunConfig) -> Result<RunReport> {
         examples,
         truncated,
         epochs: epochs.len(),
-        steps: trainer.step,
-        tokens: trainer.tokens,
-        training: trainer.elapsed,
-        total: begun.elapsed(),
+        steps: trainer.counters.step,
+        tokens: trainer.counters.tokens,
+        training: trainer.counters.training,
+        total: seconds,
         startup: trainer.startup,
         batches: (
             epochs.iter().map(|batches| batches.len() as u64).sum(),
@@ -234,9 +298,9 @@ fn run<T: Task>(config: &RunConfig) -> Result<RunReport> {
             },
         ),
         kept,
-        best: best.map(|(epoch, result)| BestEvaluation {
-            epoch,
-            measures: result.measures(),
+        best: best.map(|best| BestEvaluation {
+            epoch: best.epoch,
+            measures: best.quality.measures(),
         }),
         peak_rss: peak,
         usage: Category::ALL.map(|c| (c, usage.peak(c))).to_vec(),

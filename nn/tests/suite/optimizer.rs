@@ -500,3 +500,74 @@ fn each_parameter_moves_at_its_own_rate() {
         }
     }
 }
+
+#[test]
+fn a_restored_optimizer_goes_on_to_the_same_bits() {
+    let rules = [
+        Rule::adamw(),
+        Rule::Sgd {
+            momentum: 0.9,
+            nesterov: false,
+        },
+        Rule::Sgd {
+            momentum: 0.0,
+            nesterov: false,
+        },
+    ];
+    for rule in rules {
+        let (mut p, list) = model(DType::F32);
+        let set = everything(&p);
+        let mut optimizer = Optimizer::new(rule, 0.1, true).unwrap();
+        let step = |p: &mut Parameters, optimizer: &mut Optimizer, step: u64| {
+            let mut found = gradients(p, &set, &wanted(&list, step));
+            optimizer.step(p, &set, &mut found, 0.01, None).unwrap();
+        };
+        for i in 0..3 {
+            step(&mut p, &mut optimizer, i);
+        }
+        // Another optimizer over other parameters with the same values and state.
+        let (mut other, _) = model(DType::F32);
+        let mut restored = Optimizer::new(rule, 0.1, true).unwrap();
+        let copy = |t: &Tensor| {
+            Tensor::from_bytes(&Memory::cpu(), t.dtype(), t.shape(), &t.to_bytes().unwrap())
+                .unwrap()
+        };
+        let states: Vec<(ParamId, u64, Vec<Tensor>)> = list
+            .iter()
+            .map(|&id| {
+                let (count, state) = optimizer.state(id).unwrap();
+                (id, count, state.iter().map(copy).collect())
+            })
+            .collect();
+        for &id in &list {
+            let value = copy(p.value(id).unwrap());
+            other.set(id, value).unwrap();
+        }
+        restored.restore(&other, 3, states).unwrap();
+        assert_eq!(restored.step_count(), 3);
+        for i in 3..6 {
+            step(&mut p, &mut optimizer, i);
+            step(&mut other, &mut restored, i);
+        }
+        assert_eq!(bytes(&p), bytes(&other));
+        for &id in &list {
+            assert_eq!(state(&restored, id), state(&optimizer, id));
+        }
+    }
+}
+
+#[test]
+fn state_of_another_rule_or_shape_is_refused() {
+    let (p, list) = model(DType::F32);
+    let mut optimizer = Optimizer::new(Rule::adamw(), 0.0, true).unwrap();
+    let zeros = |shape: &[usize]| Tensor::zeros(&Memory::cpu(), DType::F32, shape).unwrap();
+    for state in [vec![zeros(&[3, 4])], vec![zeros(&[3, 4]), zeros(&[4, 3])]] {
+        let error = optimizer.restore(&p, 1, [(list[0], 1, state)]).unwrap_err();
+        let said = error.to_string();
+        assert!(
+            said.contains("a.weight") && said.contains("expected 2 of [3, 4]"),
+            "{said}"
+        );
+        assert!(optimizer.state(list[0]).is_none());
+    }
+}

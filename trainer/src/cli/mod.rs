@@ -9,11 +9,12 @@ mod delta;
 mod generate;
 mod merge;
 mod run_args;
+mod signals;
 
 use std::ffi::OsString;
 use std::fmt::Write as _;
 use std::io::{self, IsTerminal, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
@@ -26,9 +27,11 @@ pub use merge::MergeArgs;
 pub use run_args::RunArgs;
 
 use crate::adapted::AdapterArgs;
-use crate::config::{KEYS, TaskKind};
+use crate::config::{KEYS, RunConfig, TaskKind};
 use crate::device::DeviceArgs;
 use crate::error::{Error, Result, list_names};
+use crate::report::RunReport;
+use crate::run_dir;
 
 /// Fine-tunes pretrained language models.
 #[derive(Debug, Parser)]
@@ -46,6 +49,8 @@ pub enum Command {
     Train(Box<TrainArgs>),
     /// Train a language model from nothing: a configuration, a tokenizer and text.
     Pretrain(Box<PretrainArgs>),
+    /// Go on with a training that was stopped.
+    Resume(ResumeArgs),
     /// Say what memory a training would need, without running it.
     Plan(Box<PlanArgs>),
     /// Measure a trained classifier on labelled data, or a language model on documents or conversations.
@@ -94,6 +99,27 @@ pub struct TrainArgs {
     /// The run's settings.
     #[command(flatten)]
     pub run: RunArgs,
+    /// Begin again, although a run of this name was stopped and could be resumed.
+    #[arg(long)]
+    pub restart: bool,
+}
+
+/// Arguments of `trainer resume`.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Takes up a run that was killed, interrupted or failed where its last checkpoint is, with the settings that it \
+had, and ends with the bits that it would have had. Data and model must be what they were.
+
+Example:
+  trainer resume runs/full"
+)]
+pub struct ResumeArgs {
+    /// The --out of the run.
+    #[arg(value_name = "RUN")]
+    pub run: PathBuf,
+    /// Other worker threads than the run's; results do not depend on it.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=65_536))]
+    pub threads: Option<u32>,
 }
 
 /// Arguments of `trainer plan`.
@@ -125,6 +151,9 @@ pub struct PretrainArgs {
     /// The run's settings.
     #[command(flatten)]
     pub run: RunArgs,
+    /// Begin again, although a run of this name was stopped and could be resumed.
+    #[arg(long)]
+    pub restart: bool,
 }
 
 /// The columns of a data file.
@@ -288,8 +317,15 @@ where
         }
     };
     let outcome = match &cli.command {
-        Command::Train(args) => train(args),
-        Command::Pretrain(args) => pretrain(args),
+        Command::Train(args) => args
+            .run
+            .resolve()
+            .and_then(|config| train(&config, args.restart)),
+        Command::Pretrain(args) => args
+            .run
+            .pretraining()
+            .and_then(|config| train(&config, args.restart)),
+        Command::Resume(args) => resume(args),
         Command::Plan(args) => plan(args),
         Command::Eval(args) => commands::eval(args),
         Command::Predict(args) => commands::predict(args),
@@ -317,9 +353,38 @@ where
     }
 }
 
-fn train(args: &TrainArgs) -> Result<()> {
-    let report = crate::train::train(&args.run.resolve()?)?;
-    print(&report.to_string())
+fn train(config: &RunConfig, restart: bool) -> Result<()> {
+    if restart {
+        run_dir::discard(&config.output.dir)?;
+    }
+    let stop = signals::stop()?;
+    let report = crate::train::train_until(config, &stop);
+    ended(report.map(Some), &config.output.dir)
+}
+
+fn resume(args: &ResumeArgs) -> Result<()> {
+    let threads = args.threads.map(|n| n as usize);
+    let stop = signals::stop()?;
+    ended(crate::train::resume(&args.run, threads, &stop), &args.run)
+}
+
+/// Prints the report of a run at `out`, or says what is left of one that failed.
+fn ended(run: Result<Option<RunReport>>, out: &Path) -> Result<()> {
+    match run {
+        Ok(Some(report)) => print(&report.to_string()),
+        Ok(None) => print(&format!(
+            "{}: the run had ended, and is in its place now\n",
+            out.display()
+        )),
+        Err(error @ Error::Stopped { .. }) => Err(error),
+        Err(error) => {
+            if run_dir::is_resumable(out) {
+                let out = out.display();
+                eprintln!("what was reached is kept: `trainer resume {out}` goes on from there");
+            }
+            Err(error)
+        }
+    }
 }
 
 fn plan(args: &PlanArgs) -> Result<()> {
@@ -327,11 +392,6 @@ fn plan(args: &PlanArgs) -> Result<()> {
     // Nothing is written: a plan needs no place for it.
     run.out.get_or_insert_with(|| PathBuf::from(".graft-plan"));
     print(&crate::train::plan(&run.resolve()?)?.to_string())
-}
-
-fn pretrain(args: &PretrainArgs) -> Result<()> {
-    let report = crate::train::train(&args.run.pretraining()?)?;
-    print(&report.to_string())
 }
 
 fn config(args: &ConfigArgs) -> Result<()> {

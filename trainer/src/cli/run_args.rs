@@ -78,6 +78,9 @@ pub struct RunArgs {
     /// Where to compute: cpu, cuda:N, or auto for a GPU if there is one.
     #[arg(long, value_name = "DEVICE")]
     pub device: Option<String>,
+    /// How often what a stopped run needs to go on is written: "500 steps", "1 epoch", "10 minutes" or never.
+    #[arg(long, value_name = "INTERVAL")]
+    pub checkpoint: Option<String>,
     /// Worker threads; results do not depend on it.
     #[arg(long, value_name = "N", allow_negative_numbers = true)]
     pub threads: Option<i64>,
@@ -156,6 +159,7 @@ impl RunArgs {
             ("adapter.targets", "--targets", &self.targets),
             ("train.precision", "--precision", &self.precision),
             ("train.device", "--device", &self.device),
+            ("train.checkpoint", "--checkpoint", &self.checkpoint),
             ("data.text", "--text-column", &self.text_column),
             (
                 "data.text_pair",

@@ -199,6 +199,10 @@ pub const KEYS: &[Key] = &[
         "whether the first steps are checked: all that is trained has a gradient and moves, nothing else does; true",
     ),
     key(
+        "train.checkpoint",
+        "how often a run writes what it needs to go on if it is stopped (results do not depend on it): \"500 steps\", \"1 epoch\", \"10 minutes\", or \"never\"; \"10 minutes\"",
+    ),
+    key(
         "train.seed",
         "seed of the new head, the order and dropout, 0 to 2^63-1; 0",
     ),
@@ -235,6 +239,8 @@ const ALIASES: &[(&str, &str)] = &[
     ("num_epochs", "train.epochs"),
     ("per_device_train_batch_size", "train.batch_size"),
     ("gradient_accumulation_steps", "train.accumulate"),
+    ("save_steps", "train.checkpoint"),
+    ("save_strategy", "train.checkpoint"),
     ("max_grad_norm", "optimizer.clip_norm"),
     ("lr_scheduler_type", "optimizer.schedule"),
     ("warmup_ratio", "optimizer.warmup"),

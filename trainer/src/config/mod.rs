@@ -27,7 +27,7 @@ use optimizer::optimizer;
 pub use rules::Rule;
 pub use settings::{Origin, Settings};
 pub use strategy::{AdapterKind, Gradual, Strategy};
-pub use values::{CacheKind, Init, OptimizerKind, Precision, Schedule, TaskKind, Warmup};
+pub use values::{CacheKind, Every, Init, OptimizerKind, Precision, Schedule, TaskKind, Warmup};
 
 use crate::batch::BatchSize;
 use crate::device::DeviceChoice;
@@ -169,6 +169,8 @@ pub struct TrainConfig {
     pub device: DeviceChoice,
     /// Whether the first steps are watched for what is wrongly wired; default true.
     pub audit: bool,
+    /// When what a stopped run needs to go on is written; default: every 10 minutes. Results do not depend on it.
+    pub checkpoint: Every,
     /// Of the new head, the order and dropout; default 0.
     pub seed: u64,
     /// Worker threads; none: all cores. Results do not depend on it.
@@ -272,6 +274,12 @@ impl RunConfig {
             device: choice(s, "train.device", "\"cpu\", \"cuda:N\" or \"auto\"")?
                 .unwrap_or_default(),
             audit: choice(s, "train.audit", "true or false")?.unwrap_or(true),
+            checkpoint: worded(
+                s,
+                "train.checkpoint",
+                "\"never\", or a number of steps, epochs or minutes: \"500 steps\", \"1 epoch\", \"10 minutes\"",
+            )?
+            .unwrap_or(Every::Minutes(10)),
             seed: s
                 .get(
                     "train.seed",

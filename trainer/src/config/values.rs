@@ -1,6 +1,7 @@
 //! The values a configuration's keys take, where they are more than numbers and strings.
 
 use std::fmt;
+use std::str::FromStr;
 
 use graft_tensor::DType;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
@@ -115,6 +116,53 @@ pub enum CacheKind {
     File,
 }
 
+/// How often a run writes a checkpoint.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Every {
+    /// It writes none, not even when it is told to stop.
+    Never,
+    /// So many optimizer steps.
+    Steps(u64),
+    /// So many epochs.
+    Epochs(u64),
+    /// So many minutes.
+    Minutes(u64),
+}
+
+impl fmt::Display for Every {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (count, unit) = match self {
+            Every::Never => return f.write_str("never"),
+            Every::Steps(count) => (count, "step"),
+            Every::Epochs(count) => (count, "epoch"),
+            Every::Minutes(count) => (count, "minute"),
+        };
+        let plural = if *count == 1 { "" } else { "s" };
+        write!(f, "{count} {unit}{plural}")
+    }
+}
+
+impl FromStr for Every {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Every, String> {
+        if text == "never" {
+            return Ok(Every::Never);
+        }
+        let wrong = || format!("`{text}` is no interval");
+        let (count, unit) = text.split_once(' ').ok_or_else(wrong)?;
+        let count: u64 = count.parse().map_err(|_| wrong())?;
+        let unit = unit.trim();
+        match unit.strip_suffix('s').unwrap_or(unit) {
+            _ if count == 0 => Err(wrong()),
+            "step" => Ok(Every::Steps(count)),
+            "epoch" => Ok(Every::Epochs(count)),
+            "minute" => Ok(Every::Minutes(count)),
+            _ => Err(wrong()),
+        }
+    }
+}
+
 /// How long the learning rate rises, in a straight line from 0 to its peak.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 #[serde(untagged)]
@@ -164,11 +212,39 @@ macro_rules! as_string {
         }
     )*};
 }
-as_string!(Strategy, Rule);
+as_string!(Strategy, Rule, Every);
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn intervals_are_read_as_they_are_written() {
+        let intervals = [
+            ("never", Every::Never),
+            ("1 step", Every::Steps(1)),
+            ("500 steps", Every::Steps(500)),
+            ("2 epochs", Every::Epochs(2)),
+            ("10 minutes", Every::Minutes(10)),
+        ];
+        for (text, every) in intervals {
+            assert_eq!(text.parse(), Ok(every));
+            assert_eq!(every.to_string(), text);
+        }
+        assert_eq!("1 minutes".parse(), Ok(Every::Minutes(1)));
+        for text in [
+            "",
+            "10",
+            "steps",
+            "0 steps",
+            "-1 steps",
+            "3 hours",
+            "1.5 epochs",
+            "1 stepss",
+        ] {
+            assert!(text.parse::<Every>().is_err(), "{text}");
+        }
+    }
 
     #[test]
     fn warmup_rounds_up_and_never_passes_the_end() {

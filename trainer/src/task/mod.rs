@@ -10,6 +10,8 @@ use graft_autograd::Var;
 use graft_models::LoadReport;
 use graft_nn::{Forward, TrainableSet};
 use graft_tensor::Memory;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 
 pub(crate) use classify::Classify;
 pub(crate) use tokens::Tokens;
@@ -103,7 +105,7 @@ fn new_parameters(report: &LoadReport) -> Option<String> {
 }
 
 /// The result of an evaluation.
-pub(crate) trait Quality {
+pub(crate) trait Quality: Clone + Serialize + DeserializeOwned {
     /// Whether this is the better of two.
     fn beats(&self, other: &Self) -> bool;
 
