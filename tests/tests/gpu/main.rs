@@ -2,6 +2,7 @@
 //! `scripts/test-simulation` those that are quick on a simulated one.
 
 mod model;
+mod resume;
 mod steps;
 mod trainer;
 mod whole;
