@@ -1,6 +1,6 @@
 //! What can go wrong on a tape.
 
-use graft_tensor::{Error as TensorError, Shape};
+use graft_tensor::{DType, Error as TensorError, Shape};
 
 /// A refused recording or backward pass.
 #[derive(Debug, Clone, thiserror::Error, PartialEq)]
@@ -18,6 +18,16 @@ pub enum Error {
         op: String,
         /// A parameter that the operation's input depends on
         parameter: String,
+    },
+    /// A gradient of a parameter that is codes.
+    #[error(
+        "{parameter} is held in {dtype}, of which there is no gradient; freeze it, or hold it in f32"
+    )]
+    Quantised {
+        /// The parameter
+        parameter: String,
+        /// What it is held in
+        dtype: DType,
     },
     /// Trainable parameters that the loss does not depend on.
     #[error(

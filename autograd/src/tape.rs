@@ -191,7 +191,8 @@ impl Tape {
             inputs: Vec::new(),
             shape: *value.shape(),
             dtype: value.dtype(),
-            needs_gradient: needs_gradient && value.dtype().is_float(),
+            // That codes have none is refused when something reads them.
+            needs_gradient: needs_gradient && !value.dtype().is_integer(),
             parameter,
             saved: Saved::default(),
         });
@@ -216,6 +217,13 @@ impl Tape {
             return Err(Error::NoBackward {
                 op: format!("{:?}", op.kind()),
                 parameter: self.parameter_above(&numbers),
+            });
+        }
+        let codes = |&i: &usize| self.nodes[i].needs_gradient && self.nodes[i].dtype.is_quantised();
+        if let Some(i) = numbers.iter().copied().find(|i| codes(i)) {
+            return Err(Error::Quantised {
+                parameter: self.parameter_above(&[i]),
+                dtype: self.nodes[i].dtype,
             });
         }
         let values: Vec<&Tensor> = inputs.iter().map(|var| &var.value).collect();
@@ -550,7 +558,7 @@ impl Tape {
                 }
             }
         }
-        kept.iter().map(|t| t.count() * t.dtype().size()).sum()
+        kept.iter().map(|t| t.dtype().bytes(t.count())).sum()
     }
 }
 

@@ -1,7 +1,7 @@
 //! What can go wrong with layers, parameters and optimizers.
 
 use graft_autograd::Error as AutogradError;
-use graft_tensor::Error as TensorError;
+use graft_tensor::{DType, Error as TensorError};
 
 /// A refused declaration, policy, step or layer.
 #[derive(Debug, Clone, thiserror::Error, PartialEq)]
@@ -84,6 +84,16 @@ pub enum Error {
     Adapter {
         /// What was found, what was expected, and one thing to do
         what: String,
+    },
+    /// A value that cannot be held as it is to be.
+    #[error("{name} cannot be held in {dtype}: {source}")]
+    Held {
+        /// The parameter
+        name: String,
+        /// What it was to be held in
+        dtype: DType,
+        /// Why not
+        source: Box<TensorError>,
     },
     /// A policy that leaves nothing to train.
     #[error("every parameter is frozen, so there is nothing to train; add a \"train GLOB\" rule")]

@@ -52,6 +52,8 @@ pub struct Parameter {
     shape: Shape,
     init: Init,
     role: Role,
+    /// The type of the value, if it is not the parameters'
+    held: Option<DType>,
     value: Option<Tensor>,
 }
 
@@ -69,6 +71,11 @@ impl Parameter {
     /// What it is to its layer.
     pub fn role(&self) -> Role {
         self.role
+    }
+
+    /// The type that its value is held in, if that is not the parameters' own: then it must be frozen.
+    pub fn held(&self) -> Option<DType> {
+        self.held
     }
 
     /// True once it was loaded or initialised.
@@ -114,6 +121,7 @@ impl Parameters {
                 shape: one.shape,
                 init: one.init,
                 role: one.role,
+                held: one.held,
                 value: one.value.as_ref().map(empty).transpose()?,
             })
         };
@@ -176,9 +184,57 @@ impl Parameters {
             shape,
             init,
             role: Role::Other,
+            held: None,
             value: None,
         });
         Ok(id)
+    }
+
+    /// Says in what type the value of a linear layer's weight is held, from the next value on: bf16, nf4 or int8 for one
+    /// that stays frozen, or the parameters' own.
+    ///
+    /// Codes are those of the weight as `[out, in]`, whichever way it lies in files.
+    ///
+    /// # Errors
+    /// Another type, another kind of parameter.
+    pub fn hold(&mut self, id: ParamId, dtype: DType) -> Result<()> {
+        let parameter = &mut self.list[id.0];
+        let known = matches!(dtype, DType::Bf16 | DType::Nf4 | DType::Int8);
+        if dtype == self.dtype {
+            parameter.held = None;
+        } else if known && self.dtype == DType::F32 && matches!(parameter.role, Role::Linear(_)) {
+            parameter.held = Some(dtype);
+        } else {
+            return Err(Error::Setting {
+                name: "type of a frozen weight",
+                value: format!("{dtype} for {}", parameter.name),
+                expected: "bf16, nf4 or int8 for the weight of a linear layer, among parameters in f32",
+            });
+        }
+        Ok(())
+    }
+
+    /// A value as a parameter is to hold it.
+    fn as_held(&self, parameter: &Parameter, value: &Tensor) -> Result<Tensor> {
+        let m = &self.memory;
+        let Some(dtype) = parameter.held else {
+            return Ok(ops::cast(m, value, self.dtype)?.contiguous(m)?);
+        };
+        if !dtype.is_quantised() || value.dtype() == dtype {
+            return Ok(ops::cast(m, value, dtype)?);
+        }
+        let codes = match parameter.role {
+            Role::Linear(WeightLayout::InOut) => {
+                let turned = value.t()?;
+                ops::quantise(m, &turned, dtype).and_then(|codes| codes.t())
+            }
+            _ => ops::quantise(m, value, dtype),
+        };
+        codes.map_err(|source| Error::Held {
+            name: parameter.name.clone(),
+            dtype,
+            source: Box::new(source),
+        })
     }
 
     /// Says what a parameter is to its layer: only those of which it was said can have an adapter.
@@ -266,12 +322,13 @@ impl Parameters {
         values.filter_map(|(i, p)| Some((ParamId(i), p.value.as_mut()?)))
     }
 
-    /// Gives a parameter its value, in the parameters' type and counted as weights.
+    /// Gives a parameter its value, in the parameters' type or the one that it is [held](Parameters::hold) in, counted
+    /// as weights.
     ///
     /// # Errors
-    /// A tensor of another shape.
+    /// A tensor of another shape; numbers for which there is no code.
     pub fn set(&mut self, id: ParamId, value: Tensor) -> Result<()> {
-        let parameter = &mut self.list[id.0];
+        let parameter = &self.list[id.0];
         if *value.shape() != parameter.shape {
             return Err(Error::ParameterShape {
                 name: parameter.name.clone(),
@@ -279,8 +336,8 @@ impl Parameters {
                 found: value.shape().to_string(),
             });
         }
-        let value = ops::cast(&self.memory, &value, self.dtype)?.contiguous(&self.memory)?;
-        parameter.value = Some(value.recount(Category::Weights)?);
+        let value = self.as_held(parameter, &value)?;
+        self.list[id.0].value = Some(value.recount(Category::Weights)?);
         Ok(())
     }
 

@@ -55,7 +55,8 @@ impl From<DType> for Scalar {
             DType::F16 => Scalar::F16,
             DType::I64 => Scalar::I64,
             DType::I32 => Scalar::I32,
-            DType::U8 => Scalar::U8,
+            // Of codes there is no more to say than that they are bytes.
+            DType::U8 | DType::Nf4 | DType::Int8 => Scalar::U8,
         }
     }
 }

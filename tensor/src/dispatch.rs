@@ -1,6 +1,7 @@
 //! The one place where an element type as a value becomes a type parameter.
 
-/// Evaluates the body with `$t` standing for the element type of any `$dtype`.
+/// Evaluates the body with `$t` standing for the element type of any `$dtype` but codes, which are an
+/// [`Error::DType`](crate::Error::DType).
 #[macro_export]
 #[doc(hidden)]
 macro_rules! with_dtype {
@@ -33,6 +34,14 @@ macro_rules! with_dtype {
             $crate::DType::U8 => {
                 type $t = u8;
                 $body
+            }
+            codes @ ($crate::DType::Nf4 | $crate::DType::Int8) => {
+                return Err($crate::Error::DType {
+                    op: "copy of elements",
+                    what: "the tensor".into(),
+                    found: codes,
+                    expected: "a type whose elements stand by themselves".into(),
+                })
             }
         }
     };

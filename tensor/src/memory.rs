@@ -350,7 +350,7 @@ impl Memory {
     /// # Errors
     /// [`Error::OutOfMemory`] if the system has no more.
     pub(crate) fn allocate(&self, dtype: DType, count: usize) -> Result<Block> {
-        let bytes = count.saturating_mul(dtype.size());
+        let bytes = dtype.bytes(count);
         let mut block = self.take(dtype, bytes)?.ok_or_else(|| Error::OutOfMemory {
             bytes,
             category: self.category,
@@ -369,7 +369,7 @@ impl Memory {
 
     fn take(&self, dtype: DType, bytes: usize) -> Result<Option<Block>> {
         if bytes == 0 {
-            let planned = self.is_planned() && dtype.is_float();
+            let planned = self.is_planned() && !dtype.is_integer();
             return Ok(Some(if planned {
                 Block::Planned(None, None)
             } else {
@@ -381,15 +381,15 @@ impl Memory {
         let taken = match &mut pool.source {
             Source::Real(arena) => arena.take(bytes).map(|r| (Block::Real(r), arena.touched())),
             Source::Plan(ranges) => ranges.take(bytes, |_| true).map(|range| {
-                let kept = (!dtype.is_float()).then(integers);
+                let kept = dtype.is_integer().then(integers);
                 (Block::Planned(Some(range), kept), ranges.touched())
             }),
             Source::Device(arena) => {
                 let region = arena.take(bytes)?;
                 let held = arena.touched();
-                region.map(|device| match dtype.is_float() {
-                    true => (Block::Device(device), held),
-                    false => {
+                region.map(|device| match dtype.is_integer() {
+                    false => (Block::Device(device), held),
+                    true => {
                         let (host, current) = (integers(), AtomicBool::new(false));
                         let mirrored = Mirrored {
                             host,
@@ -453,7 +453,8 @@ fn poison(dtype: DType, bytes: &mut [u8]) {
         DType::F16 => with(bytes, f16::NAN),
         DType::I64 => with(bytes, -1i64),
         DType::I32 => with(bytes, -1i32),
-        DType::U8 => with(bytes, 255u8),
+        // Magnitudes of blocks are then not numbers either.
+        DType::U8 | DType::Nf4 | DType::Int8 => with(bytes, 255u8),
     }
 }
 

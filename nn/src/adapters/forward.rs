@@ -171,8 +171,11 @@ pub(super) fn norms(
     layout: WeightLayout,
     scale: f64,
 ) -> Result<Var> {
+    // The numbers of one weight that is held otherwise, until its row lengths are summed.
+    let dtype = a.value().dtype();
+    let weight = f.cast(weight, dtype)?;
     let t = &mut f.tape;
-    let (w, a, b) = (t.detach(weight)?, t.detach(a)?, t.detach(b)?);
+    let (w, a, b) = (t.detach(&weight)?, t.detach(a)?, t.detach(b)?);
     let w = match layout {
         WeightLayout::OutIn => w,
         WeightLayout::InOut => t.permute(&w, &[1, 0])?,

@@ -40,7 +40,17 @@ pub fn finish(p: &mut Parameters, name: &str, seed: u64) -> Result<()> {
         match init {
             LowRankInit::Kaiming | LowRankInit::Gaussian => {}
             LowRankInit::Orthogonal => orthogonal(p, &adapter, seed)?,
-            LowRankInit::Pissa => principal(p, weight, &adapter, name, seed)?,
+            LowRankInit::Pissa => {
+                if let Some(dtype) = p.get(weight).held() {
+                    let what = format!(
+                        "PiSSA takes its part out of the weights, and {} is held in {dtype}, where what is left would be \
+                         rounded again; hold the base in f32, or choose another init",
+                        p.get(weight).name()
+                    );
+                    return Err(Error::Adapter { what });
+                }
+                principal(p, weight, &adapter, name, seed)?;
+            }
         }
         if let Some(magnitude) = adapter.magnitude {
             let lengths = row_lengths(&changed_weight(p, weight, &adapter)?)?;

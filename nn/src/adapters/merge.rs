@@ -9,7 +9,8 @@ use crate::error::{Error, Result};
 use crate::parameters::{ParamId, Parameters, Role};
 
 /// Folds the adapter in use into the weights, in f64 with one rounding at the end, and takes none into use: the base
-/// then computes by itself what base and adapter did.
+/// then computes by itself what base and adapter did. A weight that was held in a short type, or as codes, is then held
+/// in the parameters' own.
 ///
 /// # Errors
 /// Parameters without values; an adapter that no weight can hold ([`Method::unmergeable`]).
@@ -37,6 +38,11 @@ pub fn merge(p: &mut Parameters) -> Result<()> {
         p.replace(base, value)?;
     }
     for (weight, adapter) in layers {
+        // What is added is smaller than what short types round away.
+        let whole = p.dtype();
+        if p.get(weight).held().is_some() {
+            p.hold(weight, whole)?;
+        }
         match adapter {
             Adapter::LowRank(adapter) => {
                 let mut w = changed_weight(p, weight, &adapter)?;

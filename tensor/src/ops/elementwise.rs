@@ -8,7 +8,7 @@ use graft_kernels::{
     activation as kernel, binary as kernel_binary, copy, dropout as kernel_dropout,
 };
 
-use super::{beside, reduce::Reduce, same_dtype};
+use super::{beside, quantised, reduce::Reduce, same_dtype};
 use crate::error::{Error, Result};
 use crate::{DType, Memory, Shape, Tensor, with_float};
 
@@ -335,13 +335,16 @@ pub fn reduce_to_shape(m: &Memory, dy: &Tensor, shape: &Shape) -> Result<Tensor>
 }
 
 /// The same values as another float type, rounded to nearest; from f64 to a short type by way of
-/// f32.
+/// f32. Of codes, what they stand for, as a view of the same strides.
 ///
 /// # Errors
-/// Types that are no floats.
+/// Types that are no floats: to codes, it is [`quantise`](super::quantise) that leads.
 pub fn cast(m: &Memory, x: &Tensor, to: DType) -> Result<Tensor> {
     if x.dtype() == to {
         return Ok(x.clone());
+    }
+    if x.dtype().is_quantised() {
+        return quantised::numbers(m, x, to);
     }
     let x = x.contiguous(m)?;
     let mut y = Tensor::empty(m, to, x.shape())?;

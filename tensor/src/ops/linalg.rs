@@ -7,7 +7,9 @@ use graft_kernels::{Float, gemm as kernel, reduce as kernel_reduce};
 use half::{bf16, f16};
 
 use super::elementwise::add_assign;
-use super::{accumulator, cast, parameter, parameter_dtype, rows_of, same_dtype, workspace};
+use super::lora::{Last, product};
+use super::quantised::weight_dtype;
+use super::{accumulator, cast, parameter, rows_of, same_dtype, workspace};
 use crate::error::{Error, Result};
 use crate::tensor::TensorElement;
 use crate::{Category, DType, Memory, Shape, Tensor, with_float};
@@ -103,7 +105,8 @@ impl Linear {
 
 /// `activation(x·w + bias)`: `x [.., in]` gives `[.., out]`. With `save`, also the pre-activation,
 /// which the activation's backward needs. Weight and bias may be f32 beside bf16 activations; the
-/// weight is then rounded on its way into the product, and nothing is copied.
+/// weight is then rounded on its way into the product, and nothing is copied. It may also be bf16 beside
+/// f32 ones, or codes: a frozen weight's types.
 ///
 /// # Errors
 /// Inner sizes that differ, a bias that is not `[out]`, types that do not go together.
@@ -139,7 +142,7 @@ pub(super) fn linear_as(
             format!("[.., {inputs}]"),
         ));
     }
-    parameter_dtype(op, "the weight", weight, x.dtype())?;
+    weight_dtype(op, weight, x.dtype())?;
     let bias = bias
         .map(|bias| parameter(op, "the bias", bias, outputs, x.dtype(), m))
         .transpose()?;
@@ -150,6 +153,16 @@ pub(super) fn linear_as(
     let mut pre = (save && p.activation.is_some())
         .then(|| Tensor::empty(m, dtype, &shape))
         .transpose()?;
+    if weight.dtype().is_quantised() {
+        let last = Last {
+            bias: bias.as_ref(),
+            activation: p.activation,
+            pre: pre.as_mut(),
+        };
+        let x = x.reshape(&[rows, inputs])?;
+        product(m, &x, &weight, &mut y, false, last)?;
+        return Ok((y, pre));
+    }
     let operands = operands(x.dtype());
     if let Some(on) = m.gpu() {
         let x = x.reshape(&[rows, inputs])?;
@@ -205,10 +218,15 @@ pub fn input_gradient(
     shape: &Shape,
 ) -> Result<Tensor> {
     let op = "linear backward";
-    parameter_dtype(op, "the weight", weight, dy.dtype())?;
+    weight_dtype(op, weight, dy.dtype())?;
     let (rows, outputs) = rows_of(op, "the gradient", dy)?;
     let w = linear.input_by_output(weight)?; // [in, out]
     let flat = dy.contiguous(m)?.reshape(&[rows, outputs])?;
+    if weight.dtype().is_quantised() {
+        let mut dx = Tensor::empty(m, dy.dtype(), &[rows, w.shape()[0]])?;
+        product(m, &flat, &w.t()?, &mut dx, false, Last::default())?;
+        return dx.reshape(shape);
+    }
     matmul_as(m, operands(dy.dtype()), &flat, &w.t()?, dy.dtype())?.reshape(shape)
 }
 

@@ -15,6 +15,7 @@ use half::{bf16, f16};
 use super::linalg::{
     factor, matmul_as, matrix, operands, products, products_workspace, single, with_product,
 };
+use super::quantised::{self, weight_dtype};
 use super::random::Key;
 use super::{
     Linear, affine, dropout, dropout_backward, parameter, parameter_dtype, rows_of, workspace,
@@ -136,7 +137,7 @@ pub fn lora_input_gradient(
     shape: &Shape,
 ) -> Result<Tensor> {
     let op = "lora backward";
-    parameter_dtype(op, "the weight", weight, dy.dtype())?;
+    weight_dtype(op, weight, dy.dtype())?;
     let (rows, outputs) = rows_of(op, "the gradient", dy)?;
     let mut dx = matmul_as(m, operands(dy.dtype()), low, a, dy.dtype())?; // [rows, in]
     if p.dropout != 0.0 {
@@ -174,11 +175,8 @@ fn check(
         let expected = format!("[{outputs}, {rank}]");
         return Err(Error::shape(op, "the adapter's b", b.shape(), expected));
     }
-    for (what, x2) in [
-        ("the weight", w),
-        ("the adapter's a", a),
-        ("the adapter's b", b),
-    ] {
+    weight_dtype(op, w, x.dtype())?;
+    for (what, x2) in [("the adapter's a", a), ("the adapter's b", b)] {
         parameter_dtype(op, what, x2, x.dtype())?;
     }
     Ok((rows, inputs, outputs))
@@ -186,14 +184,14 @@ fn check(
 
 /// What happens to a product on its way out.
 #[derive(Default)]
-struct Last<'a> {
-    bias: Option<&'a Tensor>,
-    activation: Option<Activation>,
-    pre: Option<&'a mut Tensor>,
+pub(super) struct Last<'a> {
+    pub bias: Option<&'a Tensor>,
+    pub activation: Option<Activation>,
+    pub pre: Option<&'a mut Tensor>,
 }
 
 /// `y = x·w`, or `y += x·w`, and what is to be done last: `x [rows, in]` contiguous, `w [in, out]`, `y` contiguous.
-fn product(
+pub(super) fn product(
     m: &Memory,
     x: &Tensor,
     w: &Tensor,
@@ -205,6 +203,9 @@ fn product(
     if w.shape()[0] != inner || y.count() != rows * columns {
         let expected = format!("[{inner}, {}]", y.count() / rows.max(1));
         return Err(Error::shape("lora", "a factor", w.shape(), expected));
+    }
+    if w.dtype().is_quantised() {
+        return quantised::product(m, x, w, y, accumulate, last);
     }
     let (operands, dtype) = (operands(x.dtype()), y.dtype());
     if let Some(on) = m.gpu() {

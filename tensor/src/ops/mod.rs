@@ -14,6 +14,7 @@ pub mod loss;
 pub mod norm;
 pub mod optimizer;
 pub mod pool;
+mod quantised;
 pub mod random;
 pub mod reduce;
 pub mod rope;
@@ -30,6 +31,7 @@ pub use linalg::{
 };
 pub use lora::{Lora, lora, lora_input, lora_input_gradient, lora_low, lora_low_gradient};
 pub use pool::{Pool, pool, pool_backward};
+pub use quantised::quantise;
 pub use reduce::{Reduce, argmax, max_backward, reduce};
 
 use crate::error::{Error, Result};

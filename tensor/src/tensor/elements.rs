@@ -4,10 +4,10 @@ use graft_kernels::copy;
 use half::{bf16, f16};
 
 use super::{Tensor, TensorElement};
-use crate::DType;
 use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::memory::{Category, Memory};
+use crate::{DType, ops};
 
 impl Tensor {
     /// The elements from the view's first one to the storage's end, for kernels that take strides.
@@ -61,7 +61,7 @@ impl Tensor {
     }
 
     /// Why this machine has no elements of the tensor.
-    fn absent(&self, op: &'static str) -> Error {
+    pub(super) fn absent(&self, op: &'static str) -> Error {
         let shape = self.shape;
         match self.is_planned() {
             true => Error::Planned { shape },
@@ -116,6 +116,10 @@ impl Tensor {
                 .collect(),
             DType::I32 => self.to_vec::<i32>()?.into_iter().map(f64::from).collect(),
             DType::U8 => self.to_vec::<u8>()?.into_iter().map(f64::from).collect(),
+            DType::Nf4 | DType::Int8 => {
+                let here = Memory::cpu();
+                ops::cast(&here, &self.to_memory(&here)?, DType::F32)?.to_f64()?
+            }
         })
     }
 
@@ -135,11 +139,14 @@ impl Tensor {
         Ok(self.to_f64()?[0])
     }
 
-    /// The elements as little-endian bytes, in row-major order, as checkpoints store them.
+    /// The elements as little-endian bytes, in row-major order, as checkpoints store them; codes as they are in memory.
     ///
     /// # Errors
     /// A planned tensor.
     pub fn to_bytes(&self) -> Result<Vec<u8>> {
+        if self.dtype.is_quantised() {
+            return self.stored_bytes();
+        }
         let mut bytes = Vec::with_capacity(self.count() * self.dtype.size());
         macro_rules! push {
             ($t:ty) => {
@@ -155,7 +162,7 @@ impl Tensor {
             DType::F16 => push!(f16),
             DType::I64 => push!(i64),
             DType::I32 => push!(i32),
-            DType::U8 => push!(u8),
+            DType::U8 | DType::Nf4 | DType::Int8 => push!(u8),
         }
         Ok(bytes)
     }
@@ -171,14 +178,14 @@ impl Tensor {
         bytes: &[u8],
     ) -> Result<Tensor> {
         let mut tensor = Tensor::empty(memory, dtype, shape)?;
-        if bytes.len() != tensor.count() * dtype.size() {
+        if bytes.len() != dtype.bytes(tensor.count()) {
             return Err(Error::shape(
                 "from_bytes",
                 "the data",
                 format!("{} bytes", bytes.len()),
                 format!(
                     "{} for {dtype} {}",
-                    tensor.count() * dtype.size(),
+                    dtype.bytes(tensor.count()),
                     tensor.shape
                 ),
             ));
@@ -210,6 +217,7 @@ impl Tensor {
             DType::I64 => read!(i64),
             DType::I32 => read!(i32),
             DType::U8 => read!(u8),
+            DType::Nf4 | DType::Int8 => tensor.codes_mut()?.copy_from_slice(bytes),
         }
         Ok(tensor)
     }

@@ -1,5 +1,6 @@
 //! The tensor: a shape and strides over shared storage.
 
+mod codes;
 mod elements;
 mod rounded;
 mod transfer;
@@ -16,7 +17,7 @@ use self::rounded::Rounded;
 use crate::error::{Error, Result};
 use crate::memory::{Block, Category, Memory};
 use crate::shape::Shape;
-use crate::{DType, with_dtype};
+use crate::{DType, ops, with_dtype};
 
 /// Elements that a tensor can hold, tied to their [`DType`].
 pub trait TensorElement: Element + bytemuck::Pod {
@@ -52,7 +53,7 @@ struct Storage {
 
 impl Storage {
     fn bytes(&self) -> usize {
-        self.count * self.dtype.size()
+        self.dtype.bytes(self.count)
     }
 
     /// The elements; `None` if they are only planned. The type must be the storage's.
@@ -131,6 +132,7 @@ impl Tensor {
     /// As [`Tensor::empty`].
     pub fn full(memory: &Memory, dtype: DType, shape: &[usize], value: f64) -> Result<Tensor> {
         let mut tensor = Tensor::empty(memory, dtype, shape)?;
+        let shape = tensor.shape;
         if tensor.is_planned() {
             return Ok(tensor);
         }
@@ -152,6 +154,10 @@ impl Tensor {
             DType::I64 => copy::fill(tensor.slice_mut::<i64>()?, value as i64),
             DType::I32 => copy::fill(tensor.slice_mut::<i32>()?, value as i32),
             DType::U8 => copy::fill(tensor.slice_mut::<u8>()?, value as u8),
+            DType::Nf4 | DType::Int8 => {
+                let one = Tensor::full(memory, DType::F32, &shape, value)?;
+                tensor = ops::quantise(memory, &one, dtype)?;
+            }
         }
         Ok(tensor)
     }
@@ -263,10 +269,12 @@ impl Tensor {
     /// This tensor if its elements lie side by side, else a copy of which that is true.
     ///
     /// # Errors
-    /// None for a valid tensor.
+    /// Codes that do not lie side by side.
     pub fn contiguous(&self, memory: &Memory) -> Result<Tensor> {
         if self.is_contiguous() {
             Ok(self.clone())
+        } else if self.dtype.is_quantised() {
+            Err(Error::NotContiguous { shape: self.shape })
         } else {
             self.copy(memory)
         }
@@ -285,11 +293,14 @@ impl Tensor {
         }
     }
 
-    /// A contiguous copy with storage of its own.
+    /// A contiguous copy with storage of its own; of codes, a copy of the storage, seen in the same way.
     ///
     /// # Errors
     /// None for a valid tensor.
     pub fn copy(&self, memory: &Memory) -> Result<Tensor> {
+        if self.dtype.is_quantised() {
+            return self.codes_to(memory);
+        }
         let mut out = Tensor::empty(memory, self.dtype, &self.shape)?;
         if let Some(on) = memory.gpu().filter(|_| self.dtype.is_float()) {
             on.run(|gpu| {

@@ -29,6 +29,11 @@ impl Tensor {
         (self.offset * self.dtype.size()).is_multiple_of(16)
     }
 
+    /// The bytes of all codes of the storage, for kernels of a GPU.
+    pub(crate) fn device_codes(&self) -> Result<Slice<'_>> {
+        self.device_range(0, self.storage.bytes())
+    }
+
     pub(super) fn device_range(&self, first: usize, count: usize) -> Result<Slice<'_>> {
         let (storage, dtype) = (&self.storage, self.dtype);
         let slice = match storage.memory.opened_gpu() {
@@ -50,15 +55,19 @@ impl Tensor {
         }
     }
 
-    /// The elements in row-major order, for kernels of a GPU to write.
+    /// The elements in row-major order, or the bytes of all codes, for kernels of a GPU to write.
     pub(crate) fn device_mut(&mut self) -> Result<SliceMut<'_>> {
         let (shape, offset, dtype) = (self.shape, self.offset, self.dtype);
+        let count = match dtype.is_quantised() {
+            true => self.storage.bytes(),
+            false => shape.count(),
+        };
         if !self.is_contiguous() {
             return Err(Error::NotContiguous { shape });
         }
         let absent = self.not_on_gpu();
         let storage = self.storage_mut()?;
-        let slice = storage.block.device_mut(dtype, offset, shape.count());
+        let slice = storage.block.device_mut(dtype, offset, count);
         slice.ok_or(absent)
     }
 
@@ -77,6 +86,9 @@ impl Tensor {
     pub fn to_memory(&self, memory: &Memory) -> Result<Tensor> {
         if memory.is_same(self.memory()) {
             return Ok(self.clone());
+        }
+        if self.dtype.is_quantised() {
+            return self.codes_to(memory);
         }
         if memory.is_planned() && self.dtype.is_float() {
             return Tensor::empty(memory, self.dtype, &self.shape);
