@@ -9,7 +9,7 @@
 //! The best weights so far are beside it ([`ASIDE_FILE`](crate::model::ASIDE_FILE)). They may be of an epoch behind the
 //! checkpoint: a run that goes on from there passes that epoch again, and sets the same bits aside.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io;
 use std::path::Path;
@@ -276,7 +276,7 @@ impl<'a, Q: Serialize + DeserializeOwned + Clone> Checkpoints<'a, Q> {
         }
         let p = &mut model.parameters;
         let mut slots: BTreeMap<ParamId, Vec<(usize, Tensor)>> = BTreeMap::new();
-        let mut weights = Vec::new();
+        let mut found = BTreeSet::new();
         file.read_each(&mut |_| true, &mut |info, bytes| {
             let dtype = info
                 .dtype
@@ -296,19 +296,18 @@ impl<'a, Q: Serialize + DeserializeOwned + Clone> Checkpoints<'a, Q> {
                 };
                 let tensor = Tensor::from_bytes(&memory, dtype, &shape, bytes)?;
                 match kind {
-                    None => weights.push((id, tensor)),
+                    None => {
+                        p.set(id, tensor)?;
+                        found.insert(id);
+                    }
                     Some(i) => slots.entry(id).or_default().push((i, tensor)),
                 }
             }
             Ok(())
         })?;
-        let found: Vec<ParamId> = weights.iter().map(|(id, _)| *id).collect();
         if let Some(missing) = self.trained.ids().find(|id| !found.contains(id)) {
             let what = format!("the tensor `{}` is missing", p.get(missing).name());
             return Err(unusable(&path, what));
-        }
-        for (id, tensor) in weights {
-            p.set(id, tensor)?;
         }
         let mut states = Vec::with_capacity(state.updates.len());
         for (name, &count) in &state.updates {
