@@ -121,10 +121,27 @@ fn main() {
         },
         &[128; 32],
     );
+    bench::<bf16>("minilm 32x128 bf16", p(12, 12, 32), &[128; 32]);
+    bench::<bf16>(
+        "minilm 32x128 bf16 dropout",
+        Attention {
+            dropout: 0.1,
+            ..p(12, 12, 32)
+        },
+        &[128; 32],
+    );
     bench::<f32>("bert 16x256", p(12, 12, 64), &[256; 16]);
     bench::<bf16>("bert 16x256 bf16", p(12, 12, 64), &[256; 16]);
     bench::<f32>(
         "causal 1x4096",
+        Attention {
+            causal: true,
+            ..p(12, 12, 64)
+        },
+        &[4096],
+    );
+    bench::<bf16>(
+        "causal 1x4096 bf16",
         Attention {
             causal: true,
             ..p(12, 12, 64)

@@ -8,11 +8,11 @@
 use crate::parallel;
 use crate::simd::{Isa, kernel};
 
-const MULTIPLIER_0: u32 = 0xD251_1F53;
-const MULTIPLIER_1: u32 = 0xCD9E_8D57;
-const WEYL_0: u32 = 0x9E37_79B9;
-const WEYL_1: u32 = 0xBB67_AE85;
-const ROUNDS: usize = 10;
+pub(crate) const MULTIPLIER_0: u32 = 0xD251_1F53;
+pub(crate) const MULTIPLIER_1: u32 = 0xCD9E_8D57;
+pub(crate) const WEYL_0: u32 = 0x9E37_79B9;
+pub(crate) const WEYL_1: u32 = 0xBB67_AE85;
+pub(crate) const ROUNDS: usize = 10;
 
 /// How many blocks are computed side by side, so that the rounds vectorise.
 const WIDE: usize = 16;

@@ -14,6 +14,11 @@ impl<T> Shared<T> {
         Shared(y.as_mut_ptr(), y.len())
     }
 
+    /// Where it begins, for hints.
+    pub(crate) fn pointer(&self) -> *const T {
+        self.0
+    }
+
     /// Elements `first .. first + len`.
     ///
     /// # Safety

@@ -1,10 +1,11 @@
 //! The backward pass: a task is one key head of one sequence with all its query heads, so that
 //! nobody else adds to the gradients of those keys and values, and the order of sums is fixed.
 
-use super::forward::score;
-use super::plan::{Cursor, Plan, take};
-use super::rows::{self, Scores, Source, Target};
-use super::tile::{At, COLS, Order, Products, ROWS};
+use super::forward::{columns, depth};
+use super::plan::{Place, Plan, take};
+use super::rows::{self, Ahead, Source, Target};
+use super::tile::{At, COLS, Order, Panels, Products, ROWS};
+use super::weights::{self, Scores};
 use super::{Attention, Packed};
 use crate::element::{Float, Real};
 use crate::shared::Shared;
@@ -30,14 +31,15 @@ impl Need {
 pub(super) fn lane(plan: &Plan, p: &Attention) -> usize {
     let Plan {
         padded,
+        wide,
         keys,
         strip,
         longest,
         ..
     } = *plan;
     let group = p.heads / p.kv_heads.max(1);
-    let per_key = 5 * keys * padded;
-    let per_strip = 2 * strip * (padded + keys);
+    let per_key = keys * (3 * wide + 2 * padded);
+    let per_strip = 2 * strip * (wide + keys);
     let whole = group * (longest.next_multiple_of(ROWS) * padded + longest);
     (per_key + per_strip + whole).next_multiple_of(COLS)
 }
@@ -64,37 +66,34 @@ pub(super) fn run<T: Float>(
     let tokens = lse.len() / p.heads;
     let [dq, dk, dv] = [dq, dk, dv].map(|grad| grad.map(Shared::new));
     let outputs = Outputs { dq, dk, dv };
-    let products = Products::<T::Acc>::new(isa);
+    let products = Products::new::<T>(isa);
     let dim = p.head_dim;
     let [out, dout] = [out, dout].map(|data| Packed {
         data,
         row_stride: p.heads * dim,
     });
-    plan.run(workspace, lane(&plan, p), |workspace, claim| {
-        let mut cursor = Cursor::new(offsets);
-        let tasks = |len: usize| if len == 0 { 0 } else { p.kv_heads };
-        while let Some((start, len, kv_head)) = cursor.find(claim(), tasks) {
-            let task = Task {
-                isa,
-                p,
-                plan,
-                products,
-                need,
-                kv_head,
-                start,
-                len,
-                k: k.head(start, len, kv_head, dim),
-                v: v.head(start, len, kv_head, dim),
-            };
-            let inputs = Inputs {
-                q,
-                out,
-                dout,
-                lse,
-                tokens,
-            };
-            task.run(&inputs, &outputs, workspace);
-        }
+    let tasks = |len: usize| if len == 0 { 0 } else { p.kv_heads };
+    let at = |place: Place| Task {
+        p,
+        plan,
+        products,
+        need,
+        kv_head: place.task,
+        start: place.start,
+        len: place.len,
+        k: k.head(place.start, place.len, place.task, dim),
+        v: v.head(place.start, place.len, place.task, dim),
+    };
+    let inputs = Inputs {
+        q,
+        out,
+        dout,
+        lse,
+        tokens,
+    };
+    let each = lane(&plan, p);
+    plan.run(workspace, each, offsets, tasks, |workspace, place, next| {
+        at(place).run(next.map(at), &inputs, &outputs, workspace);
     });
 }
 
@@ -115,7 +114,6 @@ struct Outputs<T> {
 
 /// One key head of one sequence.
 struct Task<'a, T: Float> {
-    isa: Isa,
     p: &'a Attention,
     plan: Plan,
     products: Products<T::Acc>,
@@ -133,10 +131,6 @@ struct Pieces<'a, R> {
     dq: &'a mut [R],
     /// `[group, len]`: `out · dout`.
     dots: &'a mut [R],
-    /// A block of keys: keys in panels, values in panels, keys in rows.
-    k_panels: &'a mut [R],
-    v_panels: &'a mut [R],
-    k_rows: &'a mut [R],
     /// `[keys, padded]`: sums of dk, short of the scale, and of dv.
     dk: &'a mut [R],
     dv: &'a mut [R],
@@ -147,16 +141,40 @@ struct Pieces<'a, R> {
     grads: &'a mut [R],
 }
 
+/// A block of keys, as the right operand of each product: their elements are its depth, or they
+/// themselves.
+struct Block<'a, R> {
+    first: usize,
+    count: usize,
+    keys: Panels<'a, R>,
+    values: Panels<'a, R>,
+    deep_keys: Panels<'a, R>,
+}
+
+/// A strip of queries, or of the gradients of their outputs, as the left operand of one product
+/// and the right one of another.
+struct Strip<'a, R> {
+    left: At<'a, R>,
+    right: Panels<'a, R>,
+}
+
 impl<T: Float> Task<'_, T> {
     fn group(&self) -> usize {
         self.p.heads / self.p.kv_heads
     }
 
-    fn run(&self, inputs: &Inputs<T>, outputs: &Outputs<T>, mut workspace: &mut [T::Acc]) {
+    /// Computes it, and meanwhile asks for what the next one needs.
+    fn run(
+        &self,
+        next: Option<Self>,
+        inputs: &Inputs<T>,
+        outputs: &Outputs<T>,
+        mut workspace: &mut [T::Acc],
+    ) {
         let Self {
-            isa,
             p,
             plan,
+            products,
             need,
             len,
             ..
@@ -164,20 +182,19 @@ impl<T: Float> Task<'_, T> {
         let Plan {
             dim,
             padded,
+            wide,
             keys,
             strip,
             ..
         } = plan;
-        let (zero, one) = (T::Acc::ZERO, T::Acc::ONE);
+        let zero = T::Acc::ZERO;
         let rest = &mut workspace;
+        let [k_room, v_room, deep_room] = [(); 3].map(|()| take(rest, keys * wide));
         let mut pieces = Pieces {
-            k_panels: take(rest, keys * padded),
-            v_panels: take(rest, keys * padded),
-            k_rows: take(rest, keys * padded),
             dk: take(rest, keys * padded),
             dv: take(rest, keys * padded),
-            q: take(rest, strip * padded),
-            dout: take(rest, strip * padded),
+            q: take(rest, strip * wide),
+            dout: take(rest, strip * wide),
             weights: take(rest, strip * keys),
             grads: take(rest, strip * keys),
             dq: take(rest, self.group() * len.next_multiple_of(ROWS) * padded),
@@ -191,31 +208,66 @@ impl<T: Float> Task<'_, T> {
                 let head = self.kv_head * self.group() + g;
                 let [out, dout] =
                     [inputs.out, inputs.dout].map(|rows| rows.head(self.start, len, head, dim));
-                rows::dots(isa, out, dout, dots);
+                rows::dots(products.isa, out, dout, dots);
             }
         }
         let scale = T::Acc::from_f64(p.scale);
-        for block in (0..len).step_by(keys) {
-            let count = keys.min(len - block);
-            let panels = count.next_multiple_of(self.products.panel) * dim;
+        let grow = T::Acc::from_f64(weights::grow(p));
+        for first in (0..len).step_by(keys) {
+            let count = keys.min(len - first);
+            let (k, v) = (self.k.rows(first, count), self.v.rows(first, count));
+            let none = Panels {
+                data: &[],
+                width: products.panel,
+                depth: 0,
+                first: 0,
+            };
+            let block = Block {
+                first,
+                count,
+                keys: columns(&products, &plan, k, k_room),
+                values: if need.scores() {
+                    columns(&products, &plan, v, v_room)
+                } else {
+                    none
+                },
+                deep_keys: if need.q {
+                    depth(&products, &plan, k, deep_room)
+                } else {
+                    none
+                },
+            };
             let rows = count.next_multiple_of(COLS) * padded;
-            let (k, v) = (self.k.rows(block, count), self.v.rows(block, count));
-            rows::pack_panels(isa, k, &mut pieces.k_panels[..panels]);
-            if need.scores() {
-                rows::pack_panels(isa, v, &mut pieces.v_panels[..panels]);
-            }
-            if need.q {
-                rows::pack_rows(isa, k, one, &mut pieces.k_rows[..rows], padded);
-            }
             pieces.dk[..rows].fill(zero);
             pieces.dv[..rows].fill(zero);
+            let mut ahead = self.ahead(&next, inputs, first + keys);
+            let targets = [
+                self.target(&outputs.dk, first),
+                self.target(&outputs.dv, first),
+            ];
             for g in 0..self.group() {
                 for query in (0..len).step_by(strip) {
-                    self.strip(inputs, &mut pieces, g, query, block, count);
+                    if let Some(ahead) = &mut ahead {
+                        ahead.ask(strip);
+                    }
+                    if g == 0 && query < count {
+                        let height = strip.min(count - query);
+                        for target in targets.iter().flatten() {
+                            target.ask(query, height);
+                        }
+                    }
+                    self.strip(inputs, &mut pieces, &block, g, query);
                 }
             }
-            self.write(&outputs.dk, block, count, pieces.dk, scale);
-            self.write(&outputs.dv, block, count, pieces.dv, one);
+            for (target, (sums, by)) in targets
+                .into_iter()
+                .zip([(&*pieces.dk, scale), (&*pieces.dv, grow)])
+            {
+                if let Some(target) = target {
+                    let sums = &sums[..count * padded];
+                    rows::write(products.isa, sums, padded, by, target);
+                }
+            }
         }
         if let Some(dq) = &outputs.dq {
             let rows = len.next_multiple_of(ROWS);
@@ -224,8 +276,35 @@ impl<T: Float> Task<'_, T> {
                 let first = (self.start * p.heads + head) * dim;
                 // SAFETY: this task alone has this sequence's queries of this head.
                 let target = unsafe { Target::new(dq, first, p.heads * dim, dim) };
-                rows::write(isa, &sums[..len * padded], padded, scale, target);
+                rows::write(products.isa, &sums[..len * padded], padded, scale, target);
             }
+        }
+    }
+
+    /// Packs a strip of queries or gradients; as a right operand only if that is `needed`.
+    fn pack<'a>(&self, rows: Source<T>, needed: bool, room: &'a mut [T::Acc]) -> Strip<'a, T::Acc> {
+        let Self { products, plan, .. } = self;
+        let tall = rows.rows.next_multiple_of(ROWS);
+        let stride = plan.padded / products.step;
+        let (left, room) = room.split_at_mut(tall * stride);
+        rows::pack_rows(products, rows, left, plan.padded);
+        let left = &*left;
+        Strip {
+            left: At {
+                data: left,
+                stride,
+                order: Order::Rows,
+            },
+            right: if products.pairs() && needed {
+                depth(products, plan, rows, room)
+            } else {
+                Panels {
+                    data: left,
+                    width: stride,
+                    depth: tall,
+                    first: 0,
+                }
+            },
         }
     }
 
@@ -234,15 +313,14 @@ impl<T: Float> Task<'_, T> {
         &self,
         inputs: &Inputs<T>,
         pieces: &mut Pieces<T::Acc>,
+        block: &Block<T::Acc>,
         g: usize,
         query: usize,
-        block: usize,
-        count: usize,
     ) {
         let Self {
-            isa,
             p,
             plan,
+            ref products,
             need,
             len,
             ..
@@ -255,44 +333,28 @@ impl<T: Float> Task<'_, T> {
             ..
         } = plan;
         let height = strip.min(len - query);
-        let Some((from, to)) = p.columns(query..query + height, len, block, count) else {
+        let queries = query..query + height;
+        let Some((from, to)) = p.columns(queries, len, block.first, block.count) else {
             return;
         };
         let head = self.kv_head * self.group() + g;
-        let (tall, one) = (height.next_multiple_of(ROWS), T::Acc::ONE);
+        let step = products.step;
+        let tall = height.next_multiple_of(ROWS);
         let first = self.start + query;
-        let q = inputs.q.head(first, height, head, dim);
-        let dout = inputs.dout.head(first, height, head, dim);
-        rows::pack_rows(isa, q, one, &mut pieces.q[..tall * padded], padded);
-        rows::pack_rows(isa, dout, one, &mut pieces.dout[..tall * padded], padded);
-        let q = At {
-            data: &*pieces.q,
-            stride: padded,
-        };
-        let dout = At {
-            data: &*pieces.dout,
-            stride: padded,
-        };
-        let (products, cols) = (&self.products, (from, to));
-        score(
-            products,
-            (tall, dim),
-            q,
-            pieces.k_panels,
-            cols,
+        let [q, dout] = [inputs.q, inputs.dout].map(|rows| rows.head(first, height, head, dim));
+        let q = self.pack(q, need.k, pieces.q);
+        let dout = self.pack(dout, need.v, pieces.dout);
+        let size = (tall, from..to, dim.div_ceil(step));
+        products.product(
+            size.clone(),
+            q.left,
+            block.keys,
             pieces.weights,
             keys,
+            false,
         );
         if need.scores() {
-            score(
-                products,
-                (tall, dim),
-                dout,
-                pieces.v_panels,
-                cols,
-                pieces.grads,
-                keys,
-            );
+            products.product(size, dout.left, block.values, pieces.grads, keys, false);
         }
         let area = Scores {
             p,
@@ -301,7 +363,7 @@ impl<T: Float> Task<'_, T> {
             start: self.start,
             first_query: query,
             queries: height,
-            first_key: block,
+            first_key: block.first,
             from,
             to,
             stride: keys,
@@ -309,54 +371,77 @@ impl<T: Float> Task<'_, T> {
         let lse = &inputs.lse[head * inputs.tokens + first..][..height];
         let grads = need.scores().then_some(&mut *pieces.grads);
         let dots = &pieces.dots[g * len + query..][..height];
-        rows::gradient(isa, area, pieces.weights, grads, lse, dots);
+        weights::gradient(products, area, pieces.weights, grads, lse, dots);
 
-        let weights = At {
-            data: &pieces.weights[from..],
-            stride: keys,
+        // Where slots hold pairs, a step is two rows, of which the first has the weights and the
+        // second the gradients of the scores.
+        let by_key = |data| At {
+            data,
+            stride: step * keys,
+            order: Order::Columns,
         };
-        let grads = At {
-            data: &pieces.grads[from..],
-            stride: keys,
+        let grads = if products.pairs() {
+            &pieces.weights[keys + from..]
+        } else {
+            &pieces.grads[from..]
         };
-        let by_key = (to - from, padded, height);
+        let size = (to - from, 0..padded, height.div_ceil(step));
         if need.v {
             let dv = &mut pieces.dv[from * padded..];
-            products.product(by_key, (weights, Order::Columns), dout, dv, padded, true);
+            let weights = by_key(&pieces.weights[from..]);
+            products.product(size.clone(), weights, dout.right, dv, padded, true);
         }
         if need.k {
             let dk = &mut pieces.dk[from * padded..];
-            products.product(by_key, (grads, Order::Columns), q, dk, padded, true);
+            products.product(size, by_key(grads), q.right, dk, padded, true);
         }
         if need.q {
-            let k = At {
-                data: &pieces.k_rows[from * padded..],
-                stride: padded,
+            let grads = At {
+                data: &pieces.grads[from..],
+                stride: keys,
+                order: Order::Rows,
+            };
+            let k = Panels {
+                first: from / step,
+                ..block.deep_keys
             };
             let at = (g * len.next_multiple_of(ROWS) + query) * padded;
-            let by_query = (tall, padded, to - from);
             let dq = &mut pieces.dq[at..];
-            products.product(by_query, (grads, Order::Rows), k, dq, padded, true);
+            let size = (tall, 0..padded, (to.min(block.count) - from).div_ceil(step));
+            products.product(size, grads, k, dq, padded, true);
         }
     }
 
-    /// Rounds the sums of a block of keys, times `by`, to the output.
-    fn write(
-        &self,
-        output: &Option<Shared<T>>,
-        block: usize,
-        count: usize,
-        sums: &[T::Acc],
-        by: T::Acc,
-    ) {
-        let Some(output) = output else {
-            return;
-        };
-        let Plan { dim, padded, .. } = self.plan;
-        let heads = self.p.kv_heads;
-        let first = ((self.start + block) * heads + self.kv_head) * dim;
+    /// Where the gradients of the keys or values from `first` on go.
+    fn target<'a>(&self, output: &'a Option<Shared<T>>, first: usize) -> Option<Target<'a, T>> {
+        let (dim, heads) = (self.plan.dim, self.p.kv_heads);
+        let first = ((self.start + first) * heads + self.kv_head) * dim;
         // SAFETY: this task alone has this sequence's keys and values of this head.
-        let target = unsafe { Target::new(output, first, heads * dim, dim) };
-        rows::write(self.isa, &sums[..count * padded], padded, by, target);
+        let target = |output| unsafe { Target::new(output, first, heads * dim, dim) };
+        output.as_ref().map(target)
+    }
+
+    /// What is read after the keys and values before `block`: those of the next block, or, after the
+    /// last one, what the next task reads first.
+    fn ahead<'a>(
+        &'a self,
+        next: &'a Option<Self>,
+        inputs: &'a Inputs<T>,
+        block: usize,
+    ) -> Option<Ahead<'a, T, 5>> {
+        let keys = self.plan.keys;
+        let none = self.k.rows(0, 0);
+        if block < self.len {
+            let count = keys.min(self.len - block);
+            let [k, v] = [self.k, self.v].map(|rows| rows.rows(block, count));
+            return Some(Ahead::new([none, none, none, k, v]));
+        }
+        let next = next.as_ref()?;
+        let count = keys.min(next.len);
+        let [k, v] = [next.k, next.v].map(|rows| rows.rows(0, count));
+        let head = next.kv_head * next.group();
+        let [q, out, dout] = [inputs.q, inputs.out, inputs.dout]
+            .map(|rows| rows.head(next.start, count, head, next.plan.dim));
+        Some(Ahead::new([q, out, dout, k, v]))
     }
 }

@@ -4,6 +4,11 @@
 //! `c`, `s = c * tanh(s / c)` (Gemma 2); `p = softmax over the visible j of s`; dropout on `p`;
 //! `out_i = sum over j of p * v_j`. Heads are grouped as in J. Ainslie et al., "GQA",
 //! arXiv:2305.13245: query head h reads key and value head `h / (heads / kv_heads)`.
+//!
+//! Products, softmax and sums are in `T::Acc`. Where bf16 is stored and the processor multiplies pairs
+//! of it (AVX512_BF16), the weights and the gradients of the scores are rounded to bf16 between two
+//! products; scores, maxima, sums and accumulators stay f32, and so do the sums of weights that
+//! results are divided by, which are those before rounding.
 
 mod backward;
 mod cached;
@@ -11,6 +16,7 @@ mod forward;
 mod plan;
 mod rows;
 mod tile;
+mod weights;
 
 pub use cached::{Kept, attention_cached, attention_cached_with, attention_cached_workspace};
 

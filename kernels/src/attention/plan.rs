@@ -2,7 +2,7 @@
 //! the next task, and a task's result does not depend on the lane that ran it.
 
 use super::Attention;
-use super::tile::{COLS, ROWS};
+use super::tile::{COLS, ROWS, WIDEST};
 use rayon::prelude::*;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -16,6 +16,10 @@ pub(super) const STRIP: usize = 32;
 pub(super) const QUERIES: usize = 256;
 /// At most so many lanes, hence threads.
 const LANES: usize = 32;
+/// Batches of tasks for each lane, if there are so many tasks, and tasks of a batch at most: enough
+/// batches that all threads end at about the same time.
+const BATCHES: usize = 4;
+const MOST: usize = 8;
 /// Fewer multiply-adds than this stay on the calling thread.
 const PARALLEL: usize = 1 << 18;
 /// Alignment of workspaces, in bytes: a cache line.
@@ -24,9 +28,10 @@ const ALIGN: usize = 64;
 /// Sizes of the blocks.
 #[derive(Clone, Copy)]
 pub(super) struct Plan {
-    /// Dimensions of a head, and the same padded to whole tiles.
+    /// Dimensions of a head, the same padded to whole tiles, and to whole panels.
     pub dim: usize,
     pub padded: usize,
+    pub wide: usize,
     /// Tokens of the longest sequence.
     pub longest: usize,
     /// Keys of a block; a multiple of the widest panel.
@@ -36,6 +41,17 @@ pub(super) struct Plan {
     pub strip: usize,
     /// Pieces of workspace.
     pub lanes: usize,
+    /// Tasks that a lane takes at a time, one after the other: it can ask for the operands of the
+    /// next while it computes, and heads that lie side by side share lines of memory.
+    batch: usize,
+}
+
+/// Where a task is: its sequence's first token and length, and which of the sequence's tasks it is.
+#[derive(Clone, Copy)]
+pub(super) struct Place {
+    pub start: usize,
+    pub len: usize,
+    pub task: usize,
 }
 
 impl Plan {
@@ -60,8 +76,9 @@ impl Plan {
         Plan {
             dim: p.head_dim,
             padded: p.head_dim.next_multiple_of(COLS),
+            wide: p.head_dim.next_multiple_of(WIDEST),
             longest,
-            keys: KEYS.min(longest.next_multiple_of(32)),
+            keys: KEYS.min(longest.next_multiple_of(WIDEST)),
             queries: QUERIES.min(longest.next_multiple_of(ROWS)),
             strip: STRIP.min(longest.next_multiple_of(ROWS)),
             lanes: if products < PARALLEL {
@@ -69,6 +86,7 @@ impl Plan {
             } else {
                 tasks.clamp(1, LANES)
             },
+            batch: (tasks / (BATCHES * LANES)).clamp(1, MOST),
         }
     }
 
@@ -81,31 +99,51 @@ impl Plan {
         }
     }
 
-    /// Runs `work(its workspace, the tasks' counter)` in every lane.
+    /// Runs `work(workspace, place, next)` for every task, of which a sequence has `tasks(len)`, with
+    /// the workspace of the lane and the place of the task that follows in the same lane, if that
+    /// is known.
     pub fn run<R: Send>(
         &self,
         workspace: &mut [R],
         each: usize,
-        work: impl Fn(&mut [R], &(dyn Fn() -> usize + Sync)) + Sync + Send,
+        offsets: &[i64],
+        tasks: impl Fn(usize) -> usize + Sync,
+        work: impl Fn(&mut [R], Place, Option<Place>) + Sync,
     ) {
         let next = AtomicUsize::new(0);
-        let claim = || next.fetch_add(1, Ordering::Relaxed);
+        let lane = |workspace: &mut [R]| {
+            let mut cursor = Cursor::new(offsets);
+            loop {
+                let first = next.fetch_add(self.batch, Ordering::Relaxed);
+                let Some(mut place) = cursor.find(first, &tasks) else {
+                    break;
+                };
+                for task in first + 1..first + self.batch {
+                    let Some(next) = cursor.find(task, &tasks) else {
+                        break;
+                    };
+                    work(workspace, place, Some(next));
+                    place = next;
+                }
+                work(workspace, place, None);
+            }
+        };
         let slack = ALIGN / size_of::<R>();
         let skip = workspace.as_ptr().align_offset(ALIGN).min(slack);
         let workspace = &mut workspace[skip..][..self.lanes * each];
         if self.lanes == 1 {
-            work(workspace, &claim);
+            lane(workspace);
         } else {
             workspace
                 .par_chunks_exact_mut(each)
                 .with_max_len(1)
-                .for_each(|workspace| work(workspace, &claim));
+                .for_each(lane);
         }
     }
 }
 
 /// Walks through the sequences as the numbers of tasks rise.
-pub(super) struct Cursor<'a> {
+struct Cursor<'a> {
     offsets: &'a [i64],
     sequence: usize,
     /// The first task of the sequence.
@@ -113,7 +151,7 @@ pub(super) struct Cursor<'a> {
 }
 
 impl<'a> Cursor<'a> {
-    pub fn new(offsets: &'a [i64]) -> Self {
+    fn new(offsets: &'a [i64]) -> Self {
         Cursor {
             offsets,
             sequence: 0,
@@ -121,19 +159,18 @@ impl<'a> Cursor<'a> {
         }
     }
 
-    /// Where task `task` is, if there is one: its sequence's first token, its length, and which
-    /// of the sequence's tasks it is; `tasks(len)` says how many a sequence has.
-    pub fn find(
-        &mut self,
-        task: usize,
-        tasks: impl Fn(usize) -> usize,
-    ) -> Option<(usize, usize, usize)> {
+    /// Where task `task` is, if there is one.
+    fn find(&mut self, task: usize, tasks: &impl Fn(usize) -> usize) -> Option<Place> {
         while self.sequence + 1 < self.offsets.len() {
             let start = self.offsets[self.sequence] as usize;
             let len = self.offsets[self.sequence + 1] as usize - start;
             let count = tasks(len);
             if task < self.base + count {
-                return Some((start, len, task - self.base));
+                return Some(Place {
+                    start,
+                    len,
+                    task: task - self.base,
+                });
             }
             self.base += count;
             self.sequence += 1;

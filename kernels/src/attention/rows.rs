@@ -1,16 +1,15 @@
-//! What happens to whole rows: packing of operands, softmax of scores, and its gradient.
+//! What happens to whole rows of operands and results: packing, products of rows, rounding to storage.
 
-use super::Attention;
-use super::plan::KEYS;
-use super::tile::COLS;
+use super::tile::{COLS, Products};
 use crate::element::{Float, Real};
 use crate::gemm::{self, MatRef};
-use crate::math::{exp, tanh};
-use crate::philox::{self, WIDE_ITEMS};
+use crate::math::ln;
 use crate::shared::Shared;
-use crate::simd::{Isa, kernel};
-use crate::sums::{each_lane, fold, total};
-use std::ops::Range;
+use crate::simd::kernel;
+use crate::sums::{each_lane, total};
+
+#[cfg(target_arch = "x86_64")]
+mod avx512;
 
 /// Rows `stride` apart, of which `dim` elements count.
 #[derive(Clone, Copy)]
@@ -35,17 +34,92 @@ impl<'a, T> Source<'a, T> {
             ..*self
         }
     }
+
+    fn matrix(&self) -> MatRef<'a, T> {
+        MatRef {
+            data: self.data,
+            rows: self.rows,
+            cols: self.dim,
+            row_stride: self.stride,
+            col_stride: 1,
+        }
+    }
+}
+
+/// Asks for elements to be brought into the second cache level, or into the first to be written if
+/// `own`: a hint, which may point anywhere.
+#[inline(always)]
+fn prefetch<T>(row: *const T, count: usize, own: bool) {
+    #[cfg(target_arch = "x86_64")]
+    {
+        use std::arch::x86_64::{_MM_HINT_ET0, _MM_HINT_T1, _mm_prefetch};
+        let bytes = count * size_of::<T>();
+        // The row may begin inside a line, so its last element is asked for too.
+        for at in (0..bytes).step_by(64).chain([bytes.saturating_sub(1)]) {
+            let line = row.cast::<i8>().wrapping_add(at);
+            // SAFETY: it never faults.
+            unsafe {
+                if own {
+                    _mm_prefetch::<_MM_HINT_ET0>(line);
+                } else {
+                    _mm_prefetch::<_MM_HINT_T1>(line);
+                }
+            }
+        }
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = (row, count, own);
+}
+
+/// Rows that are read next, which are asked for while others are computed on.
+pub(super) struct Ahead<'a, T, const N: usize> {
+    pub sources: [Source<'a, T>; N],
+    /// Those that have been asked for.
+    at: usize,
+}
+
+impl<'a, T, const N: usize> Ahead<'a, T, N> {
+    pub fn new(sources: [Source<'a, T>; N]) -> Self {
+        Ahead { sources, at: 0 }
+    }
+
+    /// Asks for the next `rows` of each source to be brought into the second cache level.
+    pub fn ask(&mut self, rows: usize) {
+        let next = self.at + rows;
+        for source in &self.sources {
+            for r in self.at..next.min(source.rows) {
+                let row = source.data.as_ptr().wrapping_add(r * source.stride);
+                prefetch(row, source.dim, false);
+            }
+        }
+        self.at = next;
+    }
+}
+
+/// Rows as the left operand of a product over their elements: `[rows, padded / step]` slots, zeros
+/// around them.
+pub(super) fn pack_rows<T: Float>(
+    products: &Products<T::Acc>,
+    src: Source<'_, T>,
+    dst: &mut [T::Acc],
+    padded: usize,
+) {
+    #[cfg(target_arch = "x86_64")]
+    if avx512::pack_rows(products, src, dst, padded / products.step) {
+        return;
+    }
+    widen_rows(products.isa, src, dst, padded);
 }
 
 kernel! {
-    /// `dst[r, c] = src[r, c] * factor`, `[rows_padded, dim_padded]`, zeros around it.
-    pub(super) fn pack_rows[A: Arch, T: Float](
-        isa: Isa, src: Source<'_, T>, factor: T::Acc, dst: &mut [T::Acc], dim_padded: usize,
+    /// `dst[r, c] = src[r, c]`, `[rows_padded, dim_padded]`, zeros around it.
+    fn widen_rows[A: Arch, T: Float](
+        isa: Isa, src: Source<'_, T>, dst: &mut [T::Acc], dim_padded: usize,
     ) {
         for (r, dst) in dst.chunks_exact_mut(dim_padded).enumerate() {
             if r < src.rows {
                 for (y, x) in dst.iter_mut().zip(src.row(r)) {
-                    *y = x.widen() * factor;
+                    *y = x.widen();
                 }
                 dst[src.dim..].fill(T::Acc::ZERO);
             } else {
@@ -55,226 +129,25 @@ kernel! {
     }
 }
 
-/// Transposes rows into panels as wide as the tiles, `[panels, dim, width]`, with zeros after the
-/// last row; see [`gemm::pack_panels`].
-pub(super) fn pack_panels<T: Float>(isa: Isa, src: Source<'_, T>, dst: &mut [T::Acc]) {
-    let Source {
-        data,
-        stride,
-        rows,
-        dim,
-    } = src;
-    let x = MatRef {
-        data,
-        rows,
-        cols: dim,
-        row_stride: stride,
-        col_stride: 1,
-    };
-    gemm::pack_panels(isa, x, dst);
+/// Rows as the right operand of a product over their elements, whose columns they are:
+/// `[panels, dim / step, panel]` slots, zeros after the last row.
+pub(super) fn pack_columns<T: Float>(
+    products: &Products<T::Acc>,
+    src: Source<'_, T>,
+    dst: &mut [T::Acc],
+) {
+    gemm::pack_panels(products.isa, products.operands, src.matrix(), dst);
 }
 
-/// A rectangle of scores: rows are queries, columns keys of one sequence and head.
-#[derive(Clone, Copy)]
-pub(super) struct Scores<'a> {
-    pub p: &'a Attention,
-    pub head: usize,
-    /// Tokens of the sequence, and where it begins among all tokens.
-    pub len: usize,
-    pub start: usize,
-    /// The queries of the rows, and the key of column 0, both within the sequence.
-    pub first_query: usize,
-    pub queries: usize,
-    pub first_key: usize,
-    /// The columns that are computed: multiples of [`COLS`].
-    pub from: usize,
-    pub to: usize,
-    /// Elements from a row to the next.
-    pub stride: usize,
-}
-
-impl Scores<'_> {
-    /// The visible columns of row r, within `from..to` and relative to `from`.
-    #[inline(always)]
-    fn visible(&self, r: usize) -> Range<usize> {
-        let keys = self.p.visible(self.first_query + r, self.len);
-        let origin = self.first_key + self.from;
-        let width = self.to - self.from;
-        let first = keys.start.saturating_sub(origin).min(width);
-        first..keys.end.saturating_sub(origin).clamp(first, width)
-    }
-
-    /// The dropout mask of row r, for columns `from..to`: 0 or 1 / (1 - dropout).
-    ///
-    /// That of head h, query token t (counted over all sequences) and key j (within the sequence)
-    /// is word `j % 4` of the Philox block with counter `[j / 4, t, h, 1]`, kept as in
-    /// [`crate::dropout`].
-    #[inline(always)]
-    fn mask<'a, R: Real>(&self, r: usize, room: &'a mut [R; KEYS]) -> &'a [R] {
-        let p = self.p;
-        let keep = philox::keep_from(p.dropout);
-        let scale = R::from_f64(crate::dropout::kept_scale(p.dropout));
-        let token = (self.start + self.first_query + r) as u32;
-        let first = ((self.first_key + self.from) / 4) as u32;
-        let rest = [token, self.head as u32, 1];
-        let mask = &mut room[..self.to - self.from];
-        for (n, part) in mask.chunks_mut(WIDE_ITEMS).enumerate() {
-            let counter = first.wrapping_add((n * WIDE_ITEMS / 4) as u32);
-            let words = philox::wide_blocks(p.key, counter, rest);
-            if let Some(part) = part.first_chunk_mut::<WIDE_ITEMS>() {
-                for i in 0..WIDE_ITEMS {
-                    part[i] = if words[i] >> 8 >= keep {
-                        scale
-                    } else {
-                        R::ZERO
-                    };
-                }
-            } else {
-                for (x, word) in part.iter_mut().zip(words) {
-                    *x = if word >> 8 >= keep { scale } else { R::ZERO };
-                }
-            }
-        }
-        mask
-    }
-}
-
-/// `x[i] = x[i] * mask[i]`
-#[inline(always)]
-fn multiply<R: Real>(x: &mut [R], mask: &[R]) {
-    for (x, &by) in x.iter_mut().zip(mask) {
-        *x = *x * by;
-    }
-}
-
-kernel! {
-    /// One step of the online softmax (M. Milakov, N. Gimelshein, arXiv:1805.02867), as used by
-    /// T. Dao et al., "FlashAttention", arXiv:2205.14135: turns scores into `exp(s - max)`,
-    /// dropout applied, with the running maximum and sum of each row, and rescales what the rows
-    /// have accumulated in `out` (`[queries, width]`) when their maximum has grown.
-    ///
-    /// With a softcap, the scores come divided by it.
-    pub(super) fn softmax[A: Arch, R: Real](
-        isa: Isa, scores: Scores<'_>, s: &mut [R], max: &mut [R], sum: &mut [R], out: &mut [R],
-        width: usize,
-    ) {
-        let zero = R::ZERO;
-        let mut room = [zero; KEYS];
-        for r in 0..scores.queries {
-            let row = &mut s[r * scores.stride..][scores.from..scores.to];
-            if let Some(c) = scores.p.softcap {
-                let c = R::from_f64(c);
-                for x in row.as_chunks_mut::<COLS>().0 {
-                    for l in 0..COLS {
-                        x[l] = c * tanh::<A, R>(x[l]);
-                    }
-                }
-            }
-            let visible = scores.visible(r);
-            row[visible.end..].fill(R::NEG_INFINITY);
-            row[..visible.start].fill(R::NEG_INFINITY);
-            let (chunks, _) = row.as_chunks_mut::<COLS>();
-            let mut best = [R::NEG_INFINITY; COLS];
-            for x in chunks.iter() {
-                for l in 0..COLS {
-                    best[l] = if x[l] > best[l] { x[l] } else { best[l] };
-                }
-            }
-            // NaN is not looked for, the sum will show it: that would cost the forward pass 3%.
-            let (old, here) = (max[r], fold(best, |a, b| if a > b { a } else { b }));
-            let new = if here > old { here } else { old };
-            // No visible key so far: any finite shift gives weights of 0 and not NaN.
-            let shift = if new == R::NEG_INFINITY { zero } else { new };
-            let mut sums = [zero; COLS];
-            for x in chunks.iter_mut() {
-                for l in 0..COLS {
-                    x[l] = exp::<A, R>(x[l] - shift);
-                    sums[l] += x[l];
-                }
-            }
-            if new > old && old > R::NEG_INFINITY {
-                let shrink = exp::<A, R>(old - shift);
-                sum[r] = sum[r] * shrink;
-                for x in &mut out[r * width..(r + 1) * width] {
-                    *x = *x * shrink;
-                }
-            }
-            sum[r] += total(sums);
-            max[r] = new;
-            if scores.p.dropout > 0.0 {
-                multiply(row, scores.mask(r, &mut room));
-            }
-        }
-    }
-}
-
-kernel! {
-    /// Turns scores into the weights `P` of the forward pass, dropout applied, and the gradient
-    /// `dp` of the weights (if given) into that of the scores before the softcap:
-    /// `dS = P * (dropout(dP) - dot) * (1 - tanh^2)`, where `dot` is the row's `out · dout`.
-    /// Scores come as bare products of queries and keys.
-    pub(super) fn gradient[A: Arch, R: Real](
-        isa: Isa, scores: Scores<'_>, s: &mut [R], dp: Option<&mut [R]>, lse: &[R],
-        dot: &[R],
-    ) {
-        let mut dp = dp;
-        let factor = R::from_f64(scores.p.factor());
-        let mut room = [R::ZERO; KEYS];
-        for r in 0..scores.queries {
-            let at = r * scores.stride;
-            let row = &mut s[at + scores.from..at + scores.to];
-            let visible = scores.visible(r);
-            let (lse, dot) = (lse[r], dot[r]);
-            let mut grad = dp.as_deref_mut().map(|dp| &mut dp[at + scores.from..at + scores.to]);
-            let mask = (scores.p.dropout > 0.0).then(|| scores.mask(r, &mut room));
-            if let (Some(mask), Some(grad)) = (mask, grad.as_deref_mut()) {
-                multiply(grad, mask);
-            }
-            let capped = scores.p.softcap.map(R::from_f64);
-            let (xs, _) = row.as_chunks_mut::<COLS>();
-            match (grad.as_deref_mut(), capped) {
-                (Some(grad), Some(c)) => {
-                    for (x, g) in xs.iter_mut().zip(grad.as_chunks_mut::<COLS>().0) {
-                        for l in 0..COLS {
-                            let t = tanh::<A, R>(x[l] * factor);
-                            x[l] = exp::<A, R>(A::fma(c, t, -lse));
-                            g[l] = x[l] * (g[l] - dot) * (R::ONE - t * t);
-                        }
-                    }
-                }
-                (Some(grad), None) => {
-                    for (x, g) in xs.iter_mut().zip(grad.as_chunks_mut::<COLS>().0) {
-                        for l in 0..COLS {
-                            x[l] = exp::<A, R>(A::fma(x[l], factor, -lse));
-                            g[l] = x[l] * (g[l] - dot);
-                        }
-                    }
-                }
-                (None, Some(c)) => {
-                    for x in xs {
-                        for l in 0..COLS {
-                            x[l] = exp::<A, R>(A::fma(c, tanh::<A, R>(x[l] * factor), -lse));
-                        }
-                    }
-                }
-                (None, None) => {
-                    for x in xs {
-                        for l in 0..COLS {
-                            x[l] = exp::<A, R>(A::fma(x[l], factor, -lse));
-                        }
-                    }
-                }
-            }
-            // Whatever the hidden scores gave, infinity and NaN included, is not theirs to add.
-            for row in [Some(&mut *row), grad].into_iter().flatten() {
-                row[..visible.start].fill(R::ZERO);
-                row[visible.end..].fill(R::ZERO);
-            }
-            if let Some(mask) = mask {
-                multiply(row, mask);
-            }
-        }
-    }
+/// Rows as the right operand of a product over the rows, for slots that hold pairs:
+/// `[panels, rows / 2, panel]`, zeros after the last element. (With one element in a slot that is
+/// what [`pack_rows`] makes, one panel.)
+pub(super) fn pack_depth<T: Float>(
+    products: &Products<T::Acc>,
+    src: Source<'_, T>,
+    dst: &mut [T::Acc],
+) {
+    gemm::pack_panels(products.isa, products.operands, src.matrix().t(), dst);
 }
 
 kernel! {
@@ -294,6 +167,7 @@ kernel! {
 }
 
 /// Rows of an output, each `dim` long, from element `first` on and `stride` apart.
+#[derive(Clone, Copy)]
 pub(super) struct Target<'a, T> {
     out: &'a Shared<T>,
     first: usize,
@@ -312,6 +186,20 @@ impl<'a, T> Target<'a, T> {
             dim,
         }
     }
+
+    /// Asks for rows `first .. first + rows`, which will be written.
+    pub fn ask(&self, first: usize, rows: usize) {
+        for r in first..first + rows {
+            let first = self.out.pointer().wrapping_add(self.first);
+            prefetch(first.wrapping_add(r * self.stride), self.dim, true);
+        }
+    }
+
+    #[inline(always)]
+    fn row(&self, r: usize) -> &'a mut [T] {
+        // SAFETY: by the maker of the target; one row is used at a time.
+        unsafe { self.out.part(self.first + r * self.stride, self.dim) }
+    }
 }
 
 kernel! {
@@ -320,11 +208,30 @@ kernel! {
         isa: Isa, sums: &[T::Acc], padded: usize, by: T::Acc, target: Target<'_, T>,
     ) {
         for (r, sums) in sums.chunks_exact(padded).enumerate() {
-            // SAFETY: by the maker of the target.
-            let out = unsafe { target.out.part(target.first + r * target.stride, target.dim) };
-            for (y, x) in out.iter_mut().zip(sums) {
+            for (y, x) in target.row(r).iter_mut().zip(sums) {
                 *y = T::narrow(*x * by);
             }
+        }
+    }
+}
+
+kernel! {
+    /// The end of the online softmax: rows of `acc` (`[rows, padded]`) over their `sum`, times `grow`,
+    /// rounded to storage, and ln of the sum of exponentials, of which `max` was taken off in
+    /// units of `unit`.
+    pub(super) fn finish[A: Arch, T: Float](
+        isa: Isa, acc: &[T::Acc], padded: usize, max: &[T::Acc], sum: &[T::Acc], unit: T::Acc,
+        grow: T::Acc, target: Target<'_, T>, lse: &mut [T::Acc],
+    ) {
+        let zero = T::Acc::ZERO;
+        for (r, acc) in acc.chunks_exact(padded).take(lse.len()).enumerate() {
+            let by = if sum[r] == zero { zero } else { grow / sum[r] };
+            for (y, x) in target.row(r).iter_mut().zip(acc) {
+                *y = T::narrow(*x * by);
+            }
+        }
+        for (lse, (&max, &sum)) in lse.iter_mut().zip(max.iter().zip(sum)) {
+            *lse = A::fma(max, unit, ln::<A, T::Acc>(sum));
         }
     }
 }

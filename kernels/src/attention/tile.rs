@@ -1,19 +1,25 @@
 //! Small products inside one block: `C = A·B` or `C += A·B` with operands in the workspace.
 //!
-//! B and C are row-major with rows of any distance; A is read row by row or column by column, so
-//! that scores serve as P (times V) and as its transpose (times the gradient of the output)
-//! without being copied. Every size but the depth is padded by the caller: rows to [`ROWS`],
-//! columns to [`COLS`] or, inside a panel, its width.
+//! C is row-major with rows of any distance. A is read row by row or column by column, so that scores
+//! serve as P (times V) and as its transpose (times the gradient of the output). B lies in panels.
+//! Every size but the depth is padded by the caller: rows to [`ROWS`], columns to [`COLS`].
+//!
+//! A slot of an operand holds one element or, where the processor multiplies pairs of bf16, two
+//! that are neighbours in depth, the lower half being the first: depth is counted in slots.
 
-use crate::element::{Real, same};
-use crate::gemm;
+use crate::element::{Float, Real, same};
+use crate::gemm::{self, Operands};
 use crate::simd::{Arch, Baseline, Isa};
+use half::bf16;
 use std::mem::transmute_copy;
+use std::ops::Range;
 
 /// Rows of C come in multiples of this.
 pub(super) const ROWS: usize = 8;
 /// Columns of C come in multiples of this.
 pub(super) const COLS: usize = 16;
+/// No panel that [`gemm::pack_panels`] makes is wider.
+pub(super) const WIDEST: usize = 32;
 
 /// How A lies in memory.
 #[derive(Clone, Copy, PartialEq)]
@@ -24,11 +30,23 @@ pub(super) enum Order {
     Columns,
 }
 
-/// A matrix in a slice: where its first element is, and from a row to the next.
+/// A: where its first slot is, and from a row (or a column) to the next.
 #[derive(Clone, Copy)]
 pub(super) struct At<'a, R> {
     pub data: &'a [R],
     pub stride: usize,
+    pub order: Order,
+}
+
+/// B: `B[l, j]` at `j / width * width * depth + (first + l) * width + j % width`. A row-major matrix
+/// is one panel.
+#[derive(Clone, Copy)]
+pub(super) struct Panels<'a, R> {
+    pub data: &'a [R],
+    pub width: usize,
+    /// Slots that a panel is deep, and the first that is read.
+    pub depth: usize,
+    pub first: usize,
 }
 
 /// One tile: depth, a, a's stride, b, b's stride, c, c's stride, whether C is added to.
@@ -49,21 +67,121 @@ struct Set<R> {
 #[derive(Clone, Copy)]
 pub(super) struct Products<R> {
     set: Set<R>,
-    /// Columns of a panel of packed keys.
+    pub isa: Isa,
+    /// How operands are packed.
+    pub operands: Operands,
+    /// Elements in a slot of an operand.
+    pub step: usize,
+    /// Columns of a panel that [`gemm::pack_panels`] makes.
     pub panel: usize,
 }
 
 impl<R: Real> Products<R> {
-    /// Those of `isa`, or portable ones if the processor does not have it.
-    pub fn new(isa: Isa) -> Self {
-        let panel = gemm::panel_width::<R>(isa);
+    /// Those of `isa` for elements stored as T, or portable ones if the processor does not have it.
+    pub fn new<T: Float<Acc = R>>(isa: Isa) -> Self {
+        let isa = isa.or_portable();
+        let pairs = isa == Isa::Avx512Bf16 && same::<T, bf16>();
+        Products {
+            set: Set::new(isa, pairs),
+            isa,
+            operands: if pairs {
+                Operands::Bf16
+            } else {
+                Operands::AsStored
+            },
+            step: 1 + usize::from(pairs),
+            panel: gemm::panel_width::<R>(isa),
+        }
+    }
+
+    /// Whether a slot holds two bf16.
+    #[inline]
+    pub fn pairs(&self) -> bool {
+        self.step == 2
+    }
+
+    /// `C[i, j] = sum over l < depth of A[i, l] * B[l, j]`, added to C if `add`, for `rows` rows, a
+    /// multiple of [`ROWS`], and columns whose ends are multiples of the narrow tile; C begins with
+    /// column 0. The order of summation is that of l, whatever the instruction set.
+    #[inline]
+    pub fn product(
+        &self,
+        (rows, cols, depth): (usize, Range<usize>, usize),
+        a: At<R>,
+        b: Panels<R>,
+        c: &mut [R],
+        c_stride: usize,
+        add: bool,
+    ) {
+        let set = &self.set;
+        assert!(
+            rows.is_multiple_of(ROWS)
+                && cols.start.is_multiple_of(set.narrow)
+                && cols.end.is_multiple_of(set.narrow)
+                && b.width.is_multiple_of(set.narrow),
+            "attention: a block is not made of whole tiles"
+        );
+        if rows == 0 || cols.is_empty() {
+            return;
+        }
+        let a_span = match (a.order, depth) {
+            (_, 0) => 0,
+            (Order::Rows, _) => (rows - 1) * a.stride + depth,
+            (Order::Columns, _) => (depth - 1) * a.stride + rows,
+        };
+        let panels = cols.end.div_ceil(b.width);
+        assert!(
+            a.data.len() >= a_span
+                && b.first + depth <= b.depth
+                && b.data.len() >= panels * b.width * b.depth
+                && c.len() >= (rows - 1) * c_stride + cols.end,
+            "attention: a tile reaches outside of its block"
+        );
+        let [wide, narrow] = set.tiles[usize::from(a.order == Order::Columns)];
+        let row_step = if a.order == Order::Rows { a.stride } else { 1 };
+        let mut j = cols.start;
+        while j < cols.end {
+            let inside = j % b.width;
+            let (tile, width) = if (b.width - inside).min(cols.end - j) >= set.wide {
+                (wide, set.wide)
+            } else {
+                (narrow, set.narrow)
+            };
+            let at = (j - inside) * b.depth + b.first * b.width + inside;
+            for i in (0..rows).step_by(set.rows) {
+                // SAFETY: the spans of all three were checked; `rows` is a multiple of the tile's
+                // rows, and the panel's columns left and those of C are at least as many as its.
+                unsafe {
+                    tile(
+                        depth,
+                        a.data.as_ptr().wrapping_add(i * row_step),
+                        a.stride,
+                        b.data.as_ptr().wrapping_add(at),
+                        b.width,
+                        c.as_mut_ptr().add(i * c_stride + j),
+                        c_stride,
+                        add,
+                    );
+                }
+            }
+            j += width;
+        }
+    }
+}
+
+impl<R: Real> Set<R> {
+    /// For an instruction set that the processor has.
+    fn new(isa: Isa, pairs: bool) -> Self {
         let f32s = same::<R, f32>();
         #[cfg(target_arch = "x86_64")]
         {
             // SAFETY: each set is made of functions on R, which is f32 or f64; their types differ
             // in the name of R alone.
             let set = unsafe {
-                match (isa.or_portable(), f32s) {
+                match (isa, f32s) {
+                    (Isa::Avx512Bf16, true) if pairs => {
+                        Some(transmute_copy::<Set<f32>, Set<R>>(&AVX512_BF16))
+                    }
                     (Isa::Avx512 | Isa::Avx512Bf16, true) => {
                         Some(transmute_copy::<Set<f32>, Set<R>>(&AVX512_F32))
                     }
@@ -76,10 +194,10 @@ impl<R: Real> Products<R> {
                 }
             };
             if let Some(set) = set {
-                return Products { set, panel };
+                return set;
             }
         }
-        let _ = (isa, f32s);
+        let _ = (isa, pairs);
         let tiles = if f32s {
             [
                 [portable::<R, false, 8> as Tile<R>; 2],
@@ -92,80 +210,11 @@ impl<R: Real> Products<R> {
             ]
         };
         let cols = if f32s { 8 } else { 4 };
-        Products {
-            set: Set {
-                rows: PORTABLE_ROWS,
-                wide: cols,
-                narrow: cols,
-                tiles,
-            },
-            panel,
-        }
-    }
-
-    /// `C[i, j] = sum over l < depth of A[i, l] * B[l, j]`, added to C if `add`, for `rows` rows
-    /// and `cols` columns, multiples of [`ROWS`] and of the narrow tile. The order of summation is that of
-    /// l, whatever the instruction set.
-    #[inline]
-    pub fn product(
-        &self,
-        (rows, cols, depth): (usize, usize, usize),
-        (a, order): (At<R>, Order),
-        b: At<R>,
-        c: &mut [R],
-        c_stride: usize,
-        add: bool,
-    ) {
-        assert!(
-            rows.is_multiple_of(ROWS) && cols.is_multiple_of(self.set.narrow),
-            "attention: a block is not made of whole tiles"
-        );
-        if rows == 0 || cols == 0 {
-            return;
-        }
-        let a_span = match (order, depth) {
-            (_, 0) => 0,
-            (Order::Rows, _) => (rows - 1) * a.stride + depth,
-            (Order::Columns, _) => (depth - 1) * a.stride + rows,
-        };
-        let b_span = if depth == 0 {
-            0
-        } else {
-            (depth - 1) * b.stride + cols
-        };
-        assert!(
-            a.data.len() >= a_span
-                && b.data.len() >= b_span
-                && c.len() >= (rows - 1) * c_stride + cols,
-            "attention: a tile reaches outside of its block"
-        );
-        let set = &self.set;
-        let [wide, narrow] = set.tiles[usize::from(order == Order::Columns)];
-        let row_step = if order == Order::Rows { a.stride } else { 1 };
-        let mut j = 0;
-        while j < cols {
-            let (tile, width) = if cols - j >= set.wide {
-                (wide, set.wide)
-            } else {
-                (narrow, set.narrow)
-            };
-            for i in (0..rows).step_by(set.rows) {
-                // SAFETY: the spans of all three were checked; `rows` is a multiple of the tile's
-                // rows, and the columns left one of its width.
-                unsafe {
-                    tile(
-                        depth,
-                        a.data.as_ptr().wrapping_add(i * row_step),
-                        a.stride,
-                        b.data.as_ptr().wrapping_add(j),
-                        b.stride,
-                        c.as_mut_ptr().add(i * c_stride + j),
-                        c_stride,
-                        add,
-                    );
-                }
-            }
-            j += width;
+        Set {
+            rows: PORTABLE_ROWS,
+            wide: cols,
+            narrow: cols,
+            tiles,
         }
     }
 }
@@ -211,12 +260,13 @@ unsafe fn portable<R: Real, const COLUMNS: bool, const N: usize>(
 }
 
 #[cfg(target_arch = "x86_64")]
-use x86::{AVX2_F32, AVX2_F64, AVX512_F32, AVX512_F64};
+use x86::{AVX2_F32, AVX2_F64, AVX512_BF16, AVX512_F32, AVX512_F64};
 
 #[cfg(target_arch = "x86_64")]
 mod x86 {
     use super::{Set, Tile};
     use std::arch::x86_64::*;
+    use std::mem::transmute;
 
     macro_rules! tiles {
         ($set:ident, $name:ident, $features:literal, $t:ident, $lanes:literal, $rows:literal,
@@ -277,6 +327,22 @@ mod x86 {
         };
     }
 
+    /// `sum + x·y` of the two bf16 in each lane of x and y. The two products and the sum are added
+    /// in an order and with roundings of the processor's own; denormal operands, products and sums
+    /// count as 0.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bf16")]
+    fn dot_pairs(x: __m512, y: __m512, sum: __m512) -> __m512 {
+        // SAFETY: registers of the same size, any bits of which are bf16.
+        let (x, y) = unsafe {
+            (
+                transmute::<__m512, __m512bh>(x),
+                transmute::<__m512, __m512bh>(y),
+            )
+        };
+        _mm512_dpbf16_ps(sum, x, y)
+    }
+
     // 8 x 2 registers of sums of 32, of 16 for AVX2 4 x 2: enough to cover the latency of the
     // multiply-adds (4 cycles, one 512-bit or two 256-bit ones each), while rows in multiples of
     // 8 waste less on short sequences than the 12 or 6 that large products use.
@@ -292,6 +358,20 @@ mod x86 {
         _mm512_storeu_ps,
         _mm512_set1_ps,
         _mm512_fmadd_ps,
+        _mm512_add_ps
+    );
+    tiles!(
+        AVX512_BF16,
+        avx512_bf16,
+        "avx512f,avx512bf16",
+        f32,
+        16,
+        8,
+        _mm512_setzero_ps,
+        _mm512_loadu_ps,
+        _mm512_storeu_ps,
+        _mm512_set1_ps,
+        dot_pairs,
         _mm512_add_ps
     );
     tiles!(

@@ -379,18 +379,26 @@ pub(crate) fn panel_width<R: Float>(isa: Isa) -> usize {
     with_kernel!(isa, Operands::AsStored, kernel => of(kernel, size_of::<R>()))
 }
 
-/// Widens rows of x into panels of `width` = [`panel_width`] rows, transposed: `dst[r / width, c,
-/// r % width] = x[r, c]`, `[panels, x.cols, width]`, zeros after the last row. For kernels that
-/// have products of their own.
-pub(crate) fn pack_panels<T: Float>(isa: Isa, x: MatRef<T>, dst: &mut [T::Acc]) {
-    let width = panel_width::<T::Acc>(isa);
-    assert!(
-        x.data.len() >= x.span() && dst.len() >= x.rows.div_ceil(width) * width * x.cols,
-        "pack_panels: a slice is too short"
-    );
-    with_kernel!(isa, Operands::AsStored, kernel => tile::Kernel::call(
-        kernel,
-        pack::Pack {
+/// Rows of x in panels of `width` = [`panel_width`] rows, transposed: `dst[r / width, c, r % width] =
+/// x[r, c]`, `[panels, x.cols, width]`, zeros after the last row. For kernels that have products of
+/// their own.
+///
+/// Elements are widened; but for operands in bf16, on an instruction set that multiplies pairs of
+/// them, a slot holds a pair, the lower half being the first: `[panels, x.cols / 2, width]`, rounded up.
+pub(crate) fn pack_panels<T: Float>(
+    isa: Isa,
+    operands: Operands,
+    x: MatRef<T>,
+    dst: &mut [T::Acc],
+) {
+    fn on<T: Float, K: tile::Kernel>(kernel: K, x: MatRef<T>, dst: &mut [T::Acc]) {
+        let width = K::shape(size_of::<T::Acc>()).nr;
+        let slots = x.rows.div_ceil(width) * width * x.cols.div_ceil(K::STEP);
+        assert!(
+            x.data.len() >= x.span() && dst.len() >= slots,
+            "pack_panels: a slice is too short"
+        );
+        kernel.call(pack::Pack {
             kernel,
             src: x.data.as_ptr(),
             stride: x.row_stride,
@@ -400,8 +408,9 @@ pub(crate) fn pack_panels<T: Float>(isa: Isa, x: MatRef<T>, dst: &mut [T::Acc]) 
             width,
             rounds: false,
             dst: dst.as_mut_ptr(),
-        },
-    ));
+        });
+    }
+    with_kernel!(isa, operands, kernel => on(kernel, x, dst));
 }
 
 /// (m, n, k), after checking that A and B fit each other and A lies inside its slice.
