@@ -2,9 +2,11 @@
 
 use graft_autograd::Var;
 use graft_nn::Forward;
+use graft_nn::adapters::Fronted;
+use graft_nn::layers::Embedding;
 use graft_tensor::{Memory, Tensor};
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::tokenizer::Encoding;
 
 /// The tokens of some texts.
@@ -77,34 +79,87 @@ pub(crate) fn positions_of(offsets: &[i64], first: usize) -> Vec<i64> {
         .collect()
 }
 
-/// The batch on a tape.
-pub(crate) struct TokenVars {
-    pub ids: Var,
-    pub type_ids: Var,
-    pub positions: Var,
-    pub offsets: Var,
+/// The rows of a batch in the layers: its tokens and, in front of a text, the virtual tokens of a prompt in use.
+pub(crate) struct Rows<'a> {
+    batch: &'a TokenBatch,
+    front: Option<Fronted>,
 }
 
-impl TokenVars {
-    /// With positions counted from `first_position` in each sequence.
-    pub fn new(f: &mut Forward, batch: &TokenBatch, first_position: usize) -> Result<TokenVars> {
-        Self::at(f, batch, batch.positions(first_position))
+impl<'a> Rows<'a> {
+    /// Of whole texts.
+    pub fn new(f: &Forward, batch: &'a TokenBatch) -> Rows<'a> {
+        Self::of(f, batch, |_| true)
     }
 
-    /// With a position for each token.
-    pub fn at(f: &mut Forward, batch: &TokenBatch, positions: Vec<i64>) -> Result<TokenVars> {
-        let memory = f.memory().clone();
-        let mut vector = |data: Vec<i64>| -> Result<Var> { Ok(f.input(integers(&memory, data)?)) };
-        Ok(TokenVars {
-            ids: vector(batch.ids.clone())?,
-            type_ids: vector(batch.type_ids.clone())?,
-            positions: vector(positions)?,
-            offsets: vector(batch.offsets.clone())?,
-        })
+    /// Of texts of which those begin here of which `begins` holds.
+    pub fn of(f: &Forward, batch: &'a TokenBatch, begins: impl Fn(usize) -> bool) -> Rows<'a> {
+        let count = f.adapters().virtual_rows();
+        let front = (count > 0).then(|| Fronted::new(&batch.offsets, count, begins));
+        Rows { batch, front }
+    }
+
+    /// Where each sequence begins, and the end.
+    pub fn offsets(&self) -> &[i64] {
+        match &self.front {
+            Some(front) => front.offsets(),
+            None => &self.batch.offsets,
+        }
+    }
+
+    /// The rows of an embedding for the batch's tokens, times `scale`, and the prompt beside it as it is: `[rows, width]`.
+    pub fn words(&self, f: &mut Forward, words: &Embedding, scale: Option<f64>) -> Result<Var> {
+        let ids = f.input(integers(f.memory(), &self.batch.ids)?);
+        let mut x = words.forward(f, &ids)?;
+        if let Some(scale) = scale {
+            x = f.tape.scale(&x, scale)?;
+        }
+        match (&self.front, words.prompt(f)?) {
+            (Some(front), Some(prompt)) => Ok(front.insert(f, &prompt, &x)?),
+            _ => Ok(x),
+        }
+    }
+
+    /// The type of each row's token: 0 for a virtual one.
+    pub fn type_ids(&self) -> Vec<i64> {
+        let types = &self.batch.type_ids;
+        match &self.front {
+            Some(front) => front.fill(types),
+            None => types.clone(),
+        }
+    }
+
+    /// The rows of the batch's own tokens, `[rows, width]` to `[tokens, width]`.
+    pub fn tokens(&self, f: &mut Forward, x: Var) -> Result<Var> {
+        match &self.front {
+            Some(front) => Ok(front.remove(f, &x)?),
+            None => Ok(x),
+        }
     }
 }
 
-fn integers(memory: &Memory, data: Vec<i64>) -> graft_tensor::Result<Tensor> {
-    let count = data.len();
-    Tensor::from_vec(memory, data, &[count])
+/// The position of a text's first row: behind the virtual tokens that are no rows.
+pub(crate) fn first_row(f: &Forward) -> usize {
+    let adapters = f.adapters();
+    adapters.virtual_tokens() - adapters.virtual_rows()
+}
+
+/// Refuses a batch with a text that has, with the virtual tokens in front of it, more tokens than there are positions.
+///
+/// # Errors
+/// [`Error::TooLong`].
+pub(crate) fn check_length(f: &Forward, batch: &TokenBatch, positions: usize) -> Result<()> {
+    let limit = positions.saturating_sub(f.adapters().virtual_tokens());
+    let longest = batch.offsets.windows(2).map(|pair| pair[1] - pair[0]).max();
+    match longest.filter(|&n| n > limit as i64) {
+        Some(tokens) => Err(Error::TooLong {
+            tokens: tokens as usize,
+            limit,
+        }),
+        None => Ok(()),
+    }
+}
+
+/// Integers for a tape.
+pub(crate) fn integers(memory: &Memory, data: &[i64]) -> Result<Tensor> {
+    Ok(Tensor::from_slice(memory, data, &[data.len()])?)
 }

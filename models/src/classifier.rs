@@ -24,6 +24,11 @@ pub enum Cut {
 }
 
 impl Cut {
+    /// Whether what passes are rows of the texts' own tokens: a prompt has rows of its own in the layers.
+    pub(crate) fn passes(self, p: &Parameters) -> bool {
+        self == Cut::Head || p.adapters().virtual_rows() == 0
+    }
+
     /// Rows of `hidden` numbers that pass for a sequence of so many tokens.
     pub fn rows(self, tokens: usize) -> usize {
         match self {
@@ -148,17 +153,17 @@ impl Classifier {
     }
 
     /// The place below which nothing is trained: in front of the layer of the lowest trained parameter. `None` if an
-    /// embedding is trained.
+    /// embedding is trained, or more than the texts' own tokens would pass.
     pub fn cut(&self, p: &Parameters, set: &TrainableSet) -> Option<Cut> {
         // The model's own parameters are declared, and numbered, in the order in which they take part; an adapter's take
         // part beside one of these.
         let first = set.ids().map(|id| p.adapters().anchor(id)).min()?;
         let layer = self.encoder.layer_of(first)?;
-        Some(if layer < self.encoder.layers() {
-            Cut::Layer(layer)
-        } else {
-            Cut::Head
-        })
+        let cut = match layer < self.encoder.layers() {
+            true => Cut::Layer(layer),
+            false => Cut::Head,
+        };
+        Some(cut).filter(|cut| cut.passes(p))
     }
 
     /// Whether a parameter takes part in what passes through `cut`.

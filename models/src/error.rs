@@ -285,6 +285,18 @@ pub enum Error {
         capacity: usize,
     },
 
+    /// A cache of texts behind another number of virtual tokens than the adapter in use has.
+    #[error(
+        "the cache has {cache} virtual tokens in front of each text, and the adapter in use has {adapter}; make a cache \
+         for it"
+    )]
+    CacheFront {
+        /// Virtual tokens of the adapter in use.
+        adapter: usize,
+        /// Virtual tokens that the cache was made for.
+        cache: usize,
+    },
+
     /// Training with a cache, through which no gradient flows.
     #[error("a cache is for evaluation; train on whole sequences")]
     CacheInTraining,

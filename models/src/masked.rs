@@ -142,7 +142,7 @@ impl MaskedLm {
     /// # Errors
     /// Ids outside the vocabulary, too long sequences.
     pub fn forward(&self, f: &mut Forward, batch: &TokenBatch) -> Result<Var> {
-        let (hidden, _) = self.encoder.forward(f, batch)?;
+        let hidden = self.encoder.forward_tokens(f, batch)?;
         let x = self.transform(f, &hidden)?;
         let (weight, bias) = (f.parameter(self.encoder.words())?, f.parameter(self.bias)?);
         Ok(f.tape
@@ -167,7 +167,7 @@ impl MaskedLm {
                 tokens: batch.tokens(),
             });
         }
-        let (hidden, _) = self.encoder.forward(f, batch)?;
+        let hidden = self.encoder.forward_tokens(f, batch)?;
         let supervised = |row: &i64| targets[*row as usize] != IGNORE;
         let rows: Vec<i64> = (0..targets.len() as i64).filter(supervised).collect();
         let count = rows.len();

@@ -3,7 +3,7 @@
 use graft_autograd::{Gradients, Tape, Var};
 use graft_tensor::{DType, Memory, Tensor};
 
-use crate::adapters::Adapter;
+use crate::adapters::{Adapter, Adapters};
 use crate::error::Result;
 use crate::parameters::{ParamId, Parameters};
 use crate::trainable::TrainableSet;
@@ -48,6 +48,11 @@ impl<'a> Forward<'a> {
     /// The allocator of the pass.
     pub fn memory(&self) -> &Memory {
         self.tape.memory()
+    }
+
+    /// The adapters beside the layers.
+    pub fn adapters(&self) -> &'a Adapters {
+        self.parameters.adapters()
     }
 
     /// What stands beside the layer of a weight, in the adapter in use.

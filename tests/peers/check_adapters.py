@@ -28,7 +28,13 @@ warnings.filterwarnings("ignore")
 
 import torch
 import transformers
-from peft import PeftConfig, PeftModel, get_peft_model_state_dict
+from peft import (
+    PeftConfig,
+    PeftModel,
+    PeftModelForCausalLM,
+    PeftModelForSequenceClassification,
+    get_peft_model_state_dict,
+)
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
@@ -48,13 +54,17 @@ def load(folder, base):
         base or config.base_model_name_or_path, attn_implementation="eager", dtype=torch.float32, **more
     )
     problems = []
-    model = PeftModel(base, config)
+    # Virtual tokens are the business of a task's own class.
+    of_task = PeftModelForSequenceClassification if classifies else PeftModelForCausalLM
+    model = (of_task if config.is_prompt_learning else PeftModel)(base, config)
     result = model.load_adapter(folder, "default")
-    own = [k for k in result.missing_keys if "lora_" in k or "ia3_" in k or "modules_to_save.default" in k]
+    own = [k for k in result.missing_keys if "prompt_encoder" in k or "lora_" in k or "ia3_" in k or "modules_to_save.default" in k]
     if own:
         problems.append(f"missing: {sorted(own)}")
-    if result.unexpected_keys:
-        problems.append(f"unexpected: {sorted(result.unexpected_keys)}")
+    # PEFT reads virtual tokens beside the state that it looks for, and lists them as unexpected in its own files too.
+    unexpected = [k for k in result.unexpected_keys if not (config.is_prompt_learning and k == "prompt_embeddings")]
+    if unexpected:
+        problems.append(f"unexpected: {sorted(unexpected)}")
     stored = set(load_file(folder / "adapter_model.safetensors"))
     would = set(get_peft_model_state_dict(model, save_embedding_layers=False))
     # With bias="all", PEFT writes the biases of kept modules three times.
@@ -64,31 +74,47 @@ def load(folder, base):
     return model.eval(), classifies, problems
 
 
+def spans(packed, config):
+    """Where each sequence begins and ends: the longest fills the positions, so virtual tokens take its last ones' place."""
+    offsets = packed["offsets"].tolist()
+    pairs = list(zip(offsets, offsets[1:]))
+    room = max(end - start for start, end in pairs) - getattr(config, "num_virtual_tokens", 0)
+    return [(start, min(end, start + room)) for start, end in pairs]
+
+
+def answer(model, classifies, inputs):
+    if classifies and model.active_peft_config.peft_type == "PREFIX_TUNING":
+        # PEFT 0.21 looks for an argument `past_key_values`, which transformers 5.24 calls `cache`, and refuses to classify.
+        return model.base_model(**inputs, cache=model.get_prompt(1))
+    return model(**inputs)
+
+
 def of_batch(model, classifies, folder):
     base = pathlib.Path(model.peft_config["default"].base_model_name_or_path)
     packed = load_file(base / "expected.safetensors")
-    offsets, rows = packed["offsets"].tolist(), []
-    for start, end in zip(offsets, offsets[1:]):
+    rows = []
+    for start, end in spans(packed, model.active_peft_config):
         inputs = {"input_ids": packed["input_ids"][None, start:end]}
         if "token_type_ids" in packed and model.config.model_type != "distilbert":
             inputs["token_type_ids"] = packed["token_type_ids"][None, start:end]
         with torch.no_grad():
-            logits = model(**inputs).logits
-        rows.append(logits if classifies else logits[0])
+            logits = answer(model, classifies, inputs).logits
+        # Those of a prompt's tokens come first.
+        rows.append(logits if classifies else logits[0, start - end :])
     ours = load_file(folder / "ours.safetensors")["logits"].double()
     return (torch.cat(rows).double().flatten() - ours).abs().max().item()
 
 
-def of_texts(model, folder, texts, predictions):
+def of_texts(model, classifies, folder, texts, predictions):
     tokenizer = AutoTokenizer.from_pretrained(folder)
     rows = [[json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] for path in (texts, predictions)]
     assert len(rows[0]) == len(rows[1]), "another number of predictions than of texts"
     worst = 0.0
     for row, prediction in zip(*rows):
-        limit = model.config.max_position_embeddings
+        limit = model.config.max_position_embeddings - getattr(model.active_peft_config, "num_virtual_tokens", 0)
         encoded = tokenizer(row["text"], row.get("pair"), truncation=True, max_length=limit, return_tensors="pt")
         with torch.no_grad():
-            want = model(**encoded).logits[0].double()
+            want = answer(model, classifies, encoded).logits[0].double()
         worst = max(worst, (torch.tensor(prediction["logits"], dtype=torch.float64) - want).abs().max().item())
     return worst
 
@@ -107,7 +133,7 @@ def main():
         try:
             model, classifies, problems = load(folder, args.base)
             if args.texts:
-                worst = of_texts(model, folder, args.texts, args.predictions)
+                worst = of_texts(model, classifies, folder, args.texts, args.predictions)
             else:
                 worst = of_batch(model, classifies, folder)
             if not worst <= args.tolerance:

@@ -1,7 +1,7 @@
 //! Decoding with a cache of keys and values: the same tokens as without, for every family.
 
-use graft_models::load_parameters;
 use graft_models::{CausalLm, Checkpoint, DecoderConfig, Error, KvCache, ModelSource, TokenBatch};
+use graft_models::{load_adapter, load_parameters};
 use graft_nn::{Forward, FreezePolicy, Parameters};
 use graft_tensor::{DType, Memory};
 use graft_tests::{DECODERS, fixture, max_distance};
@@ -175,6 +175,80 @@ fn texts_go_on_by_pieces_and_leave_when_they_are_finished() {
         {
             assert!(max_distance(found, &exact) < 1e-5, "{name}");
         }
+    }
+}
+
+/// Texts behind virtual tokens: by pieces, beside others that begin later, as by a full pass.
+#[test]
+fn virtual_tokens_stand_in_front_of_each_text_in_a_cache() {
+    for (base, adapter) in [
+        ("tiny-gpt2", "gpt2-prompt"),
+        ("tiny-gpt2", "gpt2-prefix"),
+        ("tiny-llama", "llama-prompt"),
+        ("tiny-llama", "llama-prefix"),
+        ("tiny-mistral", "mistral-prefix"),
+        ("tiny-qwen3", "qwen3-prefix"),
+        ("tiny-gemma2", "gemma2-prompt"),
+        ("tiny-gemma3", "gemma3-prefix"),
+    ] {
+        let mut model = load(base);
+        let plain = model.full(&prompts(&[5]));
+        let dir = fixture("adapters").join(adapter);
+        load_adapter(&mut model.parameters, &model.config, "one", &dir).unwrap();
+        let texts = prompts(&[20, 12, 9]);
+        assert!(max_distance(&model.full(&prompts(&[5]))[0], &plain[0]) > 0.01);
+        let mut cache = model.cache(3, 20);
+        let piece = |s: usize, from: usize, to: usize| &texts[s][from..to];
+        let first = [piece(0, 0, 5), piece(1, 0, 11), &[]];
+        // A text without a token yet has no logits to give.
+        let batch = TokenBatch::of_ids(first);
+        let mut f = Forward::evaluate(&model.parameters);
+        let decoder = model.lm.decoder();
+        decoder.advance(&mut f, &batch, &mut cache).unwrap();
+        drop(f);
+        let rest = [piece(0, 5, 20), piece(1, 11, 12), piece(2, 0, 9)];
+        let found = model.advance(&rest, &mut cache).unwrap();
+        for (found, exact) in found.iter().zip(model.full(&texts)) {
+            let error = max_distance(found, &exact);
+            assert!(error < 1e-5, "{adapter}: off by {error:e}");
+        }
+        assert_eq!(cache.lengths(), [20, 12, 9]);
+        // The model's 40 positions, less the virtual tokens.
+        let error = KvCache::new(&model.parameters, &model.config, 1, 38).unwrap_err();
+        let Error::TooLong {
+            tokens: 38,
+            limit: 37,
+        } = error
+        else {
+            panic!("{error}");
+        };
+        let batch = prompts(&[38]);
+        let batch = TokenBatch::of_ids(batch.iter().map(Vec::as_slice));
+        let mut f = Forward::evaluate(&model.parameters);
+        let error = model.lm.forward(&mut f, &batch).unwrap_err();
+        assert!(
+            matches!(
+                error,
+                Error::TooLong {
+                    tokens: 38,
+                    limit: 37
+                }
+            ),
+            "{error}"
+        );
+        // A cache belongs to the adapter that it was made for.
+        model.parameters.adapters_mut().activate(None).unwrap();
+        let error = model.advance(&[&[1], &[1], &[1]], &mut cache).unwrap_err();
+        assert!(
+            matches!(
+                error,
+                Error::CacheFront {
+                    adapter: 0,
+                    cache: 3
+                }
+            ),
+            "{error}"
+        );
     }
 }
 

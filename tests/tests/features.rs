@@ -12,7 +12,7 @@ use graft_trainer::course::policy;
 use graft_trainer::data::{Columns, Dataset, training_labels};
 use graft_trainer::evaluate::Labelled;
 use graft_trainer::features::Features;
-use graft_trainer::model::{Hashes, Model};
+use graft_trainer::model::{Changes, Hashes, Model};
 
 /// Bytes in front of the first entry of a file, and of an entry in front of its numbers and behind them.
 const HEADER: usize = 48;
@@ -37,7 +37,7 @@ impl Setting {
         let loaded = Model::for_task_while(
             fixture("tiny-bert").to_str().unwrap(),
             training_labels(&data).unwrap(),
-            None,
+            Changes::default(),
             1,
             &Memory::cpu(),
             |config, tokenizer| Labelled::with::<Classifier>(config, tokenizer, &data, None),

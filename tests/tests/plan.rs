@@ -54,6 +54,9 @@ fn a_plan_of_a_classifier_is_what_the_run_takes() {
             &["strategy.name=norms", "train.accumulate=3"],
             &["strategy.name=gradual"],
             &["strategy.name=llrd", "train.max_tokens=50"],
+            &["strategy.name=prompt", "adapter.tokens=5"],
+            &["strategy.name=prefix+norms", "adapter.projection=6"],
+            &["strategy.name=adapter", "adapter.size=3"],
         ]
         .iter()
         .enumerate()
@@ -86,6 +89,14 @@ fn a_plan_of_a_language_model_is_what_the_run_takes() {
         (
             "tiny-gemma2",
             &["strategy.name=gradual", "optimizer.kind=sgd"],
+        ),
+        (
+            "tiny-gpt2",
+            &["strategy.name=prefix", "train.precision=bf16"],
+        ),
+        (
+            "tiny-llama",
+            &["strategy.name=prompt", "adapter.text=a text"],
         ),
     ] {
         let model = task.path(family);

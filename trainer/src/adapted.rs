@@ -11,7 +11,7 @@ use graft_tensor::Memory;
 use crate::adapter::AdapterDir;
 use crate::config::{Settings, TaskKind};
 use crate::error::{Error, Result};
-use crate::model::{Hashes, Loaded, Model, Network, Weights};
+use crate::model::{Changes, Hashes, Loaded, Model, Network, Weights};
 use crate::run_dir;
 use crate::text_classifier::TextClassifier;
 
@@ -181,6 +181,15 @@ impl Choice {
         }
     }
 
+    /// What its adapters change of the base's configuration: texts leave room for the virtual tokens of each.
+    fn changes(&self) -> Changes {
+        let tokens = self.adapters.iter().map(|(_, dir)| dir.virtual_tokens());
+        Changes {
+            dropout: None,
+            virtual_tokens: tokens.max().unwrap_or(0),
+        }
+    }
+
     /// A classifier, with the adapters beside it.
     ///
     /// # Errors
@@ -195,7 +204,7 @@ impl Choice {
         let same = N::labels(&own).count() == N::labels(&config).count();
         let new_head = (!(N::classes(&own).is_classifier() && same)).then_some(0);
         let weights = Weights::Stored { new_head };
-        let loaded = Model::load(&source, config, None, weights, memory, nothing)?;
+        let loaded = Model::load(&source, config, self.changes(), weights, memory, nothing)?;
         let mut labels = Vec::new();
         for (_, dir) in &self.adapters {
             labels.push(N::labels(&described::<N>(&own, dir)?).clone());
@@ -216,7 +225,11 @@ impl Choice {
     pub fn causal(&self, memory: &Memory) -> Result<Adapted<CausalLm>> {
         let weights = Weights::Stored { new_head: None };
         self.beside(Model::causal_while(
-            &self.base, None, weights, memory, nothing,
+            &self.base,
+            self.changes(),
+            weights,
+            memory,
+            nothing,
         )?)
     }
 
@@ -228,7 +241,11 @@ impl Choice {
         let new_head = self.first().map(|_| 0);
         let weights = Weights::Stored { new_head };
         self.beside(Model::masked_while(
-            &self.base, None, weights, memory, nothing,
+            &self.base,
+            self.changes(),
+            weights,
+            memory,
+            nothing,
         )?)
     }
 

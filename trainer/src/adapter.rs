@@ -4,9 +4,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use graft_models::adapter::{
-    ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE, head_modules, name_in_memory,
-};
+use graft_models::adapter::{ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE, head_modules};
 use graft_models::{
     Adaptable, Labels, ModelSource, SafetensorsFile, StoredAdapter, little_endian, load_adapter,
     save_adapter,
@@ -18,7 +16,7 @@ use graft_nn::{Parameters, TrainableSet};
 
 use crate::certificate::{FoundTensor, TensorEntry, sha256_hex};
 use crate::config::{
-    AdapterKind, AdapterSettings, BOTTLENECK, BiasSetting, InitSetting, RANK, RunConfig,
+    AdapterKind, AdapterSettings, BOTTLENECK, BiasSetting, FRONT, InitSetting, RANK, RunConfig,
     TargetSetting,
 };
 use crate::error::{Error, Result, list_names};
@@ -36,8 +34,12 @@ fn describe(
             .map(|s| (*s).to_owned())
             .collect::<Vec<String>>()
     };
+    let front = model.front();
+    let (words, keys) = ([front.words], [front.keys]);
     let (usual, feedforward) = match kind {
         AdapterKind::Ia3 => model.ia3_targets(),
+        AdapterKind::Prompt => (&words[..], &[][..]),
+        AdapterKind::Prefix => (&keys[..], &[][..]),
         AdapterKind::Bottleneck => (model.bottleneck_targets(), &[][..]),
         _ => (model.lora_targets(), &[][..]),
     };
@@ -55,6 +57,14 @@ fn describe(
         },
         AdapterKind::Bottleneck => Method::Bottleneck {
             size: s.size.unwrap_or(BOTTLENECK),
+        },
+        AdapterKind::Prompt => Method::Prompt {
+            tokens: s.tokens.unwrap_or(FRONT),
+        },
+        AdapterKind::Prefix => Method::Prefix {
+            tokens: s.tokens.unwrap_or(FRONT),
+            width: front.key_width,
+            projection: s.projection,
         },
         AdapterKind::Lora | AdapterKind::RsLora | AdapterKind::Dora => {
             Method::LowRank(LowRankConfig {
@@ -141,6 +151,15 @@ pub(crate) fn begin<N: Network>(
     put(p, &model.config, kind, settings)?;
     p.initialise(config.train.seed)?;
     adapters::finish(p, DEFAULT, config.train.seed)?;
+    if let Some(text) = settings.text.as_ref().filter(|_| !p.memory().is_planned()) {
+        let most = settings.tokens.unwrap_or(FRONT).max(text.len());
+        let ids = model.tokenizer.encode(text, None, most)?.ids;
+        let ids: Vec<i64> = ids.into_iter().map(i64::from).collect();
+        adapters::begin_as(p, DEFAULT, &ids)?;
+    }
+    if !p.memory().is_planned() {
+        adapters::project(p)?;
+    }
     let p = &model.parameters;
     for (id, parameter) in p.iter() {
         let own = p.adapters().anchor(id) != id;
@@ -190,7 +209,8 @@ pub(crate) fn check(p: &mut Parameters, set: &TrainableSet, new: &[String]) -> R
 ///
 /// # Errors
 /// What the file system refuses.
-pub(crate) fn save<N: Network>(model: &Model<N>, base: &str, dir: &Path) -> Result<()> {
+pub(crate) fn save<N: Network>(model: &mut Model<N>, base: &str, dir: &Path) -> Result<()> {
+    adapters::project(&mut model.parameters)?;
     Ok(save_adapter(&model.parameters, &model.config, base, dir)?)
 }
 
@@ -200,6 +220,7 @@ pub(crate) fn save<N: Network>(model: &Model<N>, base: &str, dir: &Path) -> Resu
 /// # Errors
 /// A file that cannot be read.
 fn tensors_of(dir: &Path) -> Result<BTreeMap<String, FoundTensor>> {
+    let stored = StoredAdapter::load(&ModelSource::directory(dir)?)?;
     let mut found = BTreeMap::new();
     let mut file = SafetensorsFile::open(dir.join(ADAPTER_WEIGHTS_FILE))?;
     file.read_each(&mut |_| true, &mut |info, bytes| {
@@ -208,7 +229,7 @@ fn tensors_of(dir: &Path) -> Result<BTreeMap<String, FoundTensor>> {
             shape: info.shape.clone(),
             sha256: sha256_hex(bytes),
         };
-        found.insert(name_in_memory(&info.name, DEFAULT), tensor);
+        found.insert(stored.name_in_memory(&info.name, DEFAULT), tensor);
         Ok(())
     })?;
     Ok(found)
@@ -242,7 +263,13 @@ pub(crate) fn entries<N: Network>(
     let mut entries = Vec::with_capacity(before.len());
     for (id, parameter) in p.iter() {
         let name = parameter.name();
-        let trainable = set.contains(id);
+        let active = p.adapters().active();
+        if active.is_some_and(|adapter| adapter.is_projection(id)) {
+            // What is kept in its place moves with it.
+            continue;
+        }
+        let product = active.is_some_and(|adapter| adapter.is_product(id));
+        let trainable = set.contains(id) || product;
         let own = p.adapters().anchor(id) != id;
         let tensor = match written.remove(name) {
             Some(tensor) => tensor,
@@ -332,6 +359,11 @@ impl AdapterDir {
         Ok(Some(source).filter(|s| s.has_file(graft_models::config::CONFIG_FILE)))
     }
 
+    /// Virtual tokens that it puts in front of each text.
+    pub fn virtual_tokens(&self) -> usize {
+        self.stored.config.method.virtual_tokens()
+    }
+
     /// The number of labels that its classification head tells apart, if it has one.
     pub fn labels(&self) -> Result<Option<Labels>> {
         let file = SafetensorsFile::open(self.dir.join(ADAPTER_WEIGHTS_FILE))?;
@@ -341,7 +373,7 @@ impl AdapterDir {
             "score.weight",
         ];
         let head = file.tensors().find(|info| {
-            let name = name_in_memory(&info.name, DEFAULT);
+            let name = self.stored.name_in_memory(&info.name, DEFAULT);
             ends.contains(&name.as_str())
         });
         let rows = head.and_then(|info| info.shape.first().copied());

@@ -9,7 +9,7 @@ use graft_tensor::Memory;
 
 use crate::config::{Init, RunConfig};
 use crate::error::Result;
-use crate::model::{Loaded, Model, Network, Weights};
+use crate::model::{Changes, Loaded, Model, Network, Weights};
 
 /// The pass over the data for which [`Corpus::pack`] is asked: an epoch, from 1, or an evaluation, which is always the
 /// same.
@@ -59,6 +59,11 @@ pub trait Corpus: Sized + Send + Sync {
     /// Tokens of a sequence that are supervised; at least one.
     fn targets(&self, sequence: usize) -> usize;
 
+    /// Texts in a sequence that do not see each other: each stands behind virtual tokens of its own.
+    fn texts(&self, _sequence: usize) -> usize {
+        1
+    }
+
     /// Sequences that were cut.
     fn truncated(&self) -> usize {
         0
@@ -98,8 +103,8 @@ impl TokenNetwork for CausalLm {
             Init::Pretrained => Weights::Stored { new_head: None },
             Init::Random => Weights::Random(config.train.seed),
         };
-        let dropout = config.strategy.dropout;
-        Model::causal_while(&config.model.path, dropout, weights, memory, meanwhile)
+        let changes = Changes::of(config);
+        Model::causal_while(&config.model.path, changes, weights, memory, meanwhile)
     }
 
     fn loss(&self, f: &mut Forward, batch: &TokenBatch, targets: &[i64]) -> Result<Var> {
@@ -120,8 +125,8 @@ impl TokenNetwork for MaskedLm {
             },
             Init::Random => Weights::Random(seed),
         };
-        let dropout = config.strategy.dropout;
-        Model::masked_while(&config.model.path, dropout, weights, memory, meanwhile)
+        let changes = Changes::of(config);
+        Model::masked_while(&config.model.path, changes, weights, memory, meanwhile)
     }
 
     fn loss(&self, f: &mut Forward, batch: &TokenBatch, targets: &[i64]) -> Result<Var> {

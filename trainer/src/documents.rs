@@ -149,6 +149,10 @@ impl Corpus for Documents {
         self.sequences[sequence].iter().map(Piece::targets).sum()
     }
 
+    fn texts(&self, sequence: usize) -> usize {
+        self.sequences[sequence].len()
+    }
+
     fn pack(&self, _: Pass, sequences: &[usize]) -> (TokenBatch, Vec<i64>) {
         let mut batch = TokenBatch::new();
         let mut next = Vec::new();

@@ -13,7 +13,7 @@ use crate::error::Result;
 use crate::features::Features;
 use crate::metrics::Confusion;
 use crate::model::Model;
-use crate::plan::{heaviest_if, read_all};
+use crate::plan::{heaviest_if, read_all, rows};
 use crate::text_classifier::TextClassifier;
 
 /// Tokens of one batch of an evaluation: enough to keep every core busy, few enough to need less memory than a
@@ -34,7 +34,8 @@ pub fn logits<N: TextClassifier>(
     let mut all = Vec::with_capacity(data.encodings.len());
     let planned = model.parameters.memory().is_planned();
     let batches = in_order(&data.lengths, EVALUATION_BATCH);
-    for batch in heaviest_if(planned, batches, &data.lengths) {
+    let rows = rows(&data.lengths, &model.parameters, |_| 1);
+    for batch in heaviest_if(planned, batches, &rows) {
         let mut f = Forward::evaluate(&model.parameters);
         let packed = data.pack(&batch);
         let logits = match &mut features {

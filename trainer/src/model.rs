@@ -14,6 +14,7 @@ use graft_nn::{FreezePolicy, ParamId, Parameters, TrainableSet};
 use graft_tensor::{DType, Memory, Tensor};
 
 use crate::certificate::sha256_hex;
+use crate::config::RunConfig;
 use crate::error::{Error, Result, list_names};
 use crate::text_classifier::TextClassifier;
 
@@ -59,6 +60,12 @@ pub trait NetworkConfig: Adaptable + Clone + std::fmt::Debug + Send + Sync {
     /// Sets every dropout probability.
     fn set_dropout(&mut self, p: f64);
 
+    /// Most tokens of a text.
+    fn max_tokens(&self) -> usize;
+
+    /// The positions that virtual tokens take of those.
+    fn reserved(&mut self) -> &mut usize;
+
     /// The text of the config.json to save.
     fn text(&self) -> String;
 }
@@ -72,6 +79,14 @@ impl NetworkConfig for ModelConfig {
         self.dropout.hidden = p;
         self.dropout.attention = p;
         self.dropout.classifier = p;
+    }
+
+    fn max_tokens(&self) -> usize {
+        ModelConfig::max_tokens(self)
+    }
+
+    fn reserved(&mut self) -> &mut usize {
+        &mut self.reserved
     }
 
     fn text(&self) -> String {
@@ -88,6 +103,14 @@ impl NetworkConfig for MaskedConfig {
         self.0.set_dropout(p);
     }
 
+    fn max_tokens(&self) -> usize {
+        self.0.max_tokens()
+    }
+
+    fn reserved(&mut self) -> &mut usize {
+        &mut self.0.reserved
+    }
+
     fn text(&self) -> String {
         self.0.text()
     }
@@ -102,6 +125,14 @@ impl NetworkConfig for DecoderConfig {
         self.dropout.embedding = p;
         self.dropout.attention = p;
         self.dropout.residual = p;
+    }
+
+    fn max_tokens(&self) -> usize {
+        DecoderConfig::max_tokens(self)
+    }
+
+    fn reserved(&mut self) -> &mut usize {
+        &mut self.reserved
     }
 
     fn text(&self) -> String {
@@ -189,6 +220,25 @@ impl Network for MaskedLm {
     }
 }
 
+/// What a run or an adapter changes of a configuration as long as it is in use; none of it is saved.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Changes {
+    /// In place of every dropout probability
+    pub dropout: Option<f64>,
+    /// Virtual tokens in front of each text, for which positions are kept free
+    pub virtual_tokens: usize,
+}
+
+impl Changes {
+    /// Those of a run.
+    pub fn of(config: &RunConfig) -> Changes {
+        Changes {
+            dropout: config.strategy.dropout,
+            virtual_tokens: config.virtual_tokens(),
+        }
+    }
+}
+
 /// A model that was loaded.
 #[derive(Debug)]
 pub struct Loaded<T, N: Network = Classifier> {
@@ -241,8 +291,12 @@ impl<N: TextClassifier> Model<N> {
         seed: u64,
         memory: &Memory,
     ) -> Result<(Model<N>, LoadReport)> {
+        let changes = Changes {
+            dropout,
+            ..Changes::default()
+        };
         let nothing = |_: &N::Config, _: &Tokenizer| Ok(());
-        let loaded = Model::for_task_while(spec, labels, dropout, seed, memory, nothing)?;
+        let loaded = Model::for_task_while(spec, labels, changes, seed, memory, nothing)?;
         Ok((loaded.model, loaded.report))
     }
 
@@ -253,7 +307,7 @@ impl<N: TextClassifier> Model<N> {
     pub fn for_task_while<T: Send>(
         spec: &str,
         labels: Labels,
-        dropout: Option<f64>,
+        changes: Changes,
         seed: u64,
         memory: &Memory,
         meanwhile: impl FnOnce(&N::Config, &Tokenizer) -> Result<T> + Send,
@@ -269,7 +323,7 @@ impl<N: TextClassifier> Model<N> {
         }
         let new_head = (!keeps_head).then_some(seed);
         let weights = Weights::Stored { new_head };
-        let mut loaded = Model::load(&source, config, dropout, weights, memory, meanwhile)?;
+        let mut loaded = Model::load(&source, config, changes, weights, memory, meanwhile)?;
         N::set_padding(&mut loaded.model.config, &loaded.model.tokenizer);
         Ok(loaded)
     }
@@ -290,7 +344,15 @@ impl<N: TextClassifier> Model<N> {
         }
         let nothing = |_: &N::Config, _: &Tokenizer| Ok(());
         let weights = Weights::Stored { new_head: None };
-        Ok(Model::load(&source, config, None, weights, memory, nothing)?.model)
+        Ok(Model::load(
+            &source,
+            config,
+            Changes::default(),
+            weights,
+            memory,
+            nothing,
+        )?
+        .model)
     }
 }
 
@@ -302,7 +364,7 @@ impl Model<MaskedLm> {
     /// A decoder, or whatever is wrong with the model's files.
     pub fn masked_while<T: Send>(
         spec: &str,
-        dropout: Option<f64>,
+        changes: Changes,
         weights: Weights,
         memory: &Memory,
         meanwhile: impl FnOnce(&MaskedConfig, &Tokenizer) -> Result<T> + Send,
@@ -330,7 +392,7 @@ impl Model<MaskedLm> {
             config.set_masked();
         }
         let config = MaskedConfig(config);
-        Model::load(&source, config, dropout, weights, memory, meanwhile)
+        Model::load(&source, config, changes, weights, memory, meanwhile)
     }
 
     /// [`Model::masked_while`], as it is stored.
@@ -340,7 +402,7 @@ impl Model<MaskedLm> {
     pub fn masked(spec: &str, memory: &Memory) -> Result<Model<MaskedLm>> {
         let nothing = |_: &MaskedConfig, _: &Tokenizer| Ok(());
         let weights = Weights::Stored { new_head: None };
-        Ok(Model::masked_while(spec, None, weights, memory, nothing)?.model)
+        Ok(Model::masked_while(spec, Changes::default(), weights, memory, nothing)?.model)
     }
 }
 
@@ -352,7 +414,7 @@ impl Model<CausalLm> {
     /// An encoder, or whatever is wrong with the model's files.
     pub fn causal_while<T: Send>(
         spec: &str,
-        dropout: Option<f64>,
+        changes: Changes,
         weights: Weights,
         memory: &Memory,
         meanwhile: impl FnOnce(&DecoderConfig, &Tokenizer) -> Result<T> + Send,
@@ -379,7 +441,7 @@ impl Model<CausalLm> {
         if !config.architectures.iter().any(|name| name == class) {
             config.set_causal();
         }
-        Model::load(&source, config, dropout, weights, memory, meanwhile)
+        Model::load(&source, config, changes, weights, memory, meanwhile)
     }
 
     /// [`Model::causal_while`], as it is stored.
@@ -389,21 +451,28 @@ impl Model<CausalLm> {
     pub fn causal(spec: &str, memory: &Memory) -> Result<Model<CausalLm>> {
         let nothing = |_: &DecoderConfig, _: &Tokenizer| Ok(());
         let weights = Weights::Stored { new_head: None };
-        Ok(Model::causal_while(spec, None, weights, memory, nothing)?.model)
+        Ok(Model::causal_while(spec, Changes::default(), weights, memory, nothing)?.model)
     }
 }
 
 impl<N: Network> Model<N> {
     pub(crate) fn load<T: Send>(
         source: &ModelSource,
-        config: N::Config,
-        dropout: Option<f64>,
+        mut config: N::Config,
+        changes: Changes,
         from: Weights,
         memory: &Memory,
         meanwhile: impl FnOnce(&N::Config, &Tokenizer) -> Result<T> + Send,
     ) -> Result<Loaded<T, N>> {
+        let (positions, front) = (config.max_tokens(), changes.virtual_tokens);
+        if front >= positions {
+            let what = format!("{front} virtual tokens, but the model has {positions} positions");
+            let help = "ask for fewer, so that a text has room behind them";
+            return Err(Error::config("adapter.tokens", what, help));
+        }
+        *config.reserved() = front;
         let mut in_use = config.clone();
-        if let Some(p) = dropout {
+        if let Some(p) = changes.dropout {
             in_use.set_dropout(p);
         }
         let texts = || -> Result<(Tokenizer, T)> {

@@ -7,7 +7,7 @@ use crate::batch::{BatchSize, in_order};
 use crate::corpus::{Corpus, Pass, TokenNetwork};
 use crate::error::Result;
 use crate::model::Model;
-use crate::plan::{heaviest_if, read_one};
+use crate::plan::{heaviest_if, read_one, rows};
 
 /// Tokens of one batch of an evaluation, as for classifiers.
 const EVALUATION_BATCH: BatchSize = BatchSize::Tokens(2048);
@@ -30,7 +30,8 @@ impl Perplexity {
         let (mut sum, mut tokens) = (0.0, 0);
         let planned = model.parameters.memory().is_planned();
         let batches = in_order(data.lengths(), EVALUATION_BATCH);
-        for batch in heaviest_if(planned, batches, data.lengths()) {
+        let rows = rows(data.lengths(), &model.parameters, |i| data.texts(i));
+        for batch in heaviest_if(planned, batches, &rows) {
             let (packed, targets) = data.pack(Pass::Evaluation, &batch);
             let mut f = Forward::evaluate(&model.parameters);
             let loss = model.network.loss(&mut f, &packed, &targets)?;

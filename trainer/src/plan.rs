@@ -9,6 +9,7 @@ use std::path::Path;
 use std::time::Instant;
 
 use graft_models::Strategy as Part;
+use graft_nn::Parameters;
 use graft_tensor::{Category, Device, Tensor, Usage};
 
 use crate::batch::BatchSize;
@@ -87,6 +88,17 @@ pub(crate) fn read_all(x: &Tensor) -> Result<Vec<f32>> {
     })
 }
 
+/// Rows of each example in the layers: its tokens, and virtual ones in front of each of its texts.
+pub(crate) fn rows(
+    lengths: &[usize],
+    parameters: &Parameters,
+    texts: impl Fn(usize) -> usize,
+) -> Vec<usize> {
+    let front = parameters.adapters().virtual_tokens();
+    let all = lengths.iter().enumerate();
+    all.map(|(i, tokens)| tokens + front * texts(i)).collect()
+}
+
 /// Of some batches, those that could need the most memory; all of them if no plan is made.
 pub(crate) fn heaviest_if(
     planned: bool,
@@ -162,6 +174,7 @@ fn run<T: Task>(
         rehearsal.train.cache = CacheKind::Memory;
     }
     let lengths = task.lengths().to_vec();
+    let rows = rows(&lengths, &model.parameters, |i| task.texts(i));
     let epochs = plan_epochs(config, &lengths);
     let accumulate = config.train.accumulate;
     let steps = epochs.iter().map(|e| e.len().div_ceil(accumulate) as u64);
@@ -186,7 +199,7 @@ fn run<T: Task>(
             .iter()
             .flat_map(|epoch| epoch.chunks(accumulate))
             .collect();
-        let chosen = heaviest(&groups, &lengths);
+        let chosen = heaviest(&groups, &rows);
         // Behind the first step, and not in it, the optimizer has its state.
         let others = chosen.iter().filter(|&&group| group > 0);
         for &group in [0].iter().chain(others) {

@@ -261,7 +261,7 @@ fn run<T: Task>(config: &RunConfig, mut run_dir: RunDir, stop: &AtomicBool) -> R
     }
     match config.strategy.name.adapter {
         None => model.save_weights(run_dir.path())?,
-        Some(_) => adapter::save(&model, &config.model.path, run_dir.path())?,
+        Some(_) => adapter::save(&mut model, &config.model.path, run_dir.path())?,
     }
     model.save_description(run_dir.path())?;
     // What thawed behind the kept epoch is as frozen in it as the rest.

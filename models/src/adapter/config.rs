@@ -3,7 +3,7 @@
 use graft_nn::adapters::{AdapterConfig, Bias, LowRankConfig, LowRankInit, Method, Targets};
 use serde_json::{Map, Value, json};
 
-use super::ADAPTER_CONFIG_FILE;
+use super::{ADAPTER_CONFIG_FILE, FrontSizes};
 use crate::error::{Error, Result};
 use crate::json::{describe, parse_object};
 use crate::source::ModelSource;
@@ -30,6 +30,17 @@ const WITHOUT_EFFECT: &[&str] = &[
     "qalora_group_size",
     "revision",
     "runtime_config",
+    // What a prompt or a prefix began as, and was the product of.
+    "encoder_hidden_size",
+    "init_weights",
+    "prefix_projection",
+    "prompt_tuning_init",
+    "prompt_tuning_init_text",
+    "tokenizer_kwargs",
+    "tokenizer_name_or_path",
+    // They follow from the model.
+    "num_attention_heads",
+    "num_layers",
     // Which way round a weight is stored follows from the model.
     "fan_in_fan_out",
 ];
@@ -74,6 +85,27 @@ impl StoredAdapter {
             Some("IA3") => Method::Ia3 {
                 feedforward: keys.list("feedforward_modules")?.unwrap_or_default(),
             },
+            Some(kind @ ("PROMPT_TUNING" | "PREFIX_TUNING")) => {
+                let help = "take the adapter_config.json that PEFT wrote with the weights";
+                let count = keys.count("num_virtual_tokens")?;
+                let Some(tokens) = count else {
+                    return Err(keys.wrong("num_virtual_tokens", "a whole number", help));
+                };
+                if keys.count("num_transformer_submodules")?.unwrap_or(1) != 1 {
+                    let help = "an encoder and a decoder in one model are not supported";
+                    return Err(keys.wrong("num_transformer_submodules", "1", help));
+                }
+                let width = keys.count("token_dim")?;
+                match (kind, width) {
+                    ("PROMPT_TUNING", _) => Method::Prompt { tokens },
+                    (_, Some(width)) => Method::Prefix {
+                        tokens,
+                        width,
+                        projection: None,
+                    },
+                    _ => return Err(keys.wrong("token_dim", "a whole number", help)),
+                }
+            }
             Some(BOTTLENECK) => {
                 let help = "take the adapter_config.json that was written with the weights";
                 if keys.text("activation")?.as_deref() != Some("gelu") {
@@ -86,10 +118,13 @@ impl StoredAdapter {
             }
             _ => {
                 let help = "convert it with PEFT, or merge it into its base there";
-                return Err(keys.wrong("peft_type", "\"LORA\" or \"IA3\"", help));
+                let expected = "\"LORA\", \"IA3\", \"PROMPT_TUNING\" or \"PREFIX_TUNING\"";
+                return Err(keys.wrong("peft_type", expected, help));
             }
         };
         let targets = match raw.get("target_modules") {
+            // They follow from the model.
+            None if method.virtual_tokens() > 0 => Targets::Names(Vec::new()),
             Some(Value::String(all)) if all.eq_ignore_ascii_case("all-linear") => {
                 Targets::AllLinear
             }
@@ -139,9 +174,10 @@ impl StoredAdapter {
         Ok(stored)
     }
 
-    /// The text of the `adapter_config.json`, which PEFT reads if it has such adapters. `full` are the names of all adapted modules, and of those
-    /// whose inputs are scaled; `transposed` says that weights are stored as `[in, out]`.
-    pub fn to_json(&self, full: [&[String]; 2], transposed: bool) -> String {
+    /// The text of the `adapter_config.json`, which PEFT reads if it has such adapters. `full` are the names of all adapted
+    /// modules, and of those whose inputs are scaled; `transposed` says that weights are stored as `[in, out]`; `sizes`
+    /// are the model's.
+    pub fn to_json(&self, full: [&[String]; 2], transposed: bool, sizes: &FrontSizes) -> String {
         let c = &self.config;
         let or_null = |list: &[String]| match list {
             [] => Value::Null,
@@ -152,9 +188,16 @@ impl StoredAdapter {
             map.insert(key.to_owned(), value);
         };
         put("base_model_name_or_path", json!(self.base));
-        put("bias", json!(bias_name(c.bias)));
-        put("exclude_modules", or_null(&c.exclude));
-        put("fan_in_fan_out", json!(transposed));
+        let front = c.method.virtual_tokens();
+        if front == 0 {
+            put("bias", json!(bias_name(c.bias)));
+            put("exclude_modules", or_null(&c.exclude));
+            put("fan_in_fan_out", json!(transposed));
+        } else {
+            put("num_virtual_tokens", json!(front));
+            put("num_layers", json!(sizes.layers));
+            put("num_transformer_submodules", json!(1));
+        }
         put("inference_mode", json!(true));
         put("modules_to_save", or_null(&c.modules_to_save));
         put("revision", Value::Null);
@@ -188,6 +231,20 @@ impl StoredAdapter {
                         LowRankInit::Orthogonal => json!("orthogonal"),
                     },
                 );
+            }
+            Method::Prompt { .. } => {
+                put("peft_type", json!("PROMPT_TUNING"));
+                // How PEFT would begin a new one: nothing to these.
+                put("prompt_tuning_init", json!("RANDOM"));
+                put("num_attention_heads", json!(sizes.heads));
+                put("token_dim", json!(sizes.hidden));
+            }
+            Method::Prefix { width, .. } => {
+                put("peft_type", json!("PREFIX_TUNING"));
+                put("prefix_projection", json!(false));
+                put("encoder_hidden_size", json!(width));
+                put("num_attention_heads", json!(sizes.key_heads));
+                put("token_dim", json!(width));
             }
             Method::Bottleneck { size } => {
                 put("peft_type", json!(BOTTLENECK));

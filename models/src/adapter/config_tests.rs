@@ -2,6 +2,16 @@
 
 use super::*;
 
+const SIZES: FrontSizes = FrontSizes {
+    words: "words",
+    keys: "key",
+    layers: 2,
+    heads: 4,
+    hidden: 40,
+    key_heads: 2,
+    key_width: 20,
+};
+
 fn parse(text: &str) -> Result<StoredAdapter> {
     StoredAdapter::parse("adapter_config.json", text.as_bytes())
 }
@@ -47,13 +57,24 @@ fn what_is_written_reads_as_itself() {
         targets: Targets::Regex(r".*\.query".into()),
         ..lora.clone()
     };
-    for config in [lora, ia3, bottleneck, regex] {
+    let front = |method: Method| AdapterConfig {
+        method,
+        targets: Targets::Names(Vec::new()),
+        ..ia3.clone()
+    };
+    let prompt = front(Method::Prompt { tokens: 5 });
+    let prefix = front(Method::Prefix {
+        tokens: 3,
+        width: 20,
+        projection: None,
+    });
+    for config in [lora, ia3, bottleneck, regex, prompt, prefix] {
         let stored = StoredAdapter {
             config,
             base: Some("org/model".into()),
             task_type: Some("SEQ_CLS".into()),
         };
-        let text = stored.to_json([&[], &[]], false);
+        let text = stored.to_json([&[], &[]], false, &SIZES);
         assert_eq!(parse(&text).unwrap(), stored, "{text}");
     }
 }
@@ -66,7 +87,7 @@ fn names_stand_for_all_linear_layers() {
     let stored = stored.unwrap();
     assert_eq!(stored.config.targets, Targets::AllLinear);
     let full = ["m.a".to_owned(), "m.b".to_owned()];
-    let text = stored.to_json([&full, &full[1..]], true);
+    let text = stored.to_json([&full, &full[1..]], true, &SIZES);
     let again = parse(&text).unwrap();
     assert_eq!(again.config.targets, Targets::Names(full.to_vec()));
     let feedforward = full[1..].to_vec();
@@ -79,7 +100,7 @@ fn what_would_compute_something_else_is_refused() {
     for (more, said) in [
         (
             r#""peft_type": "LOHA""#,
-            "`peft_type`: found \"LOHA\", expected \"LORA\" or \"IA3\"",
+            "`peft_type`: found \"LOHA\", expected \"LORA\", \"IA3\", \"PROMPT_TUNING\" or \"PREFIX_TUNING\"",
         ),
         (
             r#""peft_type": "GRAFT_BOTTLENECK", "activation": "swish", "bottleneck_size": 4"#,
@@ -88,6 +109,18 @@ fn what_would_compute_something_else_is_refused() {
         (
             r#""peft_type": "GRAFT_BOTTLENECK", "activation": "gelu""#,
             "`bottleneck_size`: found nothing",
+        ),
+        (
+            r#""peft_type": "PREFIX_TUNING", "num_virtual_tokens": 4"#,
+            "`token_dim`: found nothing",
+        ),
+        (
+            r#""peft_type": "PROMPT_TUNING""#,
+            "`num_virtual_tokens`: found nothing",
+        ),
+        (
+            r#""peft_type": "PROMPT_TUNING", "num_virtual_tokens": 4, "num_transformer_submodules": 2"#,
+            "`num_transformer_submodules`: found 2, expected 1",
         ),
         (
             r#""peft_type": "LORA", "use_qalora": true"#,

@@ -5,7 +5,8 @@ use std::collections::HashMap;
 use std::path::Path;
 
 use graft_nn::adapters::{
-    Adapter, AdapterConfig, AdapterSet, LowRankConfig, Method, Modules, attach, kept_parameters,
+    Adapter, AdapterConfig, AdapterSet, LowRankConfig, Method, Modules, Targets, attach,
+    kept_parameters,
 };
 use graft_nn::{ParamId, Parameters, Role};
 use graft_tensor::ops::{self, WeightLayout};
@@ -13,12 +14,12 @@ use graft_tensor::{DType, Tensor};
 
 use super::{ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE, Adaptable, StoredAdapter, head_modules};
 use crate::error::{Error, Result};
-use crate::load::{Stored, little_endian};
+use crate::load::little_endian;
 use crate::safetensors::{SafetensorsFile, TensorView, pt_metadata, write};
 use crate::source::ModelSource;
 
-/// In front of every tensor's name.
-const PREFIX: &str = "base_model.model.";
+/// The rows of a prompt or a prefix.
+const FRONT: &str = "prompt_embeddings";
 
 /// The heads that PEFT keeps with an adapter for classification, whatever its configuration says.
 const HEADS: [&str; 2] = ["classifier", "score"];
@@ -30,7 +31,7 @@ const HEADS: [&str; 2] = ["classifier", "score"];
 /// Files that cannot be read, an adapter for another model: [`Error::Mismatch`] lists what does not fit.
 pub fn load_adapter(
     p: &mut Parameters,
-    model: &impl Stored,
+    model: &impl Adaptable,
     name: &str,
     dir: &Path,
 ) -> Result<StoredAdapter> {
@@ -38,6 +39,7 @@ pub fn load_adapter(
     let mut stored = StoredAdapter::load(&source)?;
     let path = dir.join(ADAPTER_WEIGHTS_FILE);
     let mut file = SafetensorsFile::open(&path)?;
+    aim(&mut stored.config, model);
     if stored.task_type.as_deref() == Some("SEQ_CLS") {
         set_heads(p, &mut stored.config);
     }
@@ -48,7 +50,7 @@ pub fn load_adapter(
     // What the file has in place of the base's own parameters.
     let mut whole: HashMap<String, Vec<usize>> = HashMap::new();
     for info in file.infos() {
-        let plain = info.name.strip_prefix(PREFIX).map(without_wrapper);
+        let plain = stored.in_model(&info.name).map(without_wrapper);
         if let Some(id) = plain.and_then(|plain| find(p, &plain)) {
             let shape = info.shape.iter().map(|&n| n as usize).collect();
             whole.insert(p.get(id).name().to_owned(), shape);
@@ -65,14 +67,14 @@ pub fn load_adapter(
     let (mut unexpected, mut shapes) = (Vec::new(), Vec::new());
     let mut found = vec![false; p.len()];
     for info in file.infos() {
-        let place = info.name.strip_prefix(PREFIX).and_then(|rest| {
+        let place = stored.in_model(&info.name).and_then(|rest| {
             // With `bias="all"`, PEFT writes the biases of kept modules three times: under their names, under those that
             // they have in memory, and the base's own.
             let again = rest
                 .split_once(".modules_to_save.")
                 .and_then(|(module, inner)| {
                     let (_, inner) = inner.split_once('.')?;
-                    file.get(&format!("{PREFIX}{module}.{inner}"))
+                    file.get(&format!("{}{module}.{inner}", stored.prefix()))
                 });
             if rest.contains(".original_module.") || again.is_some() {
                 return Some(Place::Nowhere);
@@ -158,6 +160,44 @@ pub fn load_adapter(
     Ok(stored)
 }
 
+/// Says beside what virtual tokens stand, which their file does not.
+fn aim(config: &mut AdapterConfig, model: &impl Adaptable) {
+    let target = match &config.method {
+        Method::Prompt { .. } => model.front().words,
+        Method::Prefix { .. } => model.front().keys,
+        Method::LowRank(_) | Method::Ia3 { .. } | Method::Bottleneck { .. } => return,
+    };
+    config.targets = Targets::Names(vec![target.to_owned()]);
+}
+
+impl StoredAdapter {
+    /// In front of every tensor's name but that of virtual tokens.
+    fn prefix(&self) -> &'static str {
+        match self.config.method.virtual_tokens() {
+            0 => "base_model.model.",
+            // No module is wrapped.
+            _ => "base_model.",
+        }
+    }
+
+    /// A tensor's name without what stands in front of it in the file.
+    fn in_model<'a>(&self, name: &'a str) -> Option<&'a str> {
+        let front = (name == FRONT && self.config.method.virtual_tokens() > 0).then_some(name);
+        name.strip_prefix(self.prefix()).or(front)
+    }
+
+    /// The name that a tensor of the adapter's file has in memory under the adapter's name `adapter`, beside a model whose
+    /// names are the file's; of what the adapter keeps as a whole, the name of the base's.
+    pub fn name_in_memory(&self, name: &str, adapter: &str) -> String {
+        let rest = self.in_model(name).unwrap_or(name);
+        let named = with_name(rest, adapter);
+        match named == rest {
+            true => without_wrapper(rest),
+            false => named,
+        }
+    }
+}
+
 /// Where a tensor of the file belongs.
 #[derive(Clone, Copy)]
 enum Place {
@@ -206,6 +246,8 @@ fn own_parameters(p: &Parameters, set: &AdapterSet) -> Vec<ParamId> {
         own.extend(adapter.parameters());
     }
     own.sort_by_key(|id| id.key());
+    // Those of a prefix are beside each layer.
+    own.dedup();
     debug_assert!(own.iter().all(|id| id.key() < p.len()));
     own
 }
@@ -218,6 +260,9 @@ fn without_wrapper(name: &str) -> String {
 
 /// The name that an adapter's tensor has in memory, where the adapter's own name stands in it.
 fn with_name(stored: &str, name: &str) -> String {
+    if stored == FRONT {
+        return format!("{FRONT}.{name}");
+    }
     for (end, last) in [
         (".lora_A.weight", ".weight"),
         (".lora_B.weight", ".weight"),
@@ -238,17 +283,6 @@ fn with_name(stored: &str, name: &str) -> String {
     match stored.strip_suffix(".lora_magnitude_vector") {
         Some(_) => format!("{stored}.{name}.weight"),
         None => stored.to_owned(),
-    }
-}
-
-/// The name that a tensor of an adapter's file has in memory, beside a model whose names are the file's; of what the
-/// adapter keeps as a whole, the name of the base's.
-pub fn name_in_memory(stored: &str, adapter: &str) -> String {
-    let rest = stored.strip_prefix(PREFIX).unwrap_or(stored);
-    let named = with_name(rest, adapter);
-    match named == rest {
-        true => without_wrapper(rest),
-        false => named,
     }
 }
 
@@ -277,16 +311,28 @@ pub fn save_adapter(p: &Parameters, model: &impl Adaptable, base: &str, dir: &Pa
         let what = "there is no adapter to save; attach one first".into();
         return Err(graft_nn::Error::Adapter { what }.into());
     };
+    let stored = StoredAdapter {
+        config: as_stored(set),
+        base: Some(base.to_owned()),
+        task_type: match head_modules(p, model).is_empty() {
+            true => model.task_type().map(str::to_owned),
+            false => Some("SEQ_CLS".to_owned()),
+        },
+    };
+    let prefix = stored.prefix();
     let mut tensors: Vec<(String, Tensor)> = Vec::new();
     let mut put = |id: ParamId, value: Tensor| {
         let name = without_name(p.get(id).name(), set.name());
-        tensors.push((format!("{PREFIX}{name}"), value));
+        let prefix = if name == FRONT { "" } else { prefix };
+        tensors.push((format!("{prefix}{name}"), value));
     };
     let (mut full, mut inputs, mut transposed) = (Vec::new(), Vec::new(), false);
     for (weight, adapter) in set.layers() {
         let name = p.get(weight).name();
         let module = name.strip_suffix(".weight").unwrap_or(name);
-        full.push(module.to_owned());
+        if adapter.wraps() {
+            full.push(module.to_owned());
+        }
         transposed |= p.get(weight).role() == Role::Linear(WeightLayout::InOut);
         match adapter {
             Adapter::LowRank(l) => {
@@ -309,6 +355,10 @@ pub fn save_adapter(p: &Parameters, model: &impl Adaptable, base: &str, dir: &Pa
                 }
                 put(s.factors, p.value(s.factors)?.clone());
             }
+            Adapter::Prompt(rows) => put(*rows, p.value(*rows)?.clone()),
+            // The first layer's stands for all.
+            Adapter::Prefix(prefix) if prefix.layer > 0 => {}
+            Adapter::Prefix(prefix) => put(prefix.rows, p.value(prefix.rows)?.clone()),
             Adapter::Bottleneck(_) => {
                 for id in adapter.parameters() {
                     put(id, p.value(id)?.clone());
@@ -321,8 +371,8 @@ pub fn save_adapter(p: &Parameters, model: &impl Adaptable, base: &str, dir: &Pa
         let (module, last) = name.rsplit_once('.').unwrap_or(("", name));
         let adapted = full.iter().any(|adapted| adapted == module);
         let name = match adapted {
-            true => format!("{PREFIX}{module}.base_layer.{last}"),
-            false => format!("{PREFIX}{name}"),
+            true => format!("{prefix}{module}.base_layer.{last}"),
+            false => format!("{prefix}{name}"),
         };
         let value = p.value(p.adapters().in_place_of(id))?;
         tensors.push((name, value.clone()));
@@ -341,16 +391,8 @@ pub fn save_adapter(p: &Parameters, model: &impl Adaptable, base: &str, dir: &Pa
             data,
         });
     write(dir.join(ADAPTER_WEIGHTS_FILE), &pt_metadata(), views)?;
-    let stored = StoredAdapter {
-        config: as_stored(set),
-        base: Some(base.to_owned()),
-        task_type: match head_modules(p, model).is_empty() {
-            true => model.task_type().map(str::to_owned),
-            false => Some("SEQ_CLS".to_owned()),
-        },
-    };
     let path = dir.join(ADAPTER_CONFIG_FILE);
-    let text = stored.to_json([&full, &inputs], transposed);
+    let text = stored.to_json([&full, &inputs], transposed, &model.front());
     std::fs::write(&path, text).map_err(|e| Error::io("write", &path, e))
 }
 
@@ -402,6 +444,7 @@ mod tests {
             ),
             ("m.words.lora_embedding_A", "m.words.lora_embedding_A.one"),
             ("m.key.ia3_l", "m.key.ia3_l.one"),
+            ("prompt_embeddings", "prompt_embeddings.one"),
             ("m.out.adapter_down.weight", "m.out.adapter_down.one.weight"),
             ("m.out.adapter_up.bias", "m.out.adapter_up.one.bias"),
             ("classifier.weight", "classifier.weight"),

@@ -4,8 +4,28 @@
 use graft_nn::Parameters;
 
 use crate::config::{DecoderConfig, DecoderFamily, Family, ModelConfig};
+use crate::decoder::Projections;
 use crate::load::Stored;
 use crate::masked::MaskedConfig;
+
+/// What virtual tokens stand beside, and how wide they are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FrontSizes {
+    /// The end of the name of the words' embedding
+    pub words: &'static str,
+    /// The end of the names of the layers that make keys
+    pub keys: &'static str,
+    /// Layers
+    pub layers: usize,
+    /// Heads of queries
+    pub heads: usize,
+    /// Width of a token's hidden state
+    pub hidden: usize,
+    /// Heads of keys
+    pub key_heads: usize,
+    /// Width of a layer's keys, and of its values
+    pub key_width: usize,
+}
 
 /// A family's usual targets.
 pub trait Adaptable: Stored {
@@ -18,6 +38,9 @@ pub trait Adaptable: Stored {
     /// A bottleneck adapter's: the layers that write to the residual stream, one behind attention and one behind the
     /// feed-forward block.
     fn bottleneck_targets(&self) -> &'static [&'static str];
+
+    /// A prompt's and a prefix's.
+    fn front(&self) -> FrontSizes;
 
     /// What PEFT calls the task of a model without a classification head.
     fn task_type(&self) -> Option<&'static str>;
@@ -44,6 +67,18 @@ impl Adaptable for ModelConfig {
         match self.family {
             Family::Bert | Family::Roberta => &["output.dense"],
             Family::DistilBert => &["out_lin", "lin2"],
+        }
+    }
+
+    fn front(&self) -> FrontSizes {
+        FrontSizes {
+            words: "word_embeddings",
+            keys: self.family.names().key,
+            layers: self.layers,
+            heads: self.heads,
+            hidden: self.hidden_size,
+            key_heads: self.heads,
+            key_width: self.hidden_size,
         }
     }
 
@@ -77,6 +112,22 @@ impl Adaptable for DecoderConfig {
         }
     }
 
+    fn front(&self) -> FrontSizes {
+        let names = self.family.names();
+        FrontSizes {
+            words: names.words,
+            keys: match names.projections {
+                Projections::Fused(name) => name,
+                Projections::Apart([_, keys, _]) => keys,
+            },
+            layers: self.layers,
+            heads: self.heads,
+            hidden: self.hidden_size,
+            key_heads: self.kv_heads,
+            key_width: self.kv_heads * self.head_dim,
+        }
+    }
+
     fn task_type(&self) -> Option<&'static str> {
         Some("CAUSAL_LM")
     }
@@ -93,6 +144,10 @@ impl Adaptable for MaskedConfig {
 
     fn bottleneck_targets(&self) -> &'static [&'static str] {
         self.0.bottleneck_targets()
+    }
+
+    fn front(&self) -> FrontSizes {
+        self.0.front()
     }
 
     fn task_type(&self) -> Option<&'static str> {

@@ -124,6 +124,8 @@ pub struct ModelConfig {
     pub vocab_size: usize,
     /// Rows of the position embedding; see [`ModelConfig::max_tokens`].
     pub max_positions: usize,
+    /// Positions that an adapter's virtual tokens take in front of each text; not part of the file
+    pub reserved: usize,
     /// Rows of the token type embedding; 0 where the family has none.
     pub type_vocab_size: usize,
     /// Added to the variance in layer norms.
@@ -235,6 +237,7 @@ impl ModelConfig {
             intermediate_size,
             vocab_size,
             max_positions,
+            reserved: 0,
             type_vocab_size,
             layer_norm_eps: match family {
                 // Fixed in the layers, not in the config.
@@ -273,6 +276,11 @@ impl ModelConfig {
 
     /// Most tokens of a sequence, special tokens included.
     pub fn max_tokens(&self) -> usize {
+        self.positions_in_all().saturating_sub(self.reserved)
+    }
+
+    /// Most tokens of a sequence, virtual ones included.
+    pub fn positions_in_all(&self) -> usize {
         self.max_positions - self.first_position()
     }
 

@@ -1,6 +1,7 @@
 //! The keys and values of tokens that a decoder has seen, so that a text is continued at the price of its new tokens.
 
 use graft_autograd::Var;
+use graft_nn::adapters::{Adapters, attend};
 use graft_nn::{Forward, Parameters};
 use graft_tensor::ops::{self, Attention, Kept};
 use graft_tensor::{Category, Tensor};
@@ -12,16 +13,18 @@ use crate::error::{Error, Result};
 /// Keys and values of the tokens of some texts, in every layer.
 ///
 /// Each text has a slot with room for `capacity` tokens, where a layer's new rows are written in place; a text that is
-/// finished leaves its slot behind.
+/// finished leaves its slot behind. Virtual tokens of the adapter in use are in front of each text, and count for nothing.
 #[derive(Debug)]
 pub struct KvCache {
-    /// Of each layer: keys and values, each `[slots * capacity, kv_heads * head_dim]`
+    /// Of each layer: keys and values, each `[slots * (front + capacity), kv_heads * head_dim]`
     layers: Vec<[Tensor; 2]>,
     /// The slot of each sequence
     slots: Vec<usize>,
     /// Tokens of each sequence so far
     lengths: Vec<usize>,
     capacity: usize,
+    /// Virtual tokens in front of each text
+    front: usize,
 }
 
 impl KvCache {
@@ -35,14 +38,19 @@ impl KvCache {
         sequences: usize,
         capacity: usize,
     ) -> Result<KvCache> {
-        if capacity > config.max_tokens() {
+        let front = parameters.adapters().virtual_tokens();
+        let limit = config.positions_in_all().saturating_sub(front);
+        if capacity > limit {
             return Err(Error::TooLong {
                 tokens: capacity,
-                limit: config.max_tokens(),
+                limit,
             });
         }
         let memory = parameters.memory().with(Category::Activations);
-        let shape = [sequences * capacity, config.kv_heads * config.head_dim];
+        let shape = [
+            sequences * (front + capacity),
+            config.kv_heads * config.head_dim,
+        ];
         let table = || Tensor::zeros(&memory, parameters.compute(), &shape);
         let layers = (0..config.layers)
             .map(|_| Ok([table()?, table()?]))
@@ -52,6 +60,7 @@ impl KvCache {
             slots: (0..sequences).collect(),
             lengths: vec![0; sequences],
             capacity,
+            front,
         })
     }
 
@@ -75,32 +84,52 @@ impl KvCache {
     }
 
     /// Makes ready for the new tokens of a batch.
-    pub(super) fn begin(&mut self, batch: &TokenBatch) -> Result<Past<'_>> {
+    pub(super) fn begin(&mut self, batch: &TokenBatch, adapters: &Adapters) -> Result<Past<'_>> {
+        if adapters.virtual_tokens() != self.front {
+            return Err(Error::CacheFront {
+                adapter: adapters.virtual_tokens(),
+                cache: self.front,
+            });
+        }
         if batch.sequences() != self.lengths.len() {
             return Err(Error::CacheSequences {
                 batch: batch.sequences(),
                 cache: self.lengths.len(),
             });
         }
-        let new = batch
-            .offsets
-            .windows(2)
-            .map(|pair| (pair[1] - pair[0]) as usize);
-        let lengths: Vec<usize> = self.lengths.iter().zip(new).map(|(a, b)| a + b).collect();
-        if let Some(&tokens) = lengths.iter().find(|&&n| n > self.capacity) {
-            return Err(Error::CacheFull {
-                tokens,
-                capacity: self.capacity,
-            });
-        }
-        let first = |slot: &usize| (slot * self.capacity) as i64;
-        Ok(Past {
-            starts: self.slots.iter().map(first).collect(),
-            before: self.lengths.iter().map(|&n| n as i64).collect(),
-            after: lengths.iter().map(|&n| n as i64).collect(),
-            offsets: batch.offsets.clone(),
+        let prompt = adapters.virtual_rows();
+        let mut past = Past {
             layers: &mut self.layers,
-        })
+            starts: Vec::with_capacity(self.slots.len()),
+            begins: self.lengths.iter().map(|&n| n == 0).collect(),
+            before: Vec::with_capacity(self.slots.len()),
+            after: Vec::with_capacity(self.slots.len()),
+            offsets: vec![0],
+        };
+        let mut end = 0;
+        let sequences = self.slots.iter().zip(&self.lengths);
+        for ((slot, &length), pair) in sequences.zip(batch.offsets.windows(2)) {
+            let tokens = length + (pair[1] - pair[0]) as usize;
+            if tokens > self.capacity {
+                return Err(Error::CacheFull {
+                    tokens,
+                    capacity: self.capacity,
+                });
+            }
+            // Rows of a prompt are new with the text's first tokens; a prefix is there before any.
+            let before = match length {
+                0 => self.front - prompt,
+                _ => self.front + length,
+            };
+            let after = self.front + tokens;
+            end += (after - before) as i64;
+            past.starts
+                .push((slot * (self.front + self.capacity)) as i64);
+            past.before.push(before as i64);
+            past.after.push(after as i64);
+            past.offsets.push(end);
+        }
+        Ok(past)
     }
 
     /// Counts the tokens of a batch whose keys and values were written in every layer.
@@ -116,22 +145,29 @@ pub(super) struct Past<'a> {
     layers: &'a mut [[Tensor; 2]],
     /// First row of each sequence
     starts: Vec<i64>,
-    /// Tokens of each sequence without the new ones, and with them
+    /// Whether each sequence has its first tokens
+    begins: Vec<bool>,
+    /// Rows of each sequence without the new ones, and with them
     before: Vec<i64>,
     after: Vec<i64>,
-    /// Of the new tokens
+    /// Of the new rows
     offsets: Vec<i64>,
 }
 
 impl Past<'_> {
-    /// The positions of the new tokens.
+    /// Whether a sequence has its first tokens.
+    pub fn begins(&self, sequence: usize) -> bool {
+        self.begins[sequence]
+    }
+
+    /// The positions of the new rows.
     pub fn positions(&self) -> Vec<i64> {
         let pairs = self.before.iter().zip(&self.after);
         pairs.flat_map(|(&before, &after)| before..after).collect()
     }
 
-    /// Keeps the new tokens' keys and values of layer `i`, and attends to all that there are: queries
-    /// `[tokens, heads * head_dim]` to `[tokens, heads * head_dim]`.
+    /// Keeps the new rows' keys and values of layer `i`, and attends to all that there are, a prefix's included: queries
+    /// `[rows, heads * head_dim]` to `[rows, heads * head_dim]`.
     pub fn attend(
         &mut self,
         f: &mut Forward,
@@ -139,9 +175,18 @@ impl Past<'_> {
         attention: &Attention,
         [q, k, v]: [&Var; 3],
         offsets: &Var,
+        prefix: Option<&[Var; 2]>,
     ) -> Result<Var> {
         let memory = f.memory().clone();
-        for (table, new) in self.layers[i].iter_mut().zip([k, v]) {
+        for (which, (table, new)) in self.layers[i].iter_mut().zip([k, v]).enumerate() {
+            if let Some(prefix) = prefix {
+                let rows = ops::cast(&memory, prefix[which].value(), table.dtype())?;
+                let rows = rows.contiguous(&memory)?;
+                let begun = self.starts.iter().zip(&self.begins);
+                for (&start, _) in begun.filter(|(_, begins)| **begins) {
+                    ops::write_rows(&memory, table, start as usize, &rows)?;
+                }
+            }
             let sequences = self.starts.iter().zip(&self.before);
             for ((start, before), pair) in sequences.zip(self.offsets.windows(2)) {
                 let (first, count) = (pair[0] as usize, (pair[1] - pair[0]) as usize);
@@ -149,9 +194,9 @@ impl Past<'_> {
                 ops::write_rows(&memory, table, (start + before) as usize, &rows)?;
             }
         }
-        if self.before.iter().all(|&n| n == 0) {
+        if self.begins.iter().all(|&begins| begins) {
             // Whole texts: the tiled kernel is faster, and reads no cache.
-            return Ok(f.tape.attention(attention, q, k, v, offsets)?);
+            return Ok(attend(f, attention, [q, k, v], offsets, prefix)?);
         }
         let [keys, values] = &self.layers[i];
         let kept = Kept {

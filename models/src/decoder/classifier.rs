@@ -66,17 +66,17 @@ impl DecoderClassifier {
     }
 
     /// The place below which nothing is trained: in front of the layer of the lowest trained parameter, where the final
-    /// norm counts as one more layer. `None` if an embedding is trained.
+    /// norm counts as one more layer. `None` if an embedding is trained, or more than the texts' own tokens would pass.
     pub fn cut(&self, p: &Parameters, set: &TrainableSet) -> Option<Cut> {
         // The model's own parameters are declared, and numbered, in the order in which they take part; an adapter's take
         // part beside one of these.
         let first = set.ids().map(|id| p.adapters().anchor(id)).min()?;
         let layer = self.decoder.stage_of(first)?;
-        Some(if layer <= self.decoder.layers() {
-            Cut::Layer(layer)
-        } else {
-            Cut::Head
-        })
+        let cut = match layer <= self.decoder.layers() {
+            true => Cut::Layer(layer),
+            false => Cut::Head,
+        };
+        Some(cut).filter(|cut| cut.passes(p))
     }
 
     /// Whether a parameter takes part in what passes through `cut`.
@@ -97,7 +97,7 @@ impl DecoderClassifier {
         let decoder = &self.decoder;
         let x = match cut {
             Cut::Layer(layer) => {
-                let (x, place) = decoder.embed(f, batch, batch.positions(0))?;
+                let (x, place) = decoder.embed(f, batch)?;
                 decoder.layers_of(f, x, &place, 0..layer, None)?
             }
             Cut::Head => {

@@ -1,6 +1,7 @@
 //! One layer of a decoder: what it adds to the residual stream.
 
 use graft_autograd::Var;
+use graft_nn::adapters::attend;
 use graft_nn::layers::{GatedMlp, LayerNorm, Linear, Mlp, RmsNorm};
 use graft_nn::{Forward, Parameters};
 use graft_tensor::ops::{Activation, Attention, Glu};
@@ -265,7 +266,14 @@ impl DecoderAttention {
             q = turns.turn(f, self.kind, heads, &q)?;
             k = turns.turn(f, self.kind, kv_heads, &k)?;
         }
-        let trained = [&q, &k, &v].into_iter().any(|x| f.tape.needs_gradient(x));
+        let prefix = match &self.inputs {
+            Inputs::Fused(linear) => linear.prefix(f)?,
+            Inputs::Apart(linears) => linears[1].prefix(f)?,
+        };
+        let trained = [&q, &k, &v]
+            .into_iter()
+            .chain(prefix.iter().flatten())
+            .any(|x| f.tape.needs_gradient(x));
         let attention = Attention {
             dropout: match f.is_training() && trained {
                 true => self.attention.dropout,
@@ -274,10 +282,13 @@ impl DecoderAttention {
             ..self.attention
         };
         let heads = match past {
-            Some(past) => past.attend(f, self.layer, &attention, [&q, &k, &v], offsets)?,
-            None => f.tape.attention(&attention, &q, &k, &v, offsets)?,
+            Some(past) => {
+                let qkv = [&q, &k, &v];
+                past.attend(f, self.layer, &attention, qkv, offsets, prefix.as_ref())?
+            }
+            None => attend(f, &attention, [&q, &k, &v], offsets, prefix.as_ref())?,
         };
-        drop((q, k, v));
+        drop((q, k, v, prefix));
         Ok(self.output.forward(f, &heads)?)
     }
 

@@ -17,9 +17,8 @@ use std::ops::Range;
 use graft_autograd::Var;
 use graft_nn::layers::Embedding;
 use graft_nn::{Forward, FreezePolicy, ParamId, Parameters};
-use graft_tensor::Tensor;
 
-use crate::batch::{TokenBatch, TokenVars, positions_of};
+use crate::batch::{Rows, TokenBatch, check_length, first_row, integers, positions_of};
 use crate::config::{DecoderConfig, DecoderFamily, Positions};
 use crate::encoder::trained_dropout;
 use crate::error::{Error, Result};
@@ -29,7 +28,7 @@ use cache::Past;
 pub use causal::CausalLm;
 pub use classifier::DecoderClassifier;
 use layer::{Layer, Norm};
-pub(crate) use names::{LM_HEAD, SCORE};
+pub(crate) use names::{LM_HEAD, Projections, SCORE};
 use rotary::{Rotary, Turns};
 
 /// Embeddings and layers, without a head.
@@ -46,14 +45,14 @@ pub struct Decoder {
     norm: Norm,
     /// The number of the first parameter of each layer, of the final norm, and of what comes behind it
     begins: Vec<usize>,
-    max_tokens: usize,
+    positions_in_all: usize,
     dropout: f64,
     parts: Parts,
     /// The final norm, as a rule matches it
     norm_glob: String,
 }
 
-/// Where the tokens of a batch stand.
+/// Where the rows of a batch stand.
 struct Place {
     offsets: Var,
     /// Where positions are rotary
@@ -99,7 +98,7 @@ impl Decoder {
             rotary: Rotary::new(config),
             layers,
             norm,
-            max_tokens: config.max_tokens(),
+            positions_in_all: config.positions_in_all(),
             dropout: config.dropout.embedding,
             begins,
             parts: {
@@ -149,7 +148,7 @@ impl Decoder {
         if f.is_training() {
             return Err(Error::CacheInTraining);
         }
-        let mut past = cache.begin(batch)?;
+        let mut past = cache.begin(batch, f.adapters())?;
         let result = self.run(f, batch, Some(&mut past))?;
         cache.end(batch);
         Ok(result)
@@ -161,41 +160,43 @@ impl Decoder {
         batch: &TokenBatch,
         past: Option<&mut Past>,
     ) -> Result<(Var, Var)> {
-        let positions = match &past {
-            Some(past) => past.positions(),
-            None => batch.positions(0),
+        check_length(f, batch, self.positions_in_all)?;
+        let (rows, positions) = match &past {
+            Some(past) => (
+                Rows::of(f, batch, |text| past.begins(text)),
+                past.positions(),
+            ),
+            None => {
+                let rows = Rows::new(f, batch);
+                let positions = positions_of(rows.offsets(), first_row(f));
+                (rows, positions)
+            }
         };
-        let (x, place) = self.embed(f, batch, positions)?;
+        let (x, place) = self.embed_rows(f, &rows, &positions)?;
         let x = self.layers_of(f, x, &place, 0..self.layers.len(), past)?;
-        Ok((self.norm.forward(f, &x)?, place.offsets))
+        let x = rows.tokens(f, x)?;
+        let offsets = f.input(integers(f.memory(), &batch.offsets)?);
+        Ok((self.norm.forward(f, &x)?, offsets))
     }
 
-    /// What the first layer reads, `[tokens, hidden]`, and where the tokens stand.
-    fn embed(
-        &self,
-        f: &mut Forward,
-        batch: &TokenBatch,
-        positions: Vec<i64>,
-    ) -> Result<(Var, Place)> {
-        let longest = batch.offsets.windows(2).map(|pair| pair[1] - pair[0]).max();
-        if let Some(tokens) = longest.filter(|&n| n > self.max_tokens as i64) {
-            return Err(Error::TooLong {
-                tokens: tokens as usize,
-                limit: self.max_tokens,
-            });
-        }
-        let turns = self.turns(f, &positions)?;
-        let tokens = TokenVars::at(f, batch, positions)?;
-        let mut x = self.words.forward(f, &tokens.ids)?; // [tokens, hidden]
-        if let Some(scale) = self.word_scale {
-            x = f.tape.scale(&x, scale)?;
-        }
-        if let Some(positions) = &self.positions {
-            let positions = positions.forward(f, &tokens.positions)?;
+    /// What the first layer reads of whole texts, `[rows, hidden]`, and where the rows stand.
+    fn embed(&self, f: &mut Forward, batch: &TokenBatch) -> Result<(Var, Place)> {
+        check_length(f, batch, self.positions_in_all)?;
+        let rows = Rows::new(f, batch);
+        let positions = positions_of(rows.offsets(), first_row(f));
+        self.embed_rows(f, &rows, &positions)
+    }
+
+    fn embed_rows(&self, f: &mut Forward, rows: &Rows, positions: &[i64]) -> Result<(Var, Place)> {
+        let turns = self.turns(f, positions)?;
+        let mut x = rows.words(f, &self.words, self.word_scale)?; // [rows, hidden]
+        if let Some(table) = &self.positions {
+            let positions = f.input(integers(f.memory(), positions)?);
+            let positions = table.forward(f, &positions)?;
             x = f.tape.add(&x, &positions)?;
         }
         x = trained_dropout(f, &x, self.dropout)?;
-        let offsets = tokens.offsets;
+        let offsets = f.input(integers(f.memory(), rows.offsets())?);
         Ok((x, Place { offsets, turns }))
     }
 
@@ -209,13 +210,12 @@ impl Decoder {
 
     /// Where the tokens of whole sequences stand that begin at `offsets [sequences + 1]`.
     fn place(&self, f: &mut Forward, offsets: &[i64]) -> Result<Place> {
-        let turns = self.turns(f, &positions_of(offsets, 0))?;
-        let offsets = Tensor::from_slice(f.memory(), offsets, &[offsets.len()])?;
-        let offsets = f.input(offsets);
+        let turns = self.turns(f, &positions_of(offsets, first_row(f)))?;
+        let offsets = f.input(integers(f.memory(), offsets)?);
         Ok(Place { offsets, turns })
     }
 
-    /// Some consecutive layers, `x [tokens, hidden]` to `[tokens, hidden]`. Takes `x`, so that it can be freed as soon as
+    /// Some consecutive layers, `x [rows, hidden]` to `[rows, hidden]`. Takes `x`, so that it can be freed as soon as
     /// it was used for the last time.
     fn layers_of(
         &self,

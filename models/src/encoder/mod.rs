@@ -14,9 +14,9 @@ use graft_nn::layers::{Embedding, LayerNorm, Linear, Mlp, SelfAttention};
 use graft_nn::{Forward, ParamId, Parameters};
 use graft_tensor::ops::{Activation, Attention};
 
-use crate::batch::{TokenBatch, TokenVars};
+use crate::batch::{Rows, TokenBatch, check_length, first_row, integers, positions_of};
 use crate::config::{Family, HiddenAct, ModelConfig};
-use crate::error::{Error, Result};
+use crate::error::Result;
 pub(crate) use names::{Names, is_dispensable, modern};
 
 /// Post-norm transformer layer (Vaswani et al., 2017).
@@ -40,7 +40,7 @@ pub struct Encoder {
     /// The number of each layer's first parameter, and of the first one behind the last layer
     begins: Vec<usize>,
     first_position: usize,
-    max_tokens: usize,
+    positions_in_all: usize,
     dropout: f64,
     attention_output_dropout: f64,
 }
@@ -82,7 +82,7 @@ impl Encoder {
             layers,
             begins,
             first_position: config.first_position(),
-            max_tokens: config.max_tokens(),
+            positions_in_all: config.positions_in_all(),
             dropout: config.dropout.hidden,
             // DistilBERT has no dropout behind its attention.
             attention_output_dropout: match config.family {
@@ -110,7 +110,9 @@ impl Encoder {
         behind.checked_sub(1)
     }
 
-    /// The last hidden state `[tokens, hidden]` and the offsets `i64 [sequences + 1]`.
+    /// The last hidden state `[rows, hidden]` and the offsets `i64 [sequences + 1]`. There is a row for each token, and
+    /// in front of each sequence's those of a prompt in use: the first of these takes the place of the sequence's first
+    /// token, as it does in PEFT.
     ///
     /// # Errors
     /// Ids outside the vocabulary, sequences longer than the positions.
@@ -120,32 +122,39 @@ impl Encoder {
         Ok((x, offsets))
     }
 
-    /// What the first layer reads, `[tokens, hidden]`, and the offsets `i64 [sequences + 1]`.
+    /// The last hidden state of the tokens themselves, `[tokens, hidden]`.
+    ///
+    /// # Errors
+    /// As [`Encoder::forward`].
+    pub fn forward_tokens(&self, f: &mut Forward, batch: &TokenBatch) -> Result<Var> {
+        let (x, _) = self.forward(f, batch)?;
+        Rows::new(f, batch).tokens(f, x)
+    }
+
+    /// What the first layer reads, `[rows, hidden]`, and the offsets `i64 [sequences + 1]`.
     ///
     /// # Errors
     /// As [`Encoder::forward`].
     pub fn embed(&self, f: &mut Forward, batch: &TokenBatch) -> Result<(Var, Var)> {
-        let longest = batch.offsets.windows(2).map(|pair| pair[1] - pair[0]).max();
-        if let Some(tokens) = longest.filter(|&n| n > self.max_tokens as i64) {
-            return Err(Error::TooLong {
-                tokens: tokens as usize,
-                limit: self.max_tokens,
-            });
-        }
-        let tokens = TokenVars::new(f, batch, self.first_position)?;
-        let mut x = self.words.forward(f, &tokens.ids)?; // [tokens, hidden]
+        check_length(f, batch, self.positions_in_all)?;
+        let rows = Rows::new(f, batch);
+        let mut x = rows.words(f, &self.words, None)?; // [rows, hidden]
         if let Some(types) = &self.types {
-            let types = types.forward(f, &tokens.type_ids)?;
+            let ids = f.input(integers(f.memory(), &rows.type_ids())?);
+            let types = types.forward(f, &ids)?;
             x = f.tape.add(&x, &types)?;
         }
-        let positions = self.positions.forward(f, &tokens.positions)?;
+        let positions = positions_of(rows.offsets(), self.first_position + first_row(f));
+        let positions = f.input(integers(f.memory(), &positions)?);
+        let positions = self.positions.forward(f, &positions)?;
         x = self.norm.forward(f, &x, Some(&positions))?;
         drop(positions);
         x = trained_dropout(f, &x, self.dropout)?;
-        Ok((x, tokens.offsets))
+        let offsets = integers(f.memory(), rows.offsets())?;
+        Ok((x, f.input(offsets)))
     }
 
-    /// Some consecutive layers, `x [tokens, hidden]` to `[tokens, hidden]`. Takes `x`, so that it can be freed as
+    /// Some consecutive layers, `x [rows, hidden]` to `[rows, hidden]`. Takes `x`, so that it can be freed as
     /// soon as it was used for the last time.
     ///
     /// # Errors

@@ -89,6 +89,25 @@ pub fn attach(
                 set.layers.insert(layer.weight, adapter);
             }
         }
+        Method::Prompt { tokens } => {
+            let [layer] = &layers[..] else {
+                let what =
+                    "a prompt stands beside one embedding, that of the words; name it alone".into();
+                return Err(Error::Adapter { what });
+            };
+            set.layers
+                .insert(layer.weight, declare.prompt(layer, *tokens)?);
+        }
+        Method::Prefix {
+            tokens,
+            width,
+            projection,
+        } => {
+            // A file has the product alone.
+            let projection = projection.filter(|_| matches!(modules, Modules::InPlace));
+            let all = declare.prefix(&layers, [*tokens, *width], projection)?;
+            set.layers.extend(all);
+        }
         Method::Bottleneck { size } => {
             for layer in &layers {
                 let adapter = declare.bottleneck(layer, *size)?;
@@ -129,6 +148,12 @@ fn targets(p: &Parameters, config: &AdapterConfig) -> Result<Vec<Layer>> {
             }
             (Role::Embedding, Method::Bottleneck { .. }) => {
                 "is an embedding, and a bottleneck stands behind a linear layer"
+            }
+            (Role::Embedding, Method::Prefix { .. }) => {
+                "is an embedding, and a prefix stands beside a layer that makes keys"
+            }
+            (Role::Linear(_), Method::Prompt { .. }) => {
+                "is a linear layer, and a prompt stands beside the embedding of the words"
             }
             (Role::Embedding, Method::LowRank(c)) if c.magnitude => {
                 "is an embedding, and DoRA is for linear layers"
@@ -218,7 +243,8 @@ pub fn keep_trained(p: &mut Parameters, trained: &TrainableSet) -> Result<()> {
         let name = p.get(id).name();
         let module = module_of(name).unwrap_or(name);
         let weight = p.lookup(&format!("{module}.weight"));
-        if weight.is_some_and(|weight| set.layers.contains_key(&weight)) {
+        let adapter = weight.and_then(|weight| set.layers.get(&weight));
+        if adapter.is_some_and(Adapter::wraps) {
             let what = format!(
                 "a rule trains {name}, whose layer has an adapter; leave the layer out of the adapter's targets, or \
                  freeze it (biases of adapted layers are trained with the adapter's bias setting)"
@@ -272,10 +298,15 @@ pub fn rules(p: &Parameters, name: &str) -> Vec<Rule> {
     let Some(set) = p.adapters().sets().find(|set| set.name() == name) else {
         return rules;
     };
-    rules.push(Rule::train(match set.config.method {
+    rules.push(Rule::train(match &set.config.method {
         Method::LowRank(_) => format!("*.lora_*.{name}*"),
         Method::Ia3 { .. } => format!("*.ia3_l.{name}"),
         Method::Bottleneck { .. } => format!("*.adapter_*.{name}.*"),
+        Method::Prompt { .. } => format!("prompt_embeddings.{name}"),
+        Method::Prefix { projection, .. } => match projection {
+            Some(_) => format!("*prefix_*.{name}.*"),
+            None => format!("prompt_embeddings.{name}"),
+        },
     }));
     let kept = kept(p, &set.config, &set.layers);
     rules.extend(kept.iter().map(|id| Rule::train(p.get(*id).name())));

@@ -35,6 +35,22 @@ pub enum Method {
         /// Outputs of the first
         size: usize,
     },
+    /// Trained rows in front of each text's words (B. Lester et al., "The Power of Scale for Parameter-Efficient Prompt
+    /// Tuning", 2021)
+    Prompt {
+        /// How many
+        tokens: usize,
+    },
+    /// Trained keys and values in front of each text's own, in every layer (X. Li and P. Liang, "Prefix-Tuning:
+    /// Optimizing Continuous Prompts for Generation", 2021)
+    Prefix {
+        /// How many
+        tokens: usize,
+        /// Of a layer's keys, and of its values
+        width: usize,
+        /// Inner width of the layers of which keys and values are the product while they are trained
+        projection: Option<usize>,
+    },
 }
 
 impl Method {
@@ -45,6 +61,12 @@ impl Method {
             Method::Bottleneck { .. } => Some(
                 "a bottleneck adapter is two layers with a nonlinearity between them, and no change of its layer's weight \
                  computes what they do",
+            ),
+            Method::Prompt { .. } => Some(
+                "a prompt is rows in front of each text, and no change of a weight puts them there",
+            ),
+            Method::Prefix { .. } => Some(
+                "a prefix is keys and values in front of each text's own, and no change of a weight makes them",
             ),
         }
     }

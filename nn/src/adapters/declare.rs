@@ -2,12 +2,16 @@
 
 use super::attach::Layer;
 use super::config::{LowRankConfig, LowRankInit};
-use super::{Adapter, Bottleneck, LowRank, Scaling};
+use super::{Adapter, Bottleneck, LowRank, Prefix, Projection, Scaling};
 use crate::error::{Error, Result};
 use crate::parameters::{Init, ParamId, Parameters, Role};
 
 /// Deviation of both matrices of a bottleneck, as Houlsby et al. have it: what it adds begins near 0.
 const NEAR_IDENTITY: f64 = 1e-3;
+/// Deviation of a prefix's keys and values.
+const PREFIX: f64 = 0.1;
+/// Most virtual tokens: far more than any model has positions.
+const MOST_TOKENS: usize = 1 << 20;
 
 /// Declares parameters and notes where they take part.
 pub(super) struct Declare<'a> {
@@ -122,6 +126,94 @@ impl Declare<'_> {
             down: small("down", [size, outputs])?,
             up: small("up", [outputs, size])?,
         }))
+    }
+
+    fn count(tokens: usize) -> Result<()> {
+        match tokens {
+            1..=MOST_TOKENS => Ok(()),
+            _ => {
+                let what = format!("{tokens} virtual tokens; there must be 1 or more");
+                Err(Error::Adapter { what })
+            }
+        }
+    }
+
+    /// Rows that take their values from the words when the initialisation ends.
+    pub fn prompt(&mut self, words: &Layer, tokens: usize) -> Result<Adapter> {
+        Self::count(tokens)?;
+        let width = words.sizes()[1];
+        let at = format!("prompt_embeddings.{}", self.name);
+        let rows = self.one(words.weight, &at, &[tokens, width], Init::Zeros)?;
+        Ok(Adapter::Prompt(rows))
+    }
+
+    /// Keys and values for layers whose keys are made by `layers`, in their order.
+    pub fn prefix(
+        &mut self,
+        layers: &[Layer],
+        [tokens, width]: [usize; 2],
+        projection: Option<usize>,
+    ) -> Result<Vec<(ParamId, Adapter)>> {
+        Self::count(tokens)?;
+        let narrow = layers.iter().find(|layer| layer.sizes()[1] < width);
+        if let Some(layer) = narrow.or(layers.first().filter(|_| width == 0)) {
+            let (module, outputs) = (&layer.module, layer.sizes()[1]);
+            let what = format!(
+                "keys of width {width} beside {module}, which has {outputs} outputs; take the width of the model's keys"
+            );
+            return Err(Error::Adapter { what });
+        }
+        let (name, first) = (self.name, layers[0].weight);
+        let shape = [tokens, layers.len() * 2 * width];
+        let at = format!("prompt_embeddings.{name}");
+        let rows = self.one(first, &at, &shape, Init::Normal(PREFIX))?;
+        let shared = match projection {
+            None => None,
+            Some(0) => {
+                let what =
+                    "a prefix projected from 0 numbers; take 1 or more, or no projection".into();
+                return Err(Error::Adapter { what });
+            }
+            Some(inner) => {
+                let at = |what: &str| format!("prefix_{what}.{name}");
+                let shape = [tokens, width];
+                let weight = format!("{}.weight", at("tokens"));
+                let tokens = self.one(first, &weight, &shape, Init::Normal(1.0))?;
+                Some((
+                    tokens,
+                    self.linear(first, &at("down"), [inner, width])?,
+                    inner,
+                ))
+            }
+        };
+        let mut all = Vec::with_capacity(layers.len());
+        for (i, layer) in layers.iter().enumerate() {
+            let projection = match shared {
+                None => None,
+                Some((tokens, down, inner)) => {
+                    let at = format!("{}.prefix_up.{name}", layer.module);
+                    let up = self.linear(layer.weight, &at, [2 * width, inner])?;
+                    Some(Projection { tokens, down, up })
+                }
+            };
+            let prefix = Prefix {
+                rows,
+                layer: i,
+                width,
+                projection,
+            };
+            all.push((layer.weight, Adapter::Prefix(prefix)));
+        }
+        Ok(all)
+    }
+
+    /// Weight and bias of a layer, as PyTorch begins its weights.
+    fn linear(&mut self, beside: ParamId, name: &str, shape: [usize; 2]) -> Result<[ParamId; 2]> {
+        let init = Init::Uniform(1.0 / (shape[1] as f64).sqrt());
+        Ok([
+            self.one(beside, &format!("{name}.weight"), &shape, init)?,
+            self.one(beside, &format!("{name}.bias"), &shape[..1], Init::Zeros)?,
+        ])
     }
 
     pub fn copy(

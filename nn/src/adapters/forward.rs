@@ -22,6 +22,11 @@ impl Adapter {
             Adapter::LowRank(adapter) => adapter.linear(f, x, weight, bias, linear),
             Adapter::Scaling(adapter) => adapter.linear(f, x, weight, bias, linear),
             Adapter::Bottleneck(adapter) => adapter.linear(f, x, weight, bias, linear),
+            // They act in front of the texts, and not here.
+            Adapter::Prompt(_) | Adapter::Prefix(_) => {
+                let Linear { layout, activation } = linear;
+                Ok(f.tape.linear(x, weight, bias, layout, activation)?)
+            }
         }
     }
 
@@ -41,6 +46,7 @@ impl Adapter {
             // `attach` refuses embeddings: this is the same for the sake of a complete match.
             Adapter::Scaling(adapter) => scaled(f, &rows, adapter),
             Adapter::Bottleneck(adapter) => adapter.behind(f, &rows),
+            Adapter::Prompt(_) | Adapter::Prefix(_) => Ok(rows),
         }
     }
 }

@@ -16,12 +16,17 @@ const SPARE: usize = 8;
 
 /// Ends the initialisation of an adapter, after [`Parameters::initialise`] and when the base has its weights.
 ///
+/// A prompt begins as words of the vocabulary, chosen at random (B. Lester et al., 2021).
+///
 /// # Errors
 /// A base without weights; PiSSA with a scale that is not above 0.
 pub fn finish(p: &mut Parameters, name: &str, seed: u64) -> Result<()> {
     let Some(set) = p.adapters().sets().find(|set| set.name() == name) else {
         return Ok(());
     };
+    if let Method::Prompt { tokens } = set.config().method {
+        return some_words(p, name, tokens, seed);
+    }
     let Method::LowRank(config) = &set.config().method else {
         return Ok(());
     };
@@ -58,6 +63,51 @@ pub fn finish(p: &mut Parameters, name: &str, seed: u64) -> Result<()> {
         }
     }
     Ok(())
+}
+
+fn some_words(p: &mut Parameters, name: &str, tokens: usize, seed: u64) -> Result<()> {
+    let Some((words, _)) = prompt(p, name) else {
+        return Ok(());
+    };
+    let rows = p.get(words).shape()[0];
+    let key = Key::new(seed, 1, fnv1a(&format!("{} prompt", p.get(words).name())));
+    let random = random::uniform(p.memory(), key, &[tokens], 0.0, 1.0)?;
+    if random.is_planned() {
+        return Ok(());
+    }
+    let row = |x: f64| ((x * rows as f64) as i64).min(rows as i64 - 1);
+    let ids: Vec<i64> = random.to_f64()?.into_iter().map(row).collect();
+    begin_as(p, name, &ids)
+}
+
+/// The embedding beside which a prompt stands, and its rows.
+fn prompt(p: &Parameters, name: &str) -> Option<(ParamId, ParamId)> {
+    let set = p.adapters().sets().find(|set| set.name() == name)?;
+    set.layers().find_map(|(words, adapter)| match adapter {
+        Adapter::Prompt(rows) => Some((words, *rows)),
+        _ => None,
+    })
+}
+
+/// Lets a prompt begin as the words of a text, again and again until each row has one. Anything but a prompt stays as it
+/// is.
+///
+/// # Errors
+/// No words, or one outside the vocabulary; a base without weights.
+pub fn begin_as(p: &mut Parameters, name: &str, ids: &[i64]) -> Result<()> {
+    let Some((words, rows)) = prompt(p, name) else {
+        return Ok(());
+    };
+    if ids.is_empty() {
+        let what = "a prompt cannot begin as a text without tokens; give it some words".into();
+        return Err(Error::Adapter { what });
+    }
+    let memory = p.memory().clone();
+    let count = p.get(rows).shape()[0];
+    let ids: Vec<i64> = ids.iter().copied().cycle().take(count).collect();
+    let ids = Tensor::from_vec(&memory, ids, &[count])?;
+    let value = ops::gather_rows(&memory, p.value(words)?, &ids)?;
+    p.set(rows, value)
 }
 
 impl AdapterSet {

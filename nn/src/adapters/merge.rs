@@ -60,7 +60,7 @@ pub fn merge(p: &mut Parameters) -> Result<()> {
             }
             Adapter::Scaling(adapter) => scale(p, weight, &adapter)?,
             // Refused above.
-            Adapter::Bottleneck(_) => {}
+            Adapter::Bottleneck(_) | Adapter::Prompt(_) | Adapter::Prefix(_) => {}
         }
     }
     p.adapters_mut().activate(None)

@@ -12,6 +12,7 @@ mod attach;
 mod config;
 mod declare;
 mod forward;
+mod front;
 mod init;
 mod merge;
 mod names;
@@ -22,7 +23,8 @@ use graft_tensor::Tensor;
 
 pub use attach::{Modules, attach, keep_trained, kept_parameters, rules};
 pub use config::{AdapterConfig, Bias, LowRankConfig, LowRankInit, Method, Targets};
-pub use init::finish;
+pub use front::{Fronted, attend, project};
+pub use init::{begin_as, finish};
 pub use merge::merge;
 
 use crate::error::{Error, Result, nearest};
@@ -40,6 +42,10 @@ pub enum Adapter {
     Scaling(Scaling),
     /// Two small layers behind it
     Bottleneck(Bottleneck),
+    /// Rows in front of each text's words, `[tokens, width]`
+    Prompt(ParamId),
+    /// Keys and values in front of each text's own
+    Prefix(Prefix),
 }
 
 impl Adapter {
@@ -49,7 +55,21 @@ impl Adapter {
             Adapter::LowRank(l) => [l.a, l.b].into_iter().chain(l.magnitude).collect(),
             Adapter::Scaling(s) => vec![s.factors],
             Adapter::Bottleneck(b) => b.down.into_iter().chain(b.up).collect(),
+            Adapter::Prompt(rows) => vec![*rows],
+            Adapter::Prefix(prefix) => {
+                let projection = prefix.projection.iter();
+                let made_of = |p: &Projection| [&[p.tokens][..], &p.down, &p.up].concat();
+                [prefix.rows]
+                    .into_iter()
+                    .chain(projection.flat_map(made_of))
+                    .collect()
+            }
         }
+    }
+
+    /// Whether what its layer computes is another function of the layer's input: PEFT wraps such a layer.
+    pub fn wraps(&self) -> bool {
+        !matches!(self, Adapter::Prompt(_) | Adapter::Prefix(_))
     }
 }
 
@@ -86,6 +106,30 @@ pub struct Bottleneck {
     pub up: [ParamId; 2],
 }
 
+/// A prefix in one layer; it stands beside the weight that makes the keys.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Prefix {
+    /// Of all layers, keys and values of one beside those of the next: `[tokens, layers * 2 * width]`
+    pub rows: ParamId,
+    /// Which of them this is
+    pub layer: usize,
+    /// Of its keys, and of its values
+    pub width: usize,
+    /// What the rows are the product of, while they are trained
+    pub projection: Option<Projection>,
+}
+
+/// Keys and values of a layer as `up(tanh(down(tokens)))`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Projection {
+    /// `[tokens, width]`, of all layers
+    pub tokens: ParamId,
+    /// Weight `[inner, width]` and bias `[inner]`, of all layers
+    pub down: [ParamId; 2],
+    /// Weight `[2 * width, inner]` and bias `[2 * width]`, of this layer
+    pub up: [ParamId; 2],
+}
+
 /// The adapters of one name: what was trained together.
 #[derive(Clone, Debug)]
 pub struct AdapterSet {
@@ -113,6 +157,22 @@ impl AdapterSet {
     /// Weights and adapters, in the order in which the weights take part.
     pub fn layers(&self) -> impl Iterator<Item = (ParamId, &Adapter)> {
         self.layers.iter().map(|(&id, adapter)| (id, adapter))
+    }
+
+    /// Whether a parameter is what others are multiplied to ([`project`]): it moves with them.
+    pub fn is_product(&self, id: ParamId) -> bool {
+        self.layers.values().any(|adapter| match adapter {
+            Adapter::Prefix(prefix) => prefix.rows == id && prefix.projection.is_some(),
+            _ => false,
+        })
+    }
+
+    /// Whether a parameter is of the layers of which others are the product: no file keeps it.
+    pub fn is_projection(&self, id: ParamId) -> bool {
+        self.layers.values().any(|adapter| match adapter {
+            Adapter::Prefix(prefix) => prefix.rows != id && adapter.parameters().contains(&id),
+            _ => false,
+        })
     }
 
     /// Parameters of the base, and those that take their place.

@@ -83,7 +83,9 @@ impl<'a> Matcher<'a> {
     /// Whether a module is to have an adapter; `linear` says that it is a linear layer.
     pub fn matches(&self, module: &str, linear: bool) -> bool {
         let c = self.config;
-        let kept = |name: &String| is_within(module, name);
+        // Virtual tokens leave the modules that they stand beside as they are.
+        let wraps = c.method.virtual_tokens() == 0;
+        let kept = |name: &String| wraps && is_within(module, name);
         let excluded = |name: &String| ends_in(module, name);
         if c.modules_to_save.iter().any(kept) || c.exclude.iter().any(excluded) {
             return false;

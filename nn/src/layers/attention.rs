@@ -4,6 +4,7 @@ use graft_autograd::Var;
 use graft_tensor::ops::Attention;
 
 use super::Linear;
+use crate::adapters::attend;
 use crate::error::Result;
 use crate::forward::Forward;
 
@@ -32,7 +33,11 @@ impl SelfAttention {
         let q = self.query.forward(f, x)?;
         let k = self.key.forward(f, x)?;
         let v = self.value.forward(f, x)?;
-        let trained = [&q, &k, &v].into_iter().any(|x| f.tape.needs_gradient(x));
+        let prefix = self.key.prefix(f)?;
+        let trained = [&q, &k, &v]
+            .into_iter()
+            .chain(prefix.iter().flatten())
+            .any(|x| f.tape.needs_gradient(x));
         let dropout = if f.is_training() && trained {
             self.attention.dropout
         } else {
@@ -42,8 +47,8 @@ impl SelfAttention {
             dropout,
             ..self.attention
         };
-        let heads = f.tape.attention(&attention, &q, &k, &v, offsets)?;
-        drop((q, k, v));
+        let heads = attend(f, &attention, [&q, &k, &v], offsets, prefix.as_ref())?;
+        drop((q, k, v, prefix));
         self.output.forward(f, &heads)
     }
 }

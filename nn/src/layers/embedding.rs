@@ -34,6 +34,17 @@ impl Embedding {
         self.weight
     }
 
+    /// The rows of the prompt in use that stands beside this table, `[tokens, width]`, in the parameters' type.
+    ///
+    /// # Errors
+    /// A parameter without a value.
+    pub fn prompt(&self, f: &mut Forward) -> Result<Option<Var>> {
+        match f.adapter(self.weight) {
+            Some(adapter) => adapter.prompt(f),
+            None => Ok(None),
+        }
+    }
+
     /// The rows of `ids`, in the type of activations.
     ///
     /// # Errors

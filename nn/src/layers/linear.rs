@@ -107,6 +107,18 @@ impl Linear {
         self.run(f, x, Some(activation))
     }
 
+    /// The keys and values of the prefix in use that stands beside this layer, which makes a text's keys: each
+    /// `[tokens, width]`, in the parameters' type.
+    ///
+    /// # Errors
+    /// A parameter without a value.
+    pub fn prefix(&self, f: &mut Forward) -> Result<Option<[Var; 2]>> {
+        match f.adapter(self.weight) {
+            Some(adapter) => adapter.prefix(f),
+            None => Ok(None),
+        }
+    }
+
     fn run(&self, f: &mut Forward, x: &Var, activation: Option<Activation>) -> Result<Var> {
         let weight = f.parameter(self.weight)?;
         let bias = self.bias.map(|id| f.parameter(id)).transpose()?;

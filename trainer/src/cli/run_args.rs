@@ -32,7 +32,7 @@ pub struct RunArgs {
     /// mlm for hidden tokens of documents.
     #[arg(long, value_name = "KIND")]
     pub task: Option<String>,
-    /// What to train: head, last:K, bitfit, norms, lora, rslora, dora, ia3, adapter or full; and how: gradual, llrd:F; joined by +.
+    /// What to train: head, last:K, bitfit, norms, lora, rslora, dora, ia3, adapter, prompt, prefix or full; and how: gradual, llrd:F; joined by +.
     #[arg(long, value_name = "STRATEGY")]
     pub strategy: Option<String>,
     /// A rule over parameter names that refines the strategy, such as "freeze *.bias", "lr classifier.* 1e-3" or

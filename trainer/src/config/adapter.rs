@@ -12,6 +12,8 @@ use crate::error::{Error, Result};
 pub const RANK: usize = 8;
 /// The size of a bottleneck where nothing is said.
 pub const BOTTLENECK: usize = 32;
+/// The virtual tokens of a prompt or a prefix where nothing is said.
+pub const FRONT: usize = 16;
 
 /// The adapters of a run. What PEFT takes for a family is not known yet, and stands as `None`.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -55,6 +57,15 @@ pub struct AdapterSettings {
     /// Of a bottleneck; default: 32.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub size: Option<usize>,
+    /// Virtual tokens of a prompt or a prefix; default: 16.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tokens: Option<usize>,
+    /// What a prompt begins as; default: words of the vocabulary, at random.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub text: Option<String>,
+    /// Inner width of the layers that a prefix is the product of while it is trained; default: none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub projection: Option<usize>,
 }
 
 /// `"all-linear"`, or names.
@@ -112,12 +123,15 @@ const LOW_RANK: [&str; 8] = [
     "adapter.plus",
     "adapter.bias",
 ];
-const OTHERS: [&str; 5] = [
+const OTHERS: [&str; 8] = [
     "adapter.targets",
     "adapter.layers",
     "adapter.modules_to_save",
     "adapter.feedforward",
     "adapter.size",
+    "adapter.tokens",
+    "adapter.text",
+    "adapter.projection",
 ];
 
 /// Whether a key means anything for a kind of adapter.
@@ -125,6 +139,10 @@ fn has(kind: AdapterKind, key: &str) -> bool {
     match key {
         "adapter.feedforward" => kind == AdapterKind::Ia3,
         "adapter.size" => kind == AdapterKind::Bottleneck,
+        "adapter.targets" | "adapter.layers" => !kind.is_front(),
+        "adapter.tokens" => kind.is_front(),
+        "adapter.text" => kind == AdapterKind::Prompt,
+        "adapter.projection" => kind == AdapterKind::Prefix,
         key if LOW_RANK.contains(&key) => kind.is_low_rank(),
         _ => true,
     }
@@ -148,6 +166,9 @@ impl AdapterSettings {
             modules_to_save: Vec::new(),
             feedforward: None,
             size: (kind == AdapterKind::Bottleneck).then_some(BOTTLENECK),
+            tokens: kind.is_front().then_some(FRONT),
+            text: None,
+            projection: None,
         }
     }
 
@@ -188,9 +209,13 @@ impl AdapterSettings {
             feedforward: list("adapter.feedforward")?,
             ..AdapterSettings::usual(kind)
         };
-        if let Some(size) = count(s, "adapter.size")? {
-            settings.size = Some(size);
-        }
+        settings.size = count(s, "adapter.size")?.or(settings.size);
+        settings.tokens = count(s, "adapter.tokens")?.or(settings.tokens);
+        settings.projection = count(s, "adapter.projection")?;
+        let text = s.get("adapter.text", "a text", |text: &String| {
+            !text.trim().is_empty()
+        })?;
+        settings.text = text.map(|(text, _)| text);
         if !kind.is_low_rank() {
             return Ok(Some(settings));
         }

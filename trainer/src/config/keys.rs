@@ -70,7 +70,7 @@ pub const KEYS: &[Key] = &[
     ),
     key(
         "strategy.name",
-        "what is trained: \"head\", \"last:K\" (the last K layers), \"bitfit\" (biases), \"norms\", each with the head, \"lora\", \"rslora\", \"dora\", \"ia3\" or \"adapter\" (adapters, with a new head), or \"full\"; and how: \"gradual\" or \"gradual:K\" (K layers more in each epoch, from the top), \"llrd:F\" (the rate of each layer is F of the one above); joined by +; \"full\"",
+        "what is trained: \"head\", \"last:K\" (the last K layers), \"bitfit\" (biases), \"norms\", each with the head, \"lora\", \"rslora\", \"dora\", \"ia3\", \"adapter\", \"prompt\" or \"prefix\" (adapters, with a new head), or \"full\"; and how: \"gradual\" or \"gradual:K\" (K layers more in each epoch, from the top), \"llrd:F\" (the rate of each layer is F of the one above); joined by +; \"full\"",
     ),
     key(
         "strategy.rules",
@@ -131,6 +131,18 @@ pub const KEYS: &[Key] = &[
     key(
         "adapter.size",
         "adapter: inner width of each bottleneck, 1 or more; 32",
+    ),
+    key(
+        "adapter.tokens",
+        "prompt and prefix: virtual tokens in front of each text, 1 or more, which take as many of its positions; 16",
+    ),
+    key(
+        "adapter.text",
+        "prompt: the text whose tokens it begins as, again and again until there are enough; tokens of the vocabulary, at random",
+    ),
+    key(
+        "adapter.projection",
+        "prefix: inner width of a small network that makes the keys and values while they are trained, 1 or more; none",
     ),
     key("optimizer.kind", "\"adamw\" or \"sgd\"; \"adamw\""),
     key(

@@ -20,7 +20,7 @@ use graft_models::Strategy as Part;
 use serde::Serialize;
 
 pub use adapter::{
-    AdapterSettings, BOTTLENECK, BiasSetting, InitSetting, Pattern, RANK, TargetSetting,
+    AdapterSettings, BOTTLENECK, BiasSetting, FRONT, InitSetting, Pattern, RANK, TargetSetting,
 };
 pub use keys::{KEYS, Key, describe};
 use optimizer::optimizer;
@@ -196,6 +196,12 @@ pub struct OutputConfig {
 }
 
 impl RunConfig {
+    /// Virtual tokens that an adapter puts in front of each text.
+    pub fn virtual_tokens(&self) -> usize {
+        let adapter = self.adapter.as_ref();
+        adapter.and_then(|adapter| adapter.tokens).unwrap_or(0)
+    }
+
     /// Checks every setting and fills in the defaults.
     ///
     /// # Errors
@@ -235,7 +241,7 @@ impl RunConfig {
         let name = worded(
             s,
             "strategy.name",
-            "head, last:K (K 1 or more), bitfit, norms, lora, rslora, dora, ia3, adapter or full, with gradual and llrd, \
+            "head, last:K (K 1 or more), bitfit, norms, lora, rslora, dora, ia3, adapter, prompt, prefix or full, with gradual and llrd, \
              joined by +",
         )?;
         let rules = "a list of rules, each \"freeze PATTERN\", \"train PATTERN\", \"lr PATTERN 1e-4\", \"lr PATTERN \

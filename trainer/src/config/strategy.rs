@@ -36,17 +36,28 @@ pub enum AdapterKind {
     Ia3,
     /// Two small layers behind attention and behind the feed-forward block (N. Houlsby et al., 2019).
     Bottleneck,
+    /// Rows in front of each text's words (B. Lester et al., 2021).
+    Prompt,
+    /// Keys and values in front of each text's own, in every layer (X. Li and P. Liang, 2021).
+    Prefix,
 }
 
 impl AdapterKind {
     /// The words, in the order in which they are told.
-    pub const ALL: [(&'static str, AdapterKind); 5] = [
+    pub const ALL: [(&'static str, AdapterKind); 7] = [
         ("lora", AdapterKind::Lora),
         ("rslora", AdapterKind::RsLora),
         ("dora", AdapterKind::Dora),
         ("ia3", AdapterKind::Ia3),
         ("adapter", AdapterKind::Bottleneck),
+        ("prompt", AdapterKind::Prompt),
+        ("prefix", AdapterKind::Prefix),
     ];
+
+    /// Whether it is virtual tokens in front of each text.
+    pub fn is_front(self) -> bool {
+        matches!(self, AdapterKind::Prompt | AdapterKind::Prefix)
+    }
 
     /// Whether it is a low-rank matrix.
     pub fn is_low_rank(self) -> bool {
@@ -257,6 +268,8 @@ mod tests {
             "dora+head+llrd:0.9",
             "ia3",
             "adapter+norms",
+            "prompt",
+            "prefix+head",
         ] {
             let strategy: Strategy = text.parse().unwrap();
             assert_eq!(strategy.to_string(), text);

@@ -156,6 +156,19 @@ name = "adapter+norms"
 size = 12
 layers = [1]
 "#;
+const PROMPT: &str = r#"
+[strategy]
+name = "prompt"
+[adapter]
+tokens = 9
+text = "Which class is it?"
+"#;
+const PREFIX: &str = r#"
+[strategy]
+name = "prefix+norms"
+[adapter]
+projection = 24
+"#;
 
 #[test]
 fn adapters_have_a_section_of_their_own() {
@@ -211,6 +224,14 @@ fn adapters_have_a_section_of_their_own() {
             "`adapter.rank` has no effect: `strategy.name` has adapter",
         ),
         (
+            format!("{PROMPT}layers = [1]\n"),
+            "`adapter.layers` has no effect: `strategy.name` has prompt",
+        ),
+        (
+            format!("{PREFIX}text = \"a\"\n"),
+            "`adapter.text` has no effect: `strategy.name` has prefix",
+        ),
+        (
             format!("{lora}size = 8\n"),
             "`adapter.size` has no effect: `strategy.name` has lora",
         ),
@@ -227,7 +248,7 @@ fn adapters_have_a_section_of_their_own() {
 #[test]
 fn a_resolved_configuration_resolves_to_itself() {
     let adamw = "[optimizer]\nbetas = [0.8, 0.95]\neps = 1e-6\nwarmup = 0.0\nlr = 1e-7\n";
-    let adapted = [LORA, IA3, BOTTLENECK].map(|text| minimal_with(text).unwrap());
+    let adapted = [LORA, IA3, BOTTLENECK, PROMPT, PREFIX].map(|text| minimal_with(text).unwrap());
     let others = [parse(EVERYTHING).unwrap(), minimal_with(adamw).unwrap()];
     for config in others.into_iter().chain(adapted) {
         let text = config.to_toml().unwrap();
@@ -240,7 +261,14 @@ fn a_resolved_configuration_resolves_to_itself() {
 fn every_key_is_read_and_written() {
     let config = parse(EVERYTHING).unwrap();
     let mut text = config.to_toml().unwrap();
-    for more in ["[train]\nbatch_size = 3", LORA, IA3, BOTTLENECK] {
+    for more in [
+        "[train]\nbatch_size = 3",
+        LORA,
+        IA3,
+        BOTTLENECK,
+        PROMPT,
+        PREFIX,
+    ] {
         text += &minimal_with(more).unwrap().to_toml().unwrap();
     }
     for key in KEYS {

@@ -15,7 +15,7 @@ use crate::data::{Columns, Dataset, training_labels};
 use crate::error::Result;
 use crate::evaluate::{Evaluation, Labelled, logits};
 use crate::features::{Features, Kept};
-use crate::model::{Hashes, Loaded, Model};
+use crate::model::{Changes, Hashes, Loaded, Model};
 use crate::run_dir::Record;
 use crate::steps::diverged;
 use crate::text_classifier::TextClassifier;
@@ -69,7 +69,7 @@ impl<N: TextClassifier> Task for Classify<N> {
         let loaded = Model::<N>::for_task_while(
             &config.model.path,
             training_labels(&files.0)?,
-            config.strategy.dropout,
+            Changes::of(config),
             config.train.seed,
             memory,
             |config, tokenizer| {

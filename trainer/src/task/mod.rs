@@ -63,6 +63,11 @@ pub(crate) trait Task: Sync + Sized {
     /// What of an example is supervised, counted: the loss of an optimizer step is a mean over these.
     fn targets(&self, example: usize) -> usize;
 
+    /// Texts in an example that do not see each other: each stands behind virtual tokens of its own.
+    fn texts(&self, _example: usize) -> usize {
+        1
+    }
+
     /// Training examples whose tokens were cut.
     fn truncated(&self) -> usize;
 

@@ -70,6 +70,10 @@ impl<C: Corpus> Task for Tokens<C> {
         self.training.targets(example)
     }
 
+    fn texts(&self, example: usize) -> usize {
+        self.training.texts(example)
+    }
+
     fn truncated(&self) -> usize {
         self.training.truncated()
     }

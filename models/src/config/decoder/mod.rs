@@ -81,6 +81,8 @@ pub struct DecoderConfig {
     pub vocab_size: usize,
     /// Positions stated; see [`DecoderConfig::max_tokens`].
     pub max_positions: usize,
+    /// Positions that an adapter's virtual tokens take in front of each text; not part of the file
+    pub reserved: usize,
     /// Added to the variance or mean square in norms.
     pub norm_eps: f64,
     /// Nonlinearity of the feed-forward layers.
@@ -185,6 +187,7 @@ impl DecoderConfig {
             intermediate_size,
             vocab_size: read.size(&["vocab_size"], MAX_VOCAB)?,
             max_positions,
+            reserved: 0,
             norm_eps: read.positive(keys.norm_eps)?.unwrap_or(defaults.norm_eps),
             hidden_act: hidden_act(&read, &keys, &defaults, gpt2)?,
             tied: read.flag("tie_word_embeddings", defaults.tied)?,
@@ -243,6 +246,11 @@ impl DecoderConfig {
 
     /// Most tokens of a sequence.
     pub fn max_tokens(&self) -> usize {
+        self.positions_in_all().saturating_sub(self.reserved)
+    }
+
+    /// Most tokens of a sequence, virtual ones included.
+    pub fn positions_in_all(&self) -> usize {
         match &self.positions {
             Positions::Learned => self.max_positions,
             Positions::Rotary { full, .. } => full.reach(self.max_positions),

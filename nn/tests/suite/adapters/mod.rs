@@ -1,6 +1,7 @@
 //! Adapters: values against the dense formulas, gradients, beginnings, merging, and what is trained.
 
 mod beginnings;
+mod front;
 mod held;
 mod layers;
 mod training;
