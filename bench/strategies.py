@@ -1,6 +1,7 @@
-"""What each strategy trains of MiniLM, and at what price, on examples/contracts.
+"""What each strategy trains of a model, and at what price, on examples/contracts: MiniLM, which tells the classes apart, or
+with --clm a GPT that scripts/pretrain-demo has made, which goes on with the text.
 
-    python bench/strategies.py WHEEL [STRATEGY...] [--epochs 6] [--table | --steps]
+    python bench/strategies.py MODEL [STRATEGY...] [--epochs 6] [--clm] [--precision bf16] [--table | --steps]
 
 Runs each strategy (all of them without names) and keeps its run under target/strategies; with --table, prints a row for
 each run that is there and trains nothing. The time of a step is the median over the steps of the last epoch, so that what
@@ -20,23 +21,33 @@ ROOT = Path(__file__).resolve().parent.parent
 TARGET = Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target"))
 DATA = ["--train", ROOT / "examples/contracts/train.jsonl", "--eval", ROOT / "examples/contracts/test.jsonl"]
 
-# Peak rates; not searched for.
+# Peak rates; None is the one that the trainer takes where none is given.
 STRATEGIES = {
-    "head": "1e-3",
-    "bitfit": "2e-3",
-    "norms": "2e-3",
-    "norms+bitfit": "2e-3",
+    "head": None,
+    "norms": None,
+    "bitfit": None,
+    "norms+bitfit": None,
+    "ia3": None,
+    "lora": None,
+    "rslora": None,
+    "dora": None,
+    "adapter": None,
+    "prefix": None,
+    "prompt": None,
     "last:2": "5e-4",
     "last:2+llrd:0.8": "5e-4",
-    "lora": "2e-3",
     "full": "2e-4",
     "full+llrd:0.8": "3e-4",
     "full+gradual": "3e-4",
 }
 
 
-def arguments(wheel: str, strategy: str, epochs: str) -> list:
-    return ["--model", wheel, *DATA, "--strategy", strategy, "--epochs", epochs, "--lr", STRATEGIES[strategy], "--seed", "1"]
+def arguments(args: argparse.Namespace, strategy: str, epochs: str) -> list:
+    lr = STRATEGIES[strategy]
+    words = ["--model", args.model, *DATA, "--strategy", strategy, "--epochs", epochs, "--seed", "1"]
+    words += ["--lr", lr] if lr else []
+    words += ["--task", "clm", "--batch-size", "8"] if args.clm else []
+    return words + ["--precision", args.precision]
 
 
 def trainer(*words: object) -> str:
@@ -45,24 +56,33 @@ def trainer(*words: object) -> str:
     return done.stdout
 
 
-def place(strategy: str) -> Path:
-    return TARGET / "strategies" / strategy.replace(":", "-")
+def place(args: argparse.Namespace, strategy: str) -> Path:
+    return TARGET / "strategies" / ("clm" if args.clm else "classify") / strategy.replace(":", "-")
 
 
-def row(wheel: str, strategy: str, epochs: str) -> str:
-    records = [json.loads(line) for line in (place(strategy) / "metrics.jsonl").read_text().splitlines()]
+def row(args: argparse.Namespace, strategy: str) -> str:
+    folder = place(args, strategy)
+    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    resolved = (folder / "config.resolved.toml").read_text()
+    rate = [line.split(" = ")[1] for line in resolved.splitlines() if line.startswith("lr = ")][0]
     of = lambda kind: [r for r in records if r["kind"] == kind]
     start, end = of("start")[0], of("end")[0]
     best = [r for r in of("eval") if r["best"]][-1]
-    said = trainer("plan", *arguments(wheel, strategy, epochs))
+    said = trainer("plan", *arguments(args, strategy, args.epochs))
     planned = [line.split()[-2] for line in said.splitlines() if "at the worst moment" in line][0]
     share = 100 * start["trainable"] / start["parameters"]
     mib = lambda n: f"{n / 2**20:.1f}"
     return (
-        f"| {strategy} | {STRATEGIES[strategy]} | {start['trainable']:,} | {share:.2f} % | {best['accuracy']:.4f} "
-        f"| {best['macro_f1']:.4f} | {step_seconds(place(strategy)):.4f} | {end['seconds']:.1f} "
+        f"| {strategy} | {rate} | {start['trainable']:,} | {share:.2f} % | {score(best)} "
+        f"| {step_seconds(folder):.4f} | {end['seconds']:.1f} "
         f"| {mib(end['peak_tensors'])} | {planned} | {mib(end['peak_rss'])} |"
     )
+
+
+def score(best: dict) -> str:
+    if "perplexity" in best:
+        return f"{best['perplexity']:.3f}"
+    return f"{best['accuracy']:.4f} | {best['macro_f1']:.4f}"
 
 
 def step_seconds(folder: Path) -> float:
@@ -72,7 +92,7 @@ def step_seconds(folder: Path) -> float:
     return statistics.median(r["tokens"] / r["tokens_per_second"] for r in steps if r["epoch"] == last)
 
 
-def steps(wheel: str, chosen: list) -> None:
+def steps(args: argparse.Namespace, chosen: list) -> None:
     print("| strategy | s a step |")
     print("|---|---|")
     for strategy in chosen:
@@ -80,31 +100,35 @@ def steps(wheel: str, chosen: list) -> None:
         epochs = "2" if strategy.startswith(("head", "last")) or "gradual" in strategy else "1"
         with tempfile.TemporaryDirectory() as folder:
             out = Path(folder) / "run"
-            trainer("train", *arguments(wheel, strategy, epochs), "--out", out)
+            trainer("train", *arguments(args, strategy, epochs), "--out", out)
             print(f"| {strategy} | {step_seconds(out):.4f} |", flush=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("wheel")
+    parser.add_argument("model")
     parser.add_argument("strategy", nargs="*")
     parser.add_argument("--epochs", default="6")
+    parser.add_argument("--clm", action="store_true")
+    parser.add_argument("--precision", default="f32")
     parser.add_argument("--table", action="store_true")
     parser.add_argument("--steps", action="store_true")
     args = parser.parse_args()
     chosen = args.strategy or list(STRATEGIES)
     if args.steps:
-        return steps(args.wheel, chosen)
+        return steps(args, chosen)
     if not args.table:
         for strategy in chosen:
-            place(strategy).parent.mkdir(parents=True, exist_ok=True)
-            trainer("train", *arguments(args.wheel, strategy, args.epochs), "--out", place(strategy))
-            trainer("verify", place(strategy))
-    print("| strategy | rate | trained | share | accuracy | macro-F1 | s a step | s in all | tensors MiB | planned MiB | process MiB |")
-    print("|---|---|---|---|---|---|---|---|---|---|---|")
+            place(args, strategy).parent.mkdir(parents=True, exist_ok=True)
+            trainer("train", *arguments(args, strategy, args.epochs), "--out", place(args, strategy))
+            trainer("verify", place(args, strategy))
+    scores = "perplexity" if args.clm else "accuracy | macro-F1"
+    columns = f"strategy | rate | trained | share | {scores} | s a step | s in all | tensors MiB | planned MiB | process MiB"
+    print(f"| {columns} |")
+    print("|---" * (columns.count("|") + 1) + "|")
     for strategy in chosen:
-        if (place(strategy) / "metrics.jsonl").exists():
-            print(row(args.wheel, strategy, args.epochs))
+        if (place(args, strategy) / "metrics.jsonl").exists():
+            print(row(args, strategy))
 
 
 if __name__ == "__main__":
