@@ -141,10 +141,16 @@ impl OptimizerConfig {
             (OptimizerKind::Sgd { .. }, Part::Full) => 5e-3,
         };
         let adapter = strategy.adapter.map(|adapter| match (kind, adapter) {
+            // Its scale is larger by the root of the rank.
+            (OptimizerKind::AdamW { .. }, AdapterKind::RsLora) => 1e-3,
             (OptimizerKind::AdamW { .. }, AdapterKind::Ia3) => 3e-3,
-            (OptimizerKind::AdamW { .. }, _) => 5e-4,
+            // What nothing but the loss ties to the weights has far to go.
+            (OptimizerKind::AdamW { .. }, AdapterKind::Prompt | AdapterKind::Prefix) => 3e-2,
+            (OptimizerKind::AdamW { .. }, _) => 2e-3,
+            (OptimizerKind::Sgd { .. }, AdapterKind::RsLora) => 1e-1,
             (OptimizerKind::Sgd { .. }, AdapterKind::Ia3) => 3e-1,
-            (OptimizerKind::Sgd { .. }, _) => 5e-2,
+            (OptimizerKind::Sgd { .. }, AdapterKind::Prompt | AdapterKind::Prefix) => 3.0,
+            (OptimizerKind::Sgd { .. }, _) => 2e-1,
         });
         let parts = strategy.parts.iter().map(of);
         parts.chain(adapter).fold(f64::INFINITY, f64::min)
