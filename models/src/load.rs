@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::path::Path;
 
 use graft_nn::{ParamId, Parameters, TrainableSet};
-use graft_tensor::{DType, Tensor};
+use graft_tensor::{Category, DType, Tensor};
 
 use crate::classifier::Classifier;
 use crate::config::{DecoderConfig, ModelConfig};
@@ -204,8 +204,13 @@ pub fn load_parameters_with(
             .dtype
             .dtype()
             .expect("read_each refuses types that it cannot read");
-        let shape = *parameters.get(id).shape();
-        let value = Tensor::from_bytes(parameters.memory(), dtype, &shape, bytes)?;
+        let parameter = parameters.get(id);
+        // What will be held otherwise is here for a moment.
+        let memory = match parameter.held() {
+            Some(_) => parameters.memory().with(Category::Workspace),
+            None => parameters.memory().clone(),
+        };
+        let value = Tensor::from_bytes(&memory, dtype, parameter.shape(), bytes)?;
         parameters.set(id, value)?;
         loaded(parameters.get(id).name(), parameters.value(id)?);
         Ok(())

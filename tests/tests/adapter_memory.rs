@@ -5,7 +5,7 @@ use graft_autograd::Gradients;
 use graft_models::{Classifier, Labels, ModelConfig, ModelSource, ProblemType, TokenBatch};
 use graft_nn::adapters::{DEFAULT, rules};
 use graft_nn::optimizer::Rule;
-use graft_nn::{Forward, FreezePolicy, Optimizer, Parameters, losses};
+use graft_nn::{Forward, FreezePolicy, Optimizer, Parameter, Parameters, Role, losses};
 use graft_tensor::{Category, DType, Memory, Tensor};
 use graft_tests::fixture;
 use graft_trainer::adapter::put;
@@ -29,10 +29,39 @@ fn bert_base() -> ModelConfig {
 
 #[test]
 fn lora_takes_weights_adapters_and_what_its_gradients_read() {
+    lora_beside(DType::F32);
+}
+
+/// Of the base, 4.127 bits for each element of the layers' matrices: their bytes, and nowhere a whole matrix of numbers.
+#[test]
+fn a_base_in_codes_takes_its_codes() {
+    lora_beside(DType::Nf4);
+    lora_beside(DType::Int8);
+    lora_beside(DType::Bf16);
+}
+
+/// A model, and how many elements of it are held in `held`.
+fn model(p: &mut Parameters, config: &ModelConfig, held: DType) -> (Classifier, usize) {
+    let model = Classifier::new(p, config).unwrap();
+    let is_held = |parameter: &Parameter| {
+        let in_layer = parameter.name().contains(".layer.");
+        held != DType::F32 && in_layer && matches!(parameter.role(), Role::Linear(_))
+    };
+    let all = p.iter().filter(|(_, parameter)| is_held(parameter));
+    let ids: Vec<_> = all
+        .map(|(id, parameter)| (id, parameter.shape().count()))
+        .collect();
+    for (id, _) in &ids {
+        p.hold(*id, held).unwrap();
+    }
+    (model, ids.iter().map(|(_, count)| count).sum())
+}
+
+fn lora_beside(held: DType) {
     let memory = Memory::planned();
     let config = bert_base();
     let mut p = Parameters::new(&memory, DType::F32);
-    let model = Classifier::new(&mut p, &config).unwrap();
+    let (model, elements) = model(&mut p, &config, held);
     let base = p.count();
     let kind = AdapterKind::Lora;
     put(&mut p, &config, kind, &AdapterSettings::usual(kind)).unwrap();
@@ -43,8 +72,26 @@ fn lora_takes_weights_adapters_and_what_its_gradients_read() {
     let trained = 12 * 2 * (8 * 768 + 768 * 8) + 4 * 768 + 4;
     assert_eq!(set.count(&p), trained);
     assert_eq!(p.count(), base + trained - 4 * 768 - 4);
-    let weights = 4 * p.count();
-    assert_eq!(memory.usage().live(Category::Weights), weights);
+    let weights = memory.usage().live(Category::Weights);
+    let bits = match held {
+        DType::F32 => 32.0,
+        DType::Bf16 => 16.0,
+        DType::Nf4 => 4.127,
+        _ => 8.5,
+    };
+    if held == DType::F32 {
+        assert_eq!(weights, 4 * p.count());
+    } else {
+        assert_eq!(elements, 12 * (4 * 768 * 768 + 2 * 768 * 3072));
+        let of_codes = weights - 4 * (p.count() - elements);
+        let found = 8.0 * of_codes as f64 / elements as f64;
+        assert!(
+            (found - bits).abs() < 0.001,
+            "{held}: {found} bits an element"
+        );
+    }
+    // Numbers on their way to codes.
+    memory.reset_peak();
 
     let batch = TokenBatch {
         ids: vec![7; TOKENS],
@@ -89,6 +136,6 @@ fn lora_takes_weights_adapters_and_what_its_gradients_read() {
     let share = usage.peak_total as f64 / allowed as f64;
     assert!(
         share < 1.05,
-        "the peak is {share:.3} of what is needed: {usage:?}"
+        "{held}: the peak is {share:.3} of what is needed: {usage:?}"
     );
 }

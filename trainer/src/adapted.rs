@@ -9,7 +9,7 @@ use graft_nn::adapters::DEFAULT;
 use graft_tensor::Memory;
 
 use crate::adapter::AdapterDir;
-use crate::config::{Settings, TaskKind};
+use crate::config::{Base, Settings, TaskKind};
 use crate::error::{Error, Result};
 use crate::model::{Changes, Hashes, Loaded, Model, Network, Weights};
 use crate::run_dir;
@@ -25,14 +25,18 @@ pub struct AdapterArgs {
     /// The one of several adapters to use.
     #[arg(long = "use", value_name = "NAME")]
     pub chosen: Option<String>,
+    /// What the weights of linear layers are held in: the type that the adapter in use was trained beside, else f32.
+    #[arg(long, value_enum, value_name = "TYPE")]
+    pub base: Option<Base>,
 }
 
 /// A base and its adapters, found but not read yet.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Choice {
     base: String,
     adapters: Vec<(String, AdapterDir)>,
     chosen: Option<String>,
+    held: Base,
 }
 
 /// A model with its adapters beside it.
@@ -85,11 +89,28 @@ impl Choice {
             );
             return Err(Error::config("--use", what, "name one of these"));
         }
-        Ok(Choice {
+        let mut choice = Choice {
             base,
             adapters,
             chosen: args.chosen.clone(),
-        })
+            held: Base::F32,
+        };
+        let trained_on = || choice.first().and_then(AdapterDir::trained_on);
+        choice.held = args.base.or_else(trained_on).unwrap_or_default();
+        Ok(choice)
+    }
+
+    /// What the base's linear layers are held in.
+    pub fn held(&self) -> Base {
+        self.held
+    }
+
+    /// The same with the base held in another type.
+    pub fn held_in(&self, base: Base) -> Choice {
+        Choice {
+            held: base,
+            ..self.clone()
+        }
     }
 
     /// The configuration of the base with the adapter in use beside it, the first of several: as a run left it, or the
@@ -181,12 +202,14 @@ impl Choice {
         }
     }
 
-    /// What its adapters change of the base's configuration: texts leave room for the virtual tokens of each.
+    /// What its adapters change of the base: texts leave room for the virtual tokens of each, and weights are held in
+    /// some type.
     fn changes(&self) -> Changes {
         let tokens = self.adapters.iter().map(|(_, dir)| dir.virtual_tokens());
         Changes {
             dropout: None,
             virtual_tokens: tokens.max().unwrap_or(0),
+            base: self.held,
         }
     }
 
@@ -196,7 +219,11 @@ impl Choice {
     /// A model that is no classifier, adapters of another model, whatever is wrong with the files.
     pub fn classifier<N: TextClassifier>(&self, memory: &Memory) -> Result<Adapted<N>> {
         let Some(first) = self.first() else {
-            return Ok(Adapted::alone(Model::trained(&self.base, memory)?));
+            return Ok(Adapted::alone(Model::trained_with(
+                &self.base,
+                self.changes(),
+                memory,
+            )?));
         };
         let source = ModelSource::resolve(&self.base)?;
         let own = N::read(&source)?;

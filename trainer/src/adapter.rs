@@ -16,11 +16,12 @@ use graft_nn::{Parameters, TrainableSet};
 
 use crate::certificate::{FoundTensor, TensorEntry, sha256_hex};
 use crate::config::{
-    AdapterKind, AdapterSettings, BOTTLENECK, BiasSetting, FRONT, InitSetting, RANK, RunConfig,
-    TargetSetting,
+    AdapterKind, AdapterSettings, BOTTLENECK, Base, BiasSetting, FRONT, InitSetting, RANK,
+    RunConfig, Settings, TargetSetting,
 };
 use crate::error::{Error, Result, list_names};
 use crate::model::{Hashes, Model, Network};
+use crate::run_dir;
 
 /// The adapter of some settings, for a model of this configuration.
 fn describe(
@@ -235,12 +236,15 @@ fn tensors_of(dir: &Path) -> Result<BTreeMap<String, FoundTensor>> {
     Ok(found)
 }
 
-/// A parameter of the base as a model file would hold it.
+/// A parameter of the base as a model file would hold it, or as it is held in memory.
 fn found(p: &Parameters, name: &str, sha256: String) -> Option<FoundTensor> {
     let id = p.lookup(name)?;
     let shape = p.get(id).shape().iter().map(|&n| n as u64).collect();
     Some(FoundTensor {
-        dtype: "F32".to_owned(),
+        dtype: match p.get(id).held() {
+            Some(dtype) => dtype.to_string().to_uppercase(),
+            None => "F32".to_owned(),
+        },
         shape,
         sha256,
     })
@@ -300,7 +304,7 @@ pub(crate) fn entries<N: Network>(
 }
 
 /// A directory with an adapter in it.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct AdapterDir {
     dir: PathBuf,
     stored: StoredAdapter,
@@ -332,6 +336,12 @@ impl AdapterDir {
             stored: StoredAdapter::load(&ModelSource::directory(dir)?)?,
             dir: dir.to_path_buf(),
         })
+    }
+
+    /// What the base was held in when it was trained, if a run of this program left it.
+    pub fn trained_on(&self) -> Option<Base> {
+        let run = Settings::from_file(&self.dir.join(run_dir::CONFIG_FILE));
+        run.ok()?.base()
     }
 
     /// Where it is.

@@ -31,6 +31,24 @@ pub fn policy<N: Network>(
     Ok(policy)
 }
 
+/// Refuses to train what is held in a short type or as codes.
+fn frozen_where_held(parameters: &Parameters, set: &TrainableSet) -> Result<()> {
+    for id in set.ids() {
+        let parameter = parameters.get(id);
+        if let Some(dtype) = parameter.held() {
+            return Err(Error::config(
+                "strategy.name",
+                format!(
+                    "`{}` would be trained, and `model.base` holds it in {dtype}",
+                    parameter.name()
+                ),
+                "leave it frozen, or hold the base in f32: model.base = \"f32\"",
+            ));
+        }
+    }
+    Ok(())
+}
+
 /// How far a parameter is from the head, in layers: 0 for the head itself, one more than there are layers for the
 /// embeddings.
 fn depth<N: Network>(network: &N, parameters: &Parameters, id: ParamId) -> usize {
@@ -93,6 +111,7 @@ impl Course {
         let strategy = &config.strategy;
         let policy = policy(network, &strategy.name, &strategy.rules, parameters)?;
         let all = policy.resolve(parameters)?;
+        frozen_where_held(parameters, &all)?;
         let plus = config.adapter.as_ref().and_then(|adapter| adapter.plus);
         let lr = (config.optimizer.lr, plus);
         let rates = rates(network, strategy, lr, parameters, &all)?;

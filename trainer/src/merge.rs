@@ -2,6 +2,9 @@
 //!
 //! The proof is on what was written: the merged model is read back from its files, and its logits of every text are held
 //! against those of base and adapter apart. What differs by more than the tolerance is not kept.
+//!
+//! An adapter that was trained beside a base in bf16, NF4 or int8 is folded into the base as its files have it, as PEFT
+//! does; how far that is from what was trained, is said.
 
 use std::io;
 use std::path::Path;
@@ -16,7 +19,7 @@ use graft_tensor::Memory;
 use serde::Serialize;
 
 use crate::adapted::Choice;
-use crate::config::TaskKind;
+use crate::config::{Base, TaskKind};
 use crate::error::{Error, Result};
 use crate::model::{Model, Network};
 
@@ -56,23 +59,42 @@ pub struct Proof {
     pub largest_logit: f64,
     /// What the difference may be at most, relative to the largest logit or 1.
     pub tolerance: f64,
+    /// Of an adapter that was trained beside a base in another type than f32.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub trained_on: Option<TrainedOn>,
+}
+
+/// How far a merged model is from what was trained: the base it is merged into is not the one that the adapter saw.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct TrainedOn {
+    /// What the base was held in.
+    pub base: Base,
+    /// The largest difference of a logit between the merged model, and that base and the adapter.
+    pub max_difference: f64,
+}
+
+/// The largest difference between the logits of some texts.
+fn furthest(texts: &[[Vec<f64>; 2]]) -> f64 {
+    let mut worst = 0.0f64;
+    for [apart, merged] in texts {
+        if apart.len() != merged.len() {
+            worst = f64::INFINITY;
+        }
+        for (a, b) in apart.iter().zip(merged) {
+            // A NaN is as bad as it gets.
+            let gap = (a - b).abs();
+            worst = worst.max(if gap.is_nan() { f64::INFINITY } else { gap });
+        }
+    }
+    worst
 }
 
 impl Proof {
     fn new(choice: &Choice, adapter: &str, tolerance: f64, texts: &[[Vec<f64>; 2]]) -> Proof {
-        let (mut worst, mut largest, mut count) = (0.0f64, 0.0f64, 0);
-        for [apart, merged] in texts {
-            count += apart.len();
-            if apart.len() != merged.len() {
-                worst = f64::INFINITY;
-            }
-            for (a, b) in apart.iter().zip(merged) {
-                // A NaN is as bad as it gets.
-                let gap = (a - b).abs();
-                worst = worst.max(if gap.is_nan() { f64::INFINITY } else { gap });
-                largest = largest.max(a.abs());
-            }
-        }
+        let worst = furthest(texts);
+        let apart = texts.iter().flat_map(|[apart, _]| apart);
+        let largest = apart.fold(0.0f64, |largest, a| largest.max(a.abs()));
+        let count = texts.iter().map(|[apart, _]| apart.len()).sum();
         Proof {
             base: choice.base().to_owned(),
             adapter: adapter.to_owned(),
@@ -81,6 +103,7 @@ impl Proof {
             max_difference: worst,
             largest_logit: largest,
             tolerance,
+            trained_on: None,
         }
     }
 
@@ -195,20 +218,20 @@ pub fn merge(
     let config = choice.config()?;
     match (choice.task(&config), config) {
         (TaskKind::Classify, Config::Encoder(_)) => {
-            let model = choice.classifier::<Classifier>(memory)?.model;
-            go(choice, name, model, merged, &texts, tolerance, memory)
+            let read = |choice: &Choice| Ok(choice.classifier::<Classifier>(memory)?.model);
+            go(choice, name, read, merged, &texts, tolerance, memory)
         }
         (TaskKind::Classify, Config::Decoder(_)) => {
-            let model = choice.classifier::<DecoderClassifier>(memory)?.model;
-            go(choice, name, model, merged, &texts, tolerance, memory)
+            let read = |choice: &Choice| Ok(choice.classifier::<DecoderClassifier>(memory)?.model);
+            go(choice, name, read, merged, &texts, tolerance, memory)
         }
         (TaskKind::Clm | TaskKind::Chat, _) => {
-            let model = choice.causal(memory)?.model;
-            go(choice, name, model, merged, &texts, tolerance, memory)
+            let read = |choice: &Choice| Ok(choice.causal(memory)?.model);
+            go(choice, name, read, merged, &texts, tolerance, memory)
         }
         (TaskKind::Mlm, _) => {
-            let model = choice.masked(memory)?.model;
-            go(choice, name, model, merged, &texts, tolerance, memory)
+            let read = |choice: &Choice| Ok(choice.masked(memory)?.model);
+            go(choice, name, read, merged, &texts, tolerance, memory)
         }
     }
 }
@@ -216,23 +239,37 @@ pub fn merge(
 fn go<N: Logits>(
     choice: &Choice,
     name: &str,
-    mut model: Model<N>,
+    read: impl Fn(&Choice) -> Result<Model<N>>,
     merged: Merged,
     texts: &[String],
     tolerance: f64,
     memory: &Memory,
 ) -> Result<Proof> {
+    let mut model = read(&choice.held_in(Base::F32))?;
     let set = model.parameters.adapters().active();
     if let Some(why) = set.and_then(|set| set.config().method.unmergeable()) {
         let what = format!("the adapter {name} cannot be merged: {why}");
         let help = "use it beside its base: --model takes its directory, and --adapter several";
         return Err(Error::config("merge", what, help));
     }
+    // What was rounded to be held is not what a merged model is made of: that is the base as its files have it.
+    let trained = match choice.held() {
+        Base::F32 => None,
+        base => Some((base, logits(&read(choice)?, texts)?)),
+    };
     let apart = logits(&model, texts)?;
     let prove = |dir: &Path, what: &str| -> Result<Proof> {
-        let again = N::read(&dir.to_string_lossy(), memory)?;
-        let pairs = pairs(apart.clone(), logits(&again, texts)?);
-        Proof::new(choice, name, tolerance, &pairs).required(what)
+        let again = logits(&N::read(&dir.to_string_lossy(), memory)?, texts)?;
+        let trained_on = trained.as_ref().map(|(base, trained)| TrainedOn {
+            base: *base,
+            max_difference: furthest(&pairs(trained.clone(), again.clone())),
+        });
+        let proof = Proof::new(choice, name, tolerance, &pairs(apart.clone(), again));
+        Proof {
+            trained_on,
+            ..proof
+        }
+        .required(what)
     };
     let out = match merged {
         Merged::Check(dir) => return prove(dir, "this is not the merged model"),

@@ -10,11 +10,11 @@ use graft_models::{
     MaskedConfig, MaskedLm, ModelConfig, ModelSource, Strategy, Tokenizer, little_endian,
     load_parameters_with, load_some, save_parameters, save_trained,
 };
-use graft_nn::{FreezePolicy, ParamId, Parameters, TrainableSet};
-use graft_tensor::{DType, Memory, Tensor};
+use graft_nn::{FreezePolicy, ParamId, Parameters, Role, TrainableSet};
+use graft_tensor::{DType, Device, Memory, Tensor};
 
 use crate::certificate::sha256_hex;
-use crate::config::RunConfig;
+use crate::config::{Base, RunConfig};
 use crate::error::{Error, Result, list_names};
 use crate::text_classifier::TextClassifier;
 
@@ -220,13 +220,15 @@ impl Network for MaskedLm {
     }
 }
 
-/// What a run or an adapter changes of a configuration as long as it is in use; none of it is saved.
+/// What a run or an adapter changes of a configuration, or of weights, as long as it is in use; none of it is saved.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Changes {
     /// In place of every dropout probability
     pub dropout: Option<f64>,
     /// Virtual tokens in front of each text, for which positions are kept free
     pub virtual_tokens: usize,
+    /// What the weights of linear layers are held in
+    pub base: Base,
 }
 
 impl Changes {
@@ -235,8 +237,38 @@ impl Changes {
         Changes {
             dropout: config.strategy.dropout,
             virtual_tokens: config.virtual_tokens(),
+            base: config.model.base,
         }
     }
+}
+
+/// Has the weights of a network's layers held in the type of `base`, from when they are read: not those in front of the
+/// layers and behind them.
+fn hold<N: Network>(parameters: &mut Parameters, network: &N, base: Base) -> Result<()> {
+    if base == Base::F32 {
+        return Ok(());
+    }
+    if parameters.memory().device() != Device::Cpu {
+        return Err(Error::config(
+            "model.base",
+            format!("a base in {base} is computed with on the CPU alone"),
+            "hold it in f32 on a GPU, or take the CPU: --device cpu",
+        ));
+    }
+    let in_layer = |id| {
+        network
+            .layer_of(id)
+            .is_some_and(|layer| layer < network.layers())
+    };
+    let weights: Vec<ParamId> = parameters
+        .iter()
+        .filter(|(id, p)| matches!(p.role(), Role::Linear(_)) && in_layer(*id))
+        .map(|(id, _)| id)
+        .collect();
+    for id in weights {
+        parameters.hold(id, base.dtype())?;
+    }
+    Ok(())
 }
 
 /// A model that was loaded.
@@ -333,6 +365,14 @@ impl<N: TextClassifier> Model<N> {
     /// # Errors
     /// A model that is no classifier, or whatever is wrong with its files.
     pub fn trained(spec: &str, memory: &Memory) -> Result<Model<N>> {
+        Model::trained_with(spec, Changes::default(), memory)
+    }
+
+    /// [`Model::trained`], changed as long as it is in use.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn trained_with(spec: &str, changes: Changes, memory: &Memory) -> Result<Model<N>> {
         let source = ModelSource::resolve(spec)?;
         let config = N::read(&source)?;
         let classes = N::classes(&config);
@@ -344,15 +384,7 @@ impl<N: TextClassifier> Model<N> {
         }
         let nothing = |_: &N::Config, _: &Tokenizer| Ok(());
         let weights = Weights::Stored { new_head: None };
-        Ok(Model::load(
-            &source,
-            config,
-            Changes::default(),
-            weights,
-            memory,
-            nothing,
-        )?
-        .model)
+        Ok(Model::load(&source, config, changes, weights, memory, nothing)?.model)
     }
 }
 
@@ -483,6 +515,7 @@ impl<N: Network> Model<N> {
         let weights = || -> Result<(Parameters, N, LoadReport, Hashes)> {
             let mut parameters = Parameters::new(memory, DType::F32);
             let network = N::declare(&mut parameters, &in_use)?;
+            hold(&mut parameters, &network, changes.base)?;
             // Each is hashed while the next is read.
             let hashes = Mutex::new(BTreeMap::new());
             let report = rayon::in_place_scope(|scope| -> Result<LoadReport> {
@@ -521,6 +554,10 @@ impl<N: Network> Model<N> {
                     }
                 }
             })?;
+            if changes.base != Base::F32 {
+                // Numbers on their way to codes are no part of what a step needs.
+                memory.reset_peak();
+            }
             let hashes = hashes.into_inner().unwrap_or_else(PoisonError::into_inner);
             let hashes = hashes
                 .into_iter()

@@ -13,7 +13,7 @@ use graft_nn::Parameters;
 use graft_tensor::{Category, Device, Tensor, Usage};
 
 use crate::batch::BatchSize;
-use crate::config::{CacheKind, Init, Precision, RunConfig, Strategy};
+use crate::config::{Base, CacheKind, Init, Precision, RunConfig, Strategy};
 use crate::course::Course;
 use crate::error::{Error, Result};
 use crate::model::{Hashes, Model};
@@ -311,8 +311,8 @@ fn fitting<T: Task>(
         found.extend(fits(&short, "train.precision=bf16".to_owned()));
     }
     for part in [Part::Last(2), Part::Head] {
-        // Random weights are not for freezing.
-        let freezes = config.model.init == Init::Pretrained;
+        // Random weights are not for freezing, and what is held in short types goes with an adapter.
+        let freezes = config.model.init == Init::Pretrained && config.model.base == Base::F32;
         if freezes && config.strategy.name.parts != [part] {
             let mut less = config.clone();
             less.strategy.name = Strategy::of(part);

@@ -79,7 +79,8 @@ pub(super) fn numbers(m: &Memory, x: &Tensor, to: DType) -> Result<Tensor> {
 }
 
 /// Why there is no GPU for codes.
-const NO_GPU: &str = "weights in nf4 and int8 are for the CPU; use --base bf16 on a GPU";
+const NO_GPU: &str =
+    "weights in nf4 and int8 are computed with on the CPU alone; hold them in f32 on a GPU";
 
 /// Checks that a weight's type goes with activations of `dtype`: as other parameters do, or short or quantised, if it is
 /// frozen.

@@ -90,6 +90,11 @@ pub(super) fn run(args: &MergeArgs) -> Result<()> {
             proof.max_difference, proof.largest_logit
         ),
     );
+    if let Some(trained) = &proof.trained_on {
+        let what = format!("trained beside {}", trained.base);
+        let difference = format!("{:.3e} from that", trained.max_difference);
+        table.row(what, difference);
+    }
     if let Some(dir) = &args.out {
         table.row("output", dir.display());
     }

@@ -39,6 +39,9 @@ pub struct RunArgs {
     /// "decay * 0"; may be repeated, the last match wins.
     #[arg(long, value_name = "RULE")]
     pub rule: Vec<String>,
+    /// What the frozen weights of linear layers are held in: f32, bf16, nf4 (QLoRA) or int8; with an adapter.
+    #[arg(long, value_name = "TYPE")]
+    pub base: Option<String>,
     /// Rank of lora, rslora and dora.
     #[arg(long, value_name = "R", allow_negative_numbers = true)]
     pub rank: Option<i64>,
@@ -155,6 +158,7 @@ impl RunArgs {
         for (key, flag, text) in [
             ("task.kind", "--task", &self.task),
             ("model.init", "--init", &self.init),
+            ("model.base", "--base", &self.base),
             ("strategy.name", "--strategy", &self.strategy),
             ("adapter.targets", "--targets", &self.targets),
             ("train.precision", "--precision", &self.precision),

@@ -44,6 +44,10 @@ pub const KEYS: &[Key] = &[
         "\"pretrained\", or \"random\" for new weights on the model's config.json and tokenizer.json (clm, mlm); \"pretrained\"",
     ),
     key(
+        "model.base",
+        "what the weights of linear layers that an adapter stands beside, or could, are held in: \"f32\", \"bf16\", \"nf4\" (QLoRA) or \"int8\"; the model must have an adapter, and they stay frozen; \"f32\"",
+    ),
+    key(
         "data.train",
         "training examples, .jsonl, .csv or .tsv; clm and mlm: documents, one a row, or one in a .txt file; chat: conversations, .jsonl; required",
     ),
@@ -263,6 +267,9 @@ const ALIASES: &[(&str, &str)] = &[
     ("out", "output.dir"),
     ("model_name_or_path", "model.path"),
     ("max_seq_length", "data.max_length"),
+    ("load_in_4bit", "model.base"),
+    ("load_in_8bit", "model.base"),
+    ("bnb_4bit_quant_type", "model.base"),
 ];
 
 /// The key of that dotted name.

@@ -27,7 +27,9 @@ use optimizer::optimizer;
 pub use rules::Rule;
 pub use settings::{Origin, Settings};
 pub use strategy::{AdapterKind, Gradual, Strategy};
-pub use values::{CacheKind, Every, Init, OptimizerKind, Precision, Schedule, TaskKind, Warmup};
+pub use values::{
+    Base, CacheKind, Every, Init, OptimizerKind, Precision, Schedule, TaskKind, Warmup,
+};
 
 use crate::batch::BatchSize;
 use crate::device::DeviceChoice;
@@ -62,6 +64,8 @@ pub struct ModelConfig {
     pub path: String,
     /// Where its weights come from; default: pretrained.
     pub init: Init,
+    /// What the weights of its linear layers are held in; default: f32.
+    pub base: Base,
 }
 
 /// The examples.
@@ -224,6 +228,8 @@ impl RunConfig {
         let model = ModelConfig {
             path: required(model_path(s)?, "model.path", "--model DIR")?,
             init: init.unwrap_or(Init::Pretrained),
+            base: choice(s, "model.base", "\"f32\", \"bf16\", \"nf4\" or \"int8\"")?
+                .unwrap_or_default(),
         };
         foreign_to_task(s, task.kind, &model)?;
         let column = |key: &str| -> Result<Option<String>> {
@@ -265,6 +271,17 @@ impl RunConfig {
                 origin.map_or_else(String::new, Origin::to_string),
                 "`model.init` is \"random\", and `strategy.name` would freeze weights that have learnt nothing",
                 "leave strategy.name at \"full\"",
+            ));
+        }
+        if model.base != Base::F32 && strategy.name.adapter.is_none() {
+            let origin = s.origin("model.base").map(Origin::to_string);
+            return Err(Error::config(
+                origin.unwrap_or_default(),
+                format!(
+                    "`model.base` is \"{}\", and `strategy.name` is \"{}\", which trains or saves the weights that would be rounded",
+                    model.base, strategy.name
+                ),
+                "take an adapter, which is saved by itself: strategy.name = \"lora\"; or leave the base in f32",
             ));
         }
         let adapter = AdapterSettings::resolve(s, strategy.name.adapter)?;

@@ -9,8 +9,8 @@ use serde::de::DeserializeOwned;
 use toml::Value;
 use toml::de::{DeTable, DeValue};
 
-use super::TaskKind;
 use super::keys::{KEYS, describe, unknown_key};
+use super::{Base, TaskKind};
 use crate::error::{Error, Result};
 
 /// Where one setting was given. Later variants override earlier ones.
@@ -184,6 +184,12 @@ impl Settings {
     /// The kind of task, if one is given that there is.
     pub fn task(&self) -> Option<TaskKind> {
         let (value, _) = self.entries.get("task.kind")?;
+        value.clone().try_into().ok()
+    }
+
+    /// What the base is held in, if that is said.
+    pub fn base(&self) -> Option<Base> {
+        let (value, _) = self.entries.get("model.base")?;
         value.clone().try_into().ok()
     }
 

@@ -91,6 +91,7 @@ const EVERYTHING: &str = r#"
 [model]
 path = "/m"
 init = "pretrained"
+base = "f32"
 [data]
 train = "a.csv"
 eval = "b.csv"

@@ -104,6 +104,41 @@ pub enum OptimizerKind {
     },
 }
 
+/// What the frozen weights of a model's layers are held in: those of linear layers, not embeddings, norms and heads.
+#[derive(
+    Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize, clap::ValueEnum,
+)]
+#[serde(rename_all = "lowercase")]
+pub enum Base {
+    /// As they are.
+    #[default]
+    F32,
+    /// Rounded.
+    Bf16,
+    /// In 4.127 bits each: QLoRA's.
+    Nf4,
+    /// In 8.5 bits each.
+    Int8,
+}
+
+impl Base {
+    /// The type itself.
+    pub fn dtype(self) -> DType {
+        match self {
+            Base::F32 => DType::F32,
+            Base::Bf16 => DType::Bf16,
+            Base::Nf4 => DType::Nf4,
+            Base::Int8 => DType::Int8,
+        }
+    }
+}
+
+impl fmt::Display for Base {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.dtype().fmt(f)
+    }
+}
+
 /// Where the outputs of frozen layers are kept from epoch to epoch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
