@@ -167,7 +167,7 @@ SIMPLE(f32, float, nt, true, true)
 SIMPLE(f32, float, tn, false, false)
 SIMPLE(f32, float, tt, false, true)
 
-#if defined(GRAFT_SIMULATION) || (defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800)
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
 
 // --- Products on tensor cores: 128 x 128 elements of C by 4 warps of 64 x 64, 32 of k at a time
 // through 4 stages of shared memory that asynchronous copies fill ahead.

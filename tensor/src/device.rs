@@ -153,7 +153,12 @@ impl DeviceArena {
         self.ranges.release(region.range);
     }
 
-    /// Bytes that were taken from the device.
+    /// Bytes that were obtained from the device, used or not.
+    pub fn obtained(&self) -> usize {
+        self.buffers.iter().map(|buffer| buffer.bytes()).sum()
+    }
+
+    /// Bytes that were ever in use.
     pub fn touched(&self) -> usize {
         self.ranges.touched()
     }

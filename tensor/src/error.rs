@@ -100,7 +100,7 @@ pub enum Error {
     /// The system has no more memory.
     #[error(
         "out of memory: {bytes} bytes for {category} are not to be had beside the {} in use \
-         ({}); use smaller batches, or train fewer parameters",
+         ({}); use smaller batches, or train fewer parameters: `trainer plan` says what each takes",
         live.iter().sum::<usize>(),
         breakdown(live)
     )]

@@ -270,12 +270,13 @@ impl Memory {
         Arc::ptr_eq(&self.shared, &other.shared) && self.category == other.category
     }
 
-    /// A new allocator for the CPU, planned if this is.
-    pub(crate) fn on_cpu(&self) -> Memory {
-        if self.is_planned() {
-            Memory::planned()
-        } else {
-            Memory::cpu()
+    /// This allocator if it is the CPU's, else a new one for the CPU, planned if this is: for what GPUs have no kernels
+    /// for.
+    pub fn on_cpu(&self) -> Memory {
+        match (self.device(), self.is_planned()) {
+            (Device::Cpu, _) => self.clone(),
+            (_, true) => Memory::planned(),
+            (_, false) => Memory::cpu(),
         }
     }
 
@@ -292,6 +293,23 @@ impl Memory {
     /// The GPU itself, if there is one and this is no plan.
     pub fn opened_gpu(&self) -> Option<&Gpu> {
         self.shared.gpu.as_ref()
+    }
+
+    /// Bytes that tensors on a GPU may take in all, those that they take now among them; `None` for other devices, which
+    /// do not say.
+    ///
+    /// # Errors
+    /// What the driver says.
+    pub fn room(&self) -> Result<Option<u64>> {
+        let Some(gpu) = self.opened_gpu() else {
+            return Ok(None);
+        };
+        let (free, _) = gpu.free_memory()?;
+        let obtained = match &self.lock().source {
+            Source::Device(arena) => arena.obtained(),
+            Source::Real(_) | Source::Plan(_) => 0,
+        };
+        Ok(Some((free + obtained) as u64))
     }
 
     /// Waits until everything that a GPU was asked for is done; a CPU never lags behind.

@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use clap::Args;
 use graft_tensor::device::{Gpu, Isa, Limits};
-use graft_tensor::{DType, Device, Memory, Tensor};
+use graft_tensor::{DType, Device, Memory, Tensor, ops};
 use serde::{Deserialize, Serialize};
 
 use crate::error::Result;
@@ -140,8 +140,10 @@ fn describe(limits: &Limits) -> String {
 fn check(ordinal: usize) -> String {
     let run = || -> graft_tensor::Result<(f64, usize)> {
         let memory = Memory::of(Device::Cuda(ordinal))?;
-        let x = Tensor::full(&memory, DType::F32, &[1000], 0.5)?;
-        let sum: f64 = x.to_f64()?.iter().sum();
+        let x = Tensor::full(&memory, DType::F32, &[1000], 0.25)?;
+        // A memset is no kernel: this is one.
+        let y = ops::affine(&memory, &x, 1.5, 0.125)?;
+        let sum: f64 = y.to_f64()?.iter().sum();
         let free = match memory.opened_gpu() {
             Some(gpu) => gpu.free_memory()?.0,
             None => 0,
@@ -153,7 +155,7 @@ fn check(ordinal: usize) -> String {
             "kernels run; {:.1} GiB of its memory are free",
             free as f64 / (1u64 << 30) as f64
         ),
-        Ok((sum, _)) => format!("kernels give wrong results: 1000 x 0.5 is {sum}"),
+        Ok((sum, _)) => format!("kernels give wrong results: 1000 x (1.5 x 0.25 + 0.125) is {sum}"),
         Err(why) => format!("kernels do not run: {why}"),
     }
 }

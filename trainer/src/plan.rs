@@ -236,12 +236,14 @@ pub(crate) fn check<T: Task>(
     let limit = match config.train.memory_limit {
         Some(0) => return Ok(()),
         Some(mib) => (mib as u64).saturating_mul(1 << 20),
-        // What a GPU has free, it says itself when it is asked for more.
-        None if model.parameters.memory().device() != Device::Cpu => return Ok(()),
-        None => match available() {
-            // What the weights take is part of the plan.
-            Some(free) => free + model.parameters.memory().usage().held as u64,
-            None => return Ok(()),
+        None => match model.parameters.memory().room()? {
+            Some(room) => room,
+            None if model.parameters.memory().device() != Device::Cpu => return Ok(()),
+            None => match available() {
+                // What the weights take is part of the plan.
+                Some(free) => free + model.parameters.memory().usage().held as u64,
+                None => return Ok(()),
+            },
         },
     };
     let plan = rehearse(config, task, model, before)?;

@@ -8,8 +8,9 @@
 //! needs more registers than there are, but for those that `spills.txt` lists. The assembler is the
 //! file that the variable GRAFT_PTXAS names, or what `scripts/nvidia` fetches.
 //!
-//! `cargo run -p xtask -- simulation` builds the simulated GPU and prints its path. It needs a C++
-//! compiler: the one that the variable CXX names, or c++.
+//! `cargo run -p xtask -- simulation [compute_70]` builds the simulated GPU, of the kernels for
+//! compute_80 or an older target, and prints its path; beside it, `driver/libcuda.so` stands in for
+//! the driver as a whole. It needs a C++ compiler: the one that the variable CXX names, or c++.
 #![forbid(unsafe_code)]
 
 mod assemble;
@@ -18,16 +19,23 @@ mod simulation;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 
-use graft_kernels::cuda::SOURCES;
 use graft_kernels::cuda::nvrtc::Compiler;
+use graft_kernels::cuda::{SOURCES, Target};
 
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let result = match args.split_first() {
         Some((task, names)) if task == "ptx" => ptx(names),
         Some((task, [])) if task == "assemble" => assemble::check(),
-        Some((task, [])) if task == "simulation" => simulation::build(),
-        _ => Err("use: cargo run -p xtask -- ptx [NAME...], assemble, or simulation".into()),
+        Some((task, [])) if task == "simulation" => simulation::build(Target::Sm80),
+        Some((task, [target])) if task == "simulation" => match target.as_str() {
+            "compute_70" => simulation::build(Target::Sm70),
+            "compute_80" => simulation::build(Target::Sm80),
+            other => Err(format!("{other} is not simulated; compute_70 and compute_80 are").into()),
+        },
+        _ => {
+            Err("use: cargo run -p xtask -- ptx [NAME...], assemble, or simulation [TARGET]".into())
+        }
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

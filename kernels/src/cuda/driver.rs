@@ -10,7 +10,11 @@ use cudarc::driver::sys::{self, CUdevice_attribute as Attribute, CUresult};
 use super::gpu::Limits;
 use super::launch::Launch;
 use super::module::{Source, Target};
+use super::staging::Staging;
 use super::{Error, Result, Slice, SliceMut};
+
+/// The first driver that knows the PTX that is committed, 8.8: that of CUDA 12.9.
+const NEEDED: i32 = 12090;
 
 /// A device of the driver's, opened; it closes when this is dropped.
 pub(super) struct Driver {
@@ -18,6 +22,8 @@ pub(super) struct Driver {
     context: sys::CUcontext,
     stream: sys::CUstream,
     loaded: Mutex<Loaded>,
+    /// Once something was uploaded that goes this way; an error where no memory could be pinned
+    staging: Mutex<Option<Result<Staging>>>,
 }
 
 /// What has been loaded so far.
@@ -136,6 +142,7 @@ impl Driver {
                 context,
                 stream,
                 loaded: Mutex::default(),
+                staging: Mutex::default(),
             };
             Ok((limits, driver))
         }
@@ -184,6 +191,12 @@ impl Driver {
 
     pub fn upload(&self, from: &[u8], to: SliceMut<'_>) -> Result<()> {
         self.enter()?;
+        if Staging::takes(from.len()) {
+            let mut staging = self.staging.lock().unwrap_or_else(PoisonError::into_inner);
+            if let Ok(staging) = staging.get_or_insert_with(Staging::new) {
+                return staging.upload(from, to, self.stream);
+            }
+        }
         // SAFETY: both ranges hold that many bytes; the driver has copied what is not pinned when
         // it returns.
         unsafe {
@@ -394,6 +407,10 @@ impl Drop for Driver {
         unsafe {
             sys::cuCtxSetCurrent(self.context);
             sys::cuStreamSynchronize(self.stream);
+            *self
+                .staging
+                .get_mut()
+                .unwrap_or_else(PoisonError::into_inner) = None;
             let loaded = self
                 .loaded
                 .get_mut()
@@ -440,6 +457,13 @@ unsafe fn limits_of(ordinal: usize, device: sys::CUdevice) -> Result<Limits> {
             minor,
         });
     };
+    // Said before anything is loaded, unless PTX is made here, by a compiler that may be as old as the driver.
+    if driver < NEEDED && std::env::var_os("GRAFT_CUDA_COMPILE").is_none() {
+        return Err(Error::Driver {
+            version: driver,
+            text: "it knows no PTX 8.8".into(),
+        });
+    }
     let shared = Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN;
     Ok(Limits {
         ordinal,

@@ -67,7 +67,8 @@ impl Gpu {
             Some(_) if ordinal > 0 => return Err(Error::Ordinal { ordinal, count: 1 }),
             Some(library) => {
                 let simulation = Simulation::load(Path::new(&library))?;
-                (Limits::simulated(), Backend::Simulation(simulation))
+                let limits = Limits::simulated(simulation.target());
+                (limits, Backend::Simulation(simulation))
             }
             None => {
                 let (limits, driver) = Driver::open(ordinal)?;
@@ -90,7 +91,10 @@ impl Gpu {
     /// No driver, no device.
     pub fn list() -> Result<Vec<Result<Limits>>> {
         match std::env::var_os("GRAFT_CUDA_SIMULATION") {
-            Some(_) => Ok(vec![Ok(Limits::simulated())]),
+            Some(library) => {
+                let simulation = Simulation::load(Path::new(&library))?;
+                Ok(vec![Ok(Limits::simulated(simulation.target()))])
+            }
             None => driver::list(),
         }
     }
@@ -132,7 +136,10 @@ impl Gpu {
     pub fn free_memory(&self) -> Result<(usize, usize)> {
         match &self.0.backend {
             Backend::Driver(driver) => driver.free_memory(),
-            Backend::Simulation(_) => Ok((self.0.limits.memory, self.0.limits.memory)),
+            Backend::Simulation(simulation) => {
+                let all = self.0.limits.memory;
+                Ok((all - simulation.taken(), all))
+            }
         }
     }
 
@@ -388,12 +395,16 @@ impl fmt::Debug for Gpu {
 
 impl Limits {
     /// A small device, so that work of little size takes the paths of large work.
-    fn simulated() -> Limits {
+    fn simulated(target: Target) -> Limits {
         Limits {
             ordinal: 0,
             name: "simulated GPU".into(),
-            capability: (8, 0),
-            target: Target::Sm80,
+            capability: if target == Target::Sm70 {
+                (7, 0)
+            } else {
+                (8, 0)
+            },
+            target,
             processors: 4,
             shared: 163 << 10,
             memory: simulation::MEMORY,

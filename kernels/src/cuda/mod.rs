@@ -36,6 +36,7 @@ mod simulation;
 mod slice;
 pub mod softcap;
 pub mod softmax;
+mod staging;
 mod tensor_map;
 mod timer;
 

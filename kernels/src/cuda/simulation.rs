@@ -10,6 +10,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::launch::Launch;
+use super::module::Target;
 use super::{Error, Result};
 
 /// Bytes that the device has.
@@ -31,6 +32,7 @@ type Run = unsafe extern "C" fn(
 /// The library, loaded. A launch runs on the thread that asks for it; the library takes one at a time.
 pub(super) struct Simulation {
     run: Run,
+    target: Target,
     order: u32,
     /// Bytes that are allocated
     taken: AtomicUsize,
@@ -52,13 +54,33 @@ impl Simulation {
         // SAFETY: scheduler.cpp declares the function so.
         let run: Run = *unsafe { library.get(b"graft_simulation_launch\0") }
             .map_err(|e| failed(e.to_string()))?;
+        // SAFETY: as above.
+        let architecture: unsafe extern "C" fn() -> c_int =
+            *unsafe { library.get(b"graft_simulation_architecture\0") }
+                .map_err(|e| failed(e.to_string()))?;
+        // SAFETY: it has no conditions.
+        let target = match unsafe { architecture() } {
+            700 => Target::Sm70,
+            _ => Target::Sm80,
+        };
         let order = std::env::var("GRAFT_CUDA_ORDER").unwrap_or_default();
         Ok(Simulation {
             run,
+            target,
             order: order.parse().unwrap_or(0),
             taken: AtomicUsize::new(0),
             _library: library,
         })
+    }
+
+    /// Bytes that are allocated.
+    pub fn taken(&self) -> usize {
+        self.taken.load(Ordering::Relaxed).min(MEMORY)
+    }
+
+    /// What its kernels were compiled for.
+    pub fn target(&self) -> Target {
+        self.target
     }
 
     /// Bytes of this machine that play the device's memory.

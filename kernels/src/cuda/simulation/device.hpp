@@ -14,7 +14,9 @@
 #include <utility>
 
 #define GRAFT_SIMULATION 1
+#ifndef __CUDA_ARCH__
 #define __CUDA_ARCH__ 800
+#endif
 #define __device__
 #define __host__
 #define __global__
@@ -65,9 +67,9 @@ void copy_later(void *to, const void *from, int bytes, int valid);
 void end_group();
 void wait_groups(int pending);
 
-// A kernel's entry in the table that `launch` looks up.
+// A kernel's entry in the table that `launch` looks up, with the bytes of each of its parameters.
 typedef void (*Call)(void **parameters);
-void add(const char *name, Call call);
+void add(const char *name, Call call, const size_t *sizes, int count);
 
 template <class F> struct Unpack;
 template <class... P> struct Unpack<void (*)(P...)> {
@@ -78,12 +80,16 @@ template <class... P> struct Unpack<void (*)(P...)> {
     template <void (*F)(P...)> static void run(void **parameters) {
         call<F>(parameters, std::make_integer_sequence<size_t, sizeof...(P)>());
     }
+    static void add(const char *name, Call call) {
+        static const size_t sizes[] = {sizeof(std::remove_reference_t<P>)...};
+        simulation::add(name, call, sizes, sizeof...(P));
+    }
 };
 struct Add {
-    Add(const char *name, Call call) { add(name, call); }
+    Add(void (*add)(const char *, Call), const char *name, Call call) { add(name, call); }
 };
 #define REGISTER(name)                                                                             \
-    static simulation::Add add_##name(#name,                                                       \
+    static simulation::Add add_##name(&simulation::Unpack<decltype(&name)>::add, #name,            \
                                       &simulation::Unpack<decltype(&name)>::template run<&name>);
 
 // --- Exchanges within a warp.

@@ -46,8 +46,13 @@ struct Warp {
     Exchange exchange;
 };
 
-std::map<std::string, Call> &table() {
-    static std::map<std::string, Call> kernels;
+struct Kernel {
+    Call call;
+    std::vector<size_t> parameters;
+};
+
+std::map<std::string, Kernel> &table() {
+    static std::map<std::string, Kernel> kernels;
     return kernels;
 }
 
@@ -222,7 +227,9 @@ void wait_groups(int pending) {
     }
 }
 
-void add(const char *name, Call call) { table()[name] = call; }
+void add(const char *name, Call call, const size_t *sizes, int count) {
+    table()[name] = Kernel{call, std::vector<size_t>(sizes, sizes + count)};
+}
 
 static void launch(const char *name, const unsigned *grid, const unsigned *block, unsigned shared,
             void **parameters, unsigned order) {
@@ -232,7 +239,7 @@ static void launch(const char *name, const unsigned *grid, const unsigned *block
         return;
     }
     kernel = name;
-    entry = found->second;
+    entry = found->second.call;
     arguments = parameters;
     gridDim = {grid[0], grid[1], grid[2]};
     blockDim = {block[0], block[1], block[2]};
@@ -280,4 +287,16 @@ extern "C" int graft_simulation_launch(const char *name, const unsigned *grid, c
     launch(name, grid, block, shared, parameters, order);
     snprintf(text, size, "%s", failure);
     return failure[0] != 0;
+}
+
+// What the kernels were compiled for: 800 for compute capability 8.0.
+extern "C" int graft_simulation_architecture() { return __CUDA_ARCH__; }
+
+// How many parameters a kernel has, or -1 if there is no such kernel; the bytes of the first `most` in `sizes`.
+extern "C" int graft_simulation_parameters(const char *name, size_t *sizes, int most) {
+    auto found = table().find(name);
+    if (found == table().end()) return -1;
+    const std::vector<size_t> &parameters = found->second.parameters;
+    for (int i = 0; i < most && i < (int)parameters.size(); i++) sizes[i] = parameters[i];
+    return (int)parameters.size();
 }
