@@ -21,6 +21,7 @@ pub mod optimizer;
 pub mod parallel;
 pub mod philox;
 pub mod pool;
+mod prefetch;
 pub mod quantised;
 pub mod reduce;
 pub mod rope;

@@ -7,10 +7,12 @@ use super::rows::Source;
 use super::{Attention, Packed};
 use crate::element::{Float, Real};
 use crate::math::{exp, tanh};
+use crate::prefetch::prefetch;
 use crate::shared::Shared;
-use crate::simd::{kernel, public};
-use crate::sums::{each_lane, total};
+use crate::simd::{Arch, kernel, public};
+use crate::sums::{each_lane, fold, total};
 use rayon::prelude::*;
+use std::ops::Range;
 
 /// At most so many tasks at a time, each with its piece of workspace.
 const LANES: usize = 32;
@@ -18,6 +20,10 @@ const LANES: usize = 32;
 const PARALLEL: usize = 1 << 16;
 /// Partial sums of a product of query and key.
 const SUMS: usize = 16;
+/// Columns of values that are summed together.
+const STRIPE: usize = 64;
+/// How many rows of keys or values are asked for ahead of those that are being read.
+const ROWS_AHEAD: usize = 16;
 
 /// Where each sequence's keys and values lie: rows `starts[s] .. starts[s] + lengths[s]`.
 #[derive(Clone, Copy, Debug)]
@@ -162,59 +168,129 @@ kernel! {
     ) {
         let dim = p.head_dim;
         let seen = p.visible(i, k.rows);
-        let count = seen.len();
-        let (sums, rest) = workspace.split_at_mut(q.len());
-        let scores = &mut rest[..q.len() / dim * count];
-        let factor = T::Acc::from_f64(p.factor());
-        for (n, j) in seen.clone().enumerate() {
-            let key = k.row(j);
-            for (h, q) in q.chunks_exact(dim).enumerate() {
-                let mut lanes = [T::Acc::ZERO; SUMS];
-                each_lane!(SUMS; [x = q, y = key], |lane| {
-                    lanes[lane] = A::fma(x.widen(), y.widen(), lanes[lane]);
-                });
-                scores[h * count + n] = total(lanes) * factor;
-            }
-        }
-        sums.fill(T::Acc::ZERO);
-        if count == 0 {
+        if seen.is_empty() {
             out.fill(T::default());
             return;
         }
-        for scores in scores.chunks_exact_mut(count) {
+        let (k, v) = (k.rows(seen.start, seen.len()), v.rows(seen.start, seen.len()));
+        let (query, rest) = workspace.split_at_mut(q.len());
+        let scores = &mut rest[..q.len() / dim * k.rows];
+        let factor = T::Acc::from_f64(p.factor());
+        for (y, x) in query.iter_mut().zip(q) {
+            *y = x.widen() * factor;
+        }
+        products::<A, T>(query, k, scores);
+        ask(v, 0..ROWS_AHEAD);
+        let heads = scores.chunks_exact_mut(k.rows).zip(out.chunks_exact_mut(dim));
+        for (scores, out) in heads {
             if let Some(cap) = p.softcap {
                 let cap = T::Acc::from_f64(cap);
                 for x in &mut *scores {
                     *x = cap * tanh::<A, T::Acc>(*x);
                 }
             }
-            let mut largest = T::Acc::NEG_INFINITY;
-            for &x in &*scores {
-                largest = if x > largest { x } else { largest };
-            }
-            let mut lanes = [T::Acc::ZERO; SUMS];
-            for scores in scores.chunks_mut(SUMS) {
-                for (x, lane) in scores.iter_mut().zip(&mut lanes) {
-                    *x = exp::<A, T::Acc>(*x - largest);
-                    *lane += *x;
+            let by = T::Acc::ONE / exponentials::<A, T::Acc>(scores);
+            weighted_sum::<A, T>(scores, by, v, out);
+        }
+    }
+}
+
+/// Asks for rows of keys or values that will be read soon: a head's part of a row is too short, and
+/// the next one too far, for the processor to see them coming.
+#[inline(always)]
+fn ask<T>(rows: Source<'_, T>, range: Range<usize>) {
+    for r in range.start..range.end.min(rows.rows) {
+        prefetch(rows.row(r).as_ptr(), rows.dim);
+    }
+}
+
+/// `scores[h, n]` = the product of query h and key n.
+///
+/// query: `[heads, dim]`, scores: `[heads, keys]`
+#[inline(always)]
+fn products<A: Arch, T: Float>(query: &[T::Acc], k: Source<'_, T>, scores: &mut [T::Acc]) {
+    ask(k, 0..ROWS_AHEAD);
+    for first in (0..k.rows).step_by(4) {
+        ask(k, first + ROWS_AHEAD..first + ROWS_AHEAD + 4);
+        // Behind the last key it is taken again, for nothing.
+        let key = |r: usize| k.row((first + r).min(k.rows - 1));
+        let keys = [key(0), key(1), key(2), key(3)];
+        for (h, query) in query.chunks_exact(k.dim).enumerate() {
+            let mut lanes = [[T::Acc::ZERO; SUMS]; 4];
+            each_lane!(
+                SUMS;
+                [x = query, a = keys[0], b = keys[1], c = keys[2], d = keys[3]],
+                |lane| {
+                    lanes[0][lane] = A::fma(x, a.widen(), lanes[0][lane]);
+                    lanes[1][lane] = A::fma(x, b.widen(), lanes[1][lane]);
+                    lanes[2][lane] = A::fma(x, c.widen(), lanes[2][lane]);
+                    lanes[3][lane] = A::fma(x, d.widen(), lanes[3][lane]);
                 }
-            }
-            let by = T::Acc::ONE / total(lanes);
-            for x in scores {
-                *x = *x * by;
-            }
-        }
-        for (n, j) in seen.enumerate() {
-            let value = v.row(j);
-            for (h, sums) in sums.chunks_exact_mut(dim).enumerate() {
-                let weight = scores[h * count + n];
-                for (sum, x) in sums.iter_mut().zip(value) {
-                    *sum = A::fma(weight, x.widen(), *sum);
-                }
+            );
+            let scores = &mut scores[h * k.rows + first..(h + 1) * k.rows];
+            for (score, lanes) in scores.iter_mut().zip(lanes) {
+                *score = total(lanes);
             }
         }
-        for (y, sum) in out.iter_mut().zip(&*sums) {
-            *y = T::narrow(*sum);
+    }
+}
+
+/// e to the power of what each score lies below the largest, and the sum of it.
+#[inline(always)]
+fn exponentials<A: Arch, R: Real>(scores: &mut [R]) -> R {
+    let mut best = [R::NEG_INFINITY; SUMS];
+    each_lane!(SUMS; [x = &*scores], |lane| {
+        best[lane] = if x > best[lane] { x } else { best[lane] };
+    });
+    let largest = fold(best, |a, b| if a > b { a } else { b });
+    let mut lanes = [R::ZERO; SUMS];
+    let (whole, rest) = scores.as_chunks_mut::<SUMS>();
+    for scores in whole {
+        for lane in 0..SUMS {
+            scores[lane] = exp::<A, R>(scores[lane] - largest);
+            lanes[lane] += scores[lane];
         }
+    }
+    for (x, lane) in rest.iter_mut().zip(&mut lanes) {
+        *x = exp::<A, R>(*x - largest);
+        *lane += *x;
+    }
+    total(lanes)
+}
+
+/// `out = by * sum of weights[n] * v[n]`, in stripes whose sums stay in registers.
+#[inline(always)]
+fn weighted_sum<A: Arch, T: Float>(
+    weights: &[T::Acc],
+    by: T::Acc,
+    v: Source<'_, T>,
+    out: &mut [T],
+) {
+    let (whole, rest) = out.as_chunks_mut::<STRIPE>();
+    for (stripe, out) in whole.iter_mut().enumerate() {
+        let mut sums = [T::Acc::ZERO; STRIPE];
+        for (n, &weight) in weights.iter().enumerate() {
+            if stripe == 0 {
+                ask(v, n + ROWS_AHEAD..n + ROWS_AHEAD + 1);
+            }
+            let value = v.row(n)[stripe * STRIPE..].first_chunk::<STRIPE>();
+            let value = value.expect("a stripe lies inside the row");
+            for c in 0..STRIPE {
+                sums[c] = A::fma(weight, value[c].widen(), sums[c]);
+            }
+        }
+        for c in 0..STRIPE {
+            out[c] = T::narrow(sums[c] * by);
+        }
+    }
+    let done = v.dim - rest.len();
+    let mut sums = [T::Acc::ZERO; STRIPE];
+    for (n, &weight) in weights.iter().enumerate() {
+        for (sum, x) in sums.iter_mut().zip(&v.row(n)[done..]) {
+            *sum = A::fma(weight, x.widen(), *sum);
+        }
+    }
+    for (y, sum) in rest.iter_mut().zip(sums) {
+        *y = T::narrow(sum * by);
     }
 }

@@ -19,10 +19,15 @@ use std::mem::MaybeUninit;
 pub(super) const FEW: usize = 2 * ROWS;
 /// Rows that are multiplied at once. The others find their part of B in the second cache level.
 pub(super) const ROWS: usize = 4;
-/// Columns of B whose sums are carried from one block of k to the next.
-const STRIP: usize = 64;
-/// Elements of B of a task, about 10 µs of a core's memory bandwidth.
+/// Columns of B whose sums are carried from one block of k to the next, at most.
+const STRIP: usize = 128;
+/// Bytes of a row of B that a task reads at least, where its columns lie side by side.
+const ROW_BYTES: usize = 256;
+/// Elements of B of a task at least, about 5 µs of a core's memory bandwidth...
 const TASK: usize = 1 << 15;
+/// ...and more where there would be more tasks than this: each begins with reads that nobody asked
+/// for early.
+const TASKS: usize = 128;
 
 /// Columns of B from one on, over a block of k, and what rows of A they meet.
 pub(super) struct Columns<T: Float> {
@@ -37,6 +42,8 @@ pub(super) struct Columns<T: Float> {
     pub depth: usize,
     /// At most [`STRIP`].
     pub cols: usize,
+    /// Whether the columns behind these come next.
+    pub goes_on: bool,
     /// Rows of [`STRIP`], `out_stride` apart.
     pub out: *mut f32,
     pub out_stride: usize,
@@ -72,7 +79,9 @@ pub(super) fn product<A, B, C, K>(
     let (c, pre) = (Pointer(c.as_mut_ptr()), Pointer(pre));
     let words = Pointer(workspace[..m * steps].as_mut_ptr());
     let (bias, activation) = (epilogue.bias, epilogue.activation);
-    let cols = (TASK / k.max(1)).next_multiple_of(STRIP).max(STRIP);
+    let strip = (ROW_BYTES / size_of::<B>()).min(STRIP);
+    let cols = (TASK / k.max(1)).max(n / TASKS);
+    let cols = cols.next_multiple_of(strip).max(strip);
     let tasks = n.div_ceil(cols);
     let finished = Finished::default();
     in_lanes(tasks, parallel, |claim| {
@@ -106,8 +115,9 @@ pub(super) fn product<A, B, C, K>(
         while piece <= tasks {
             finished.wait(1);
             let first = (piece - 1) * cols;
-            for j in (first..n.min(first + cols)).step_by(STRIP) {
-                let width = STRIP.min(n.min(first + cols) - j);
+            let last = n.min(first + cols);
+            for j in (first..last).step_by(strip) {
+                let width = strip.min(last - j);
                 kernel.call(Strip {
                     pass: &pass,
                     plan,
@@ -115,6 +125,7 @@ pub(super) fn product<A, B, C, K>(
                     m,
                     j,
                     width,
+                    goes_on: j + width < last,
                 });
             }
             piece = claim();
@@ -154,6 +165,7 @@ struct Strip<'a, B, C: Float, K> {
     m: usize,
     j: usize,
     width: usize,
+    goes_on: bool,
 }
 
 #[repr(align(64))]
@@ -169,6 +181,7 @@ impl<B: Right, C: Float<Acc = B::Acc>, K: Kernel> Job for Strip<'_, B, C, K> {
             m,
             j,
             width,
+            goes_on,
         } = self;
         let k = b.size().0;
         let wide = same::<C, C::Acc>();
@@ -193,6 +206,7 @@ impl<B: Right, C: Float<Acc = B::Acc>, K: Kernel> Job for Strip<'_, B, C, K> {
                         a_stride: pass.a_stride,
                         depth: (plan.kb * K::STEP).min(k - l0),
                         cols: width,
+                        goes_on,
                         out: out.cast(),
                         out_stride: STRIP,
                     };

@@ -5,9 +5,9 @@
 //! (row, k) and the width is MR, for B it is (column, k) and the width is NR. What lies past the
 //! matrix's edge is 0.
 
-use super::task::prefetch;
 use super::tile::{Job, Kernel};
 use crate::element::{Float, Real, same};
+use crate::prefetch::prefetch;
 use half::{bf16, f16};
 
 /// A block to be packed: `len` x `depth` elements, the first at `src`.

@@ -4,6 +4,7 @@
 use super::tile::{Job, Kernel, TILE};
 use crate::activation::{Activation, apply_all};
 use crate::element::{Float, same};
+use crate::prefetch::prefetch;
 use half::{bf16, f16};
 use std::mem::MaybeUninit;
 
@@ -130,23 +131,6 @@ unsafe fn multiply<T: Float, K: Kernel>(
                 .tile(pass.steps, a, b, height, width, to, stride, add);
         }
     }
-}
-
-/// Asks for `count` elements from `row` on to be brought close: a hint, which may point anywhere.
-#[inline(always)]
-pub(super) fn prefetch<V>(row: *const V, count: usize) {
-    #[cfg(target_arch = "x86_64")]
-    {
-        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-        let bytes = count * size_of::<V>();
-        // The row may begin inside a line, so its last element is asked for too.
-        for at in (0..bytes).step_by(64).chain([bytes.saturating_sub(1)]) {
-            // SAFETY: it never faults.
-            unsafe { _mm_prefetch::<_MM_HINT_T0>(row.cast::<i8>().wrapping_add(at)) };
-        }
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = (row, count);
 }
 
 #[repr(align(64))]

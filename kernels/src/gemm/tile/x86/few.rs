@@ -7,17 +7,17 @@ use crate::element::Float;
 use crate::gemm::few::{Columns, ROWS};
 use std::arch::x86_64::*;
 
-/// Registers of columns that lie side by side and are read together: 256 bytes of `f32`.
+/// Registers of columns that lie side by side and are read together: 256 bytes of `f32`, and for few
+/// rows, whose sums leave registers, of bf16.
 const WIDE: usize = 4;
+const WIDEST: usize = 8;
 /// How many rows of B ahead are asked for, where columns lie side by side.
 const ROWS_AHEAD: usize = 16;
-/// How far ahead of a transposition its rows are asked for, in bytes.
-const AHEAD: usize = 512;
 
 /// Writes the choice of the variant for the number of rows, and between columns that lie side by
 /// side (`across`) and columns that lie along k (`along`), in strips as wide as either reads at once.
 macro_rules! columns {
-    ($name:ident, $features:literal, $across:ident, $along:ident, $unit:literal) => {
+    ($name:ident, $features:literal, $across:ident, $along:ident, $unit:literal, $wide:expr) => {
         /// # Safety
         /// What [`Columns`] says lies inside the buffers; T is `f32`, `bf16` or `f16` (not in pairs);
         /// the processor has the instructions.
@@ -26,19 +26,19 @@ macro_rules! columns {
             // SAFETY: passed on.
             unsafe {
                 match columns.rows {
-                    1 => strips::<T, 1>(columns),
-                    2 => strips::<T, 2>(columns),
-                    3 => strips::<T, 3>(columns),
-                    ROWS => strips::<T, ROWS>(columns),
+                    1 => strips::<T, 1, { $wide }>(columns),
+                    2 => strips::<T, 2, { $wide }>(columns),
+                    3 => strips::<T, 3, WIDE>(columns),
+                    ROWS => strips::<T, ROWS, WIDE>(columns),
                     rows => unreachable!("gemm: {rows} rows at once"),
                 }
             }
 
             /// # Safety
-            /// As above, with M rows.
+            /// As above, with M rows, and V registers of columns that lie side by side.
             #[inline]
             #[target_feature(enable = $features)]
-            unsafe fn strips<T: Float, const M: usize>(columns: &Columns<T>) {
+            unsafe fn strips<T: Float, const M: usize, const V: usize>(columns: &Columns<T>) {
                 let mut j = 0;
                 while j < columns.cols {
                     let left = columns.cols - j;
@@ -47,9 +47,9 @@ macro_rules! columns {
                         j += if columns.col_stride != 1 {
                             $along::<T, M>(columns, j, left.min(16));
                             16
-                        } else if left >= 16 * WIDE {
-                            $across::<T, M, WIDE, true>(columns, j, 16 * WIDE);
-                            16 * WIDE
+                        } else if left >= 16 * V {
+                            $across::<T, M, V, true>(columns, j, 16 * V);
+                            16 * V
                         } else {
                             $across::<T, M, { $unit / 16 }, false>(columns, j, left.min($unit));
                             $unit
@@ -61,13 +61,21 @@ macro_rules! columns {
     };
 }
 
-columns!(columns_f32, "avx512f,avx512bw", across_f32, along_f32, 16);
+columns!(
+    columns_f32,
+    "avx512f,avx512bw",
+    across_f32,
+    along_f32,
+    16,
+    WIDE
+);
 columns!(
     columns_pairs,
     "avx512f,avx512bw,avx512vl,avx512bf16",
     across_pairs,
     along_pairs,
-    32
+    32,
+    WIDEST
 );
 
 /// Writes the sums of `count` columns from j on.
@@ -198,6 +206,9 @@ macro_rules! along {
             let stride = columns.col_stride;
             // SAFETY: the first column.
             let first = unsafe { columns.b.add(j * stride) };
+            // The next columns are asked for at the places where these are read: a whole block
+            // of them early, and no more streams of reads than the processor follows.
+            let next = columns.goes_on || j + 16 < columns.cols;
             for l in (0..columns.depth).step_by(16 * $step) {
                 let deep = (columns.depth - l).min(16 * $step);
                 let mut r = [_mm512_setzero_ps(); 16];
@@ -206,11 +217,10 @@ macro_rules! along {
                         // SAFETY: `deep` elements of column j + i. Hints may point anywhere.
                         unsafe {
                             let column = first.add(i * stride + l);
-                            let ahead = column.wrapping_add(AHEAD / size_of::<T>());
-                            _mm_prefetch::<_MM_HINT_T0>(ahead.cast());
-                            // What comes after the end of this strip is the next one.
-                            let below = column.wrapping_add(16 * stride);
-                            _mm_prefetch::<_MM_HINT_T1>(below.cast());
+                            if next {
+                                let below = column.wrapping_add(16 * stride);
+                                _mm_prefetch::<_MM_HINT_T0>(below.cast());
+                            }
                             r[i] = $load(column, deep);
                         }
                     }

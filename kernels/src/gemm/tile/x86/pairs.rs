@@ -4,8 +4,8 @@
 use super::transposed;
 use crate::element::{Float, Real, same};
 use crate::gemm::pack::{DEEP, Pack};
-use crate::gemm::task::prefetch;
 use crate::gemm::tile::Kernel;
+use crate::prefetch::prefetch;
 use half::bf16;
 use std::arch::x86_64::*;
 use std::mem::transmute;
