@@ -153,6 +153,28 @@ impl Parameters {
         Ok(())
     }
 
+    /// Holds the values of matrices in the type of activations, for evaluation alone: products and look-ups round them to
+    /// it anyway, so that results keep their bits and half as much is read. Where an adapter is in use, which may read a
+    /// weight for itself, nothing changes.
+    ///
+    /// # Errors
+    /// As [`Parameters::set`].
+    pub fn hold_as_computed(&mut self) -> Result<()> {
+        if self.compute == self.dtype || self.adapters.active().is_some() {
+            return Ok(());
+        }
+        for i in 0..self.list.len() {
+            let parameter = &mut self.list[i];
+            if parameter.shape.rank() == 2 && parameter.held.is_none() {
+                parameter.held = Some(self.compute);
+                if let Some(value) = parameter.value.take() {
+                    self.set(ParamId(i), value)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
     /// The type of activations.
     pub fn compute(&self) -> DType {
         self.compute

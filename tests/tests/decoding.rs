@@ -93,6 +93,39 @@ fn greedy_tokens_are_the_same_with_and_without_a_cache() {
     }
 }
 
+/// Rounding a matrix once is what rounding it in each product and each look-up comes to.
+#[test]
+fn matrices_held_in_bf16_give_the_bits_of_f32_ones() {
+    for name in DECODERS {
+        let mut model = load(name);
+        model.parameters.compute_in(DType::Bf16).unwrap();
+        let texts = prompts(&[3, 17, 1]);
+        let run = |model: &Model| {
+            let mut cache = model.cache(3, 20);
+            let new: Vec<&[i64]> = texts.iter().map(Vec::as_slice).collect();
+            let first = model.advance(&new, &mut cache).unwrap();
+            let next: Vec<[i64; 1]> = first.iter().map(|row| [greedy(row)]).collect();
+            let next: Vec<&[i64]> = next.iter().map(|id| &id[..]).collect();
+            (first, model.advance(&next, &mut cache).unwrap())
+        };
+        let (exact, before) = (run(&model), held(&model));
+        model.parameters.hold_as_computed().unwrap();
+        assert_eq!(run(&model), exact, "{name}");
+        let saved = before - held(&model);
+        assert!(
+            saved > before * 2 / 5,
+            "{name}: {saved} of {before} bytes saved"
+        );
+    }
+}
+
+/// Bytes of all values.
+fn held(model: &Model) -> usize {
+    let value = |(id, _)| model.parameters.value(id).unwrap();
+    let bytes = model.parameters.iter().map(value);
+    bytes.map(|x| x.shape().count() * x.dtype().size()).sum()
+}
+
 /// Root of the mean square distance of all logits, relative to theirs.
 fn off(found: &[Vec<f64>], exact: &[Vec<f64>]) -> f64 {
     let pairs = found.iter().flatten().zip(exact.iter().flatten());

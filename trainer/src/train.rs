@@ -109,7 +109,8 @@ pub(crate) fn on_threads<T: Send>(
     work: impl FnOnce() -> Result<T> + Send,
 ) -> Result<T> {
     let Some(threads) = threads else {
-        return work();
+        // On one of the pool's own threads: from another, each operation would wait for them to wake.
+        return rayon::scope(|_| work());
     };
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
     let pool = pool.map_err(|e| {

@@ -79,7 +79,7 @@ pub(super) fn product<A, B, C, K>(
     let (c, pre) = (Pointer(c.as_mut_ptr()), Pointer(pre));
     let words = Pointer(workspace[..m * steps].as_mut_ptr());
     let (bias, activation) = (epilogue.bias, epilogue.activation);
-    let strip = (ROW_BYTES / size_of::<B>()).min(STRIP);
+    let strip = (ROW_BYTES / B::BYTES).min(STRIP);
     let cols = (TASK / k.max(1)).max(n / TASKS);
     let cols = cols.next_multiple_of(strip).max(strip);
     let tasks = n.div_ceil(cols);

@@ -86,6 +86,7 @@ pub(super) struct Sums {
     pub a_stride: usize,
     pub depth: usize,
     pub cols: usize,
+    pub goes_on: bool,
     pub out: *mut f32,
     pub out_stride: usize,
 }
@@ -94,6 +95,8 @@ pub(super) struct Sums {
 pub(super) trait Right: Copy + Send + Sync {
     /// What its products are summed in.
     type Acc: Real;
+    /// Bytes of an element, as a product of few rows reads it.
+    const BYTES: usize;
 
     /// Rows (k) and columns (n).
     fn size(&self) -> (usize, usize);
@@ -114,6 +117,7 @@ pub(super) trait Right: Copy + Send + Sync {
 
 impl<T: Float> Right for MatRef<'_, T> {
     type Acc = T::Acc;
+    const BYTES: usize = size_of::<T>();
 
     fn size(&self) -> (usize, usize) {
         (self.rows, self.cols)
@@ -156,6 +160,7 @@ impl<T: Float> Right for MatRef<'_, T> {
                 col_stride: self.col_stride,
                 depth: sums.depth,
                 cols: sums.cols,
+                goes_on: sums.goes_on,
                 out: sums.out,
                 out_stride: sums.out_stride,
             });
@@ -202,6 +207,7 @@ impl CodesRef<'_> {
 
 impl Right for CodesRef<'_> {
     type Acc = f32;
+    const BYTES: usize = size_of::<f32>();
 
     fn size(&self) -> (usize, usize) {
         (self.rows, self.cols)
@@ -282,6 +288,7 @@ impl Right for CodesRef<'_> {
                     col_stride: PITCH,
                     depth: sums.depth,
                     cols,
+                    goes_on: false, // these are in the cache already
                     out: sums.out.add(first),
                     out_stride: sums.out_stride,
                 });

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 use graft_models::{CausalLm, ChatOptions, atomic};
+use graft_tensor::Device;
 use serde_json::{Value, json};
 
 use crate::adapted::{AdapterArgs, Choice};
@@ -100,7 +101,8 @@ pub struct GenerateArgs {
     /// Seed of the choice.
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub seed: u64,
-    /// Type of activations, kept keys and values, and products: f32 or bf16. Weights stay f32.
+    /// Type of activations, kept keys and values, and products: f32 or bf16. Matrices are held in it, too, where no adapter
+    /// stands beside them; other weights stay f32.
     #[arg(long, value_name = "TYPE", default_value = "f32")]
     pub precision: Precision,
     /// Worker threads; results do not depend on it.
@@ -263,6 +265,9 @@ fn continue_all(args: &GenerateArgs, mut options: Options) -> Result<()> {
     let choice = Choice::of(&args.model, &args.adapters)?;
     let mut model = choice.single()?.causal(&args.device.open()?)?.model;
     model.parameters.compute_in(args.precision.dtype())?;
+    if model.parameters.memory().device() == Device::Cpu {
+        model.parameters.hold_as_computed()?;
+    }
     let prompts = encode_all(&model, source, &mut options)?;
     let ids: Vec<Vec<u32>> = prompts.iter().map(|prompt| prompt.ids.clone()).collect();
     if args.prompts.is_none() {
