@@ -22,7 +22,7 @@ pub(super) const ROWS: usize = 4;
 /// Columns of B whose sums are carried from one block of k to the next, at most.
 const STRIP: usize = 128;
 /// Bytes of a row of B that a task reads at least, where its columns lie side by side.
-const ROW_BYTES: usize = 256;
+const ROW_BYTES: usize = 512;
 /// Elements of B of a task at least, about 5 µs of a core's memory bandwidth...
 const TASK: usize = 1 << 15;
 /// ...and more where there would be more tasks than this: each begins with reads that nobody asked

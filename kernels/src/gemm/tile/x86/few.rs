@@ -7,17 +7,18 @@ use crate::element::Float;
 use crate::gemm::few::{Columns, ROWS};
 use std::arch::x86_64::*;
 
-/// Registers of columns that lie side by side and are read together: 256 bytes of `f32`, and for few
-/// rows, whose sums leave registers, of bf16.
+/// Registers of sums of columns that lie side by side and are read together...
 const WIDE: usize = 4;
+/// ...and of one or two rows, whose sums leave registers. Rows of B may lie so that they meet in the
+/// same lines of the first cache level: then long pieces of few rows stay there, short ones of many do not.
 const WIDEST: usize = 8;
-/// How many rows of B ahead are asked for, where columns lie side by side.
-const ROWS_AHEAD: usize = 16;
+/// How many bytes ahead are asked for, in pieces of rows of B, where columns lie side by side.
+const AHEAD: usize = 4096;
 
 /// Writes the choice of the variant for the number of rows, and between columns that lie side by
 /// side (`across`) and columns that lie along k (`along`), in strips as wide as either reads at once.
 macro_rules! columns {
-    ($name:ident, $features:literal, $across:ident, $along:ident, $unit:literal, $wide:expr) => {
+    ($name:ident, $features:literal, $across:ident, $along:ident, $unit:literal) => {
         /// # Safety
         /// What [`Columns`] says lies inside the buffers; T is `f32`, `bf16` or `f16` (not in pairs);
         /// the processor has the instructions.
@@ -26,8 +27,8 @@ macro_rules! columns {
             // SAFETY: passed on.
             unsafe {
                 match columns.rows {
-                    1 => strips::<T, 1, { $wide }>(columns),
-                    2 => strips::<T, 2, { $wide }>(columns),
+                    1 => strips::<T, 1, WIDEST>(columns),
+                    2 => strips::<T, 2, WIDEST>(columns),
                     3 => strips::<T, 3, WIDE>(columns),
                     ROWS => strips::<T, ROWS, WIDE>(columns),
                     rows => unreachable!("gemm: {rows} rows at once"),
@@ -61,21 +62,13 @@ macro_rules! columns {
     };
 }
 
-columns!(
-    columns_f32,
-    "avx512f,avx512bw",
-    across_f32,
-    along_f32,
-    16,
-    WIDE
-);
+columns!(columns_f32, "avx512f,avx512bw", across_f32, along_f32, 16);
 columns!(
     columns_pairs,
     "avx512f,avx512bw,avx512vl,avx512bf16",
     across_pairs,
     along_pairs,
-    32,
-    WIDEST
+    32
 );
 
 /// Writes the sums of `count` columns from j on.
@@ -108,6 +101,11 @@ unsafe fn splat<T: Float>(columns: &Columns<T>, i: usize, step: usize) -> __m512
     unsafe { _mm512_set1_ps(*columns.a.add(i * columns.a_stride + step)) }
 }
 
+/// How many rows of B ahead are asked for, `count` columns of each.
+const fn rows_ahead<T>(count: usize) -> usize {
+    AHEAD / (count * size_of::<T>())
+}
+
 /// Asks for the columns of a row of B that is further down.
 #[inline]
 #[target_feature(enable = "avx512f")]
@@ -133,7 +131,10 @@ unsafe fn across_f32<T: Float, const M: usize, const V: usize, const FULL: bool>
         // SAFETY: row l of B has `count` columns from j on.
         unsafe {
             let row = columns.b.add(l * columns.row_stride + j);
-            ask(row.wrapping_add(ROWS_AHEAD * columns.row_stride), 16 * V);
+            ask(
+                row.wrapping_add(rows_ahead::<T>(16 * V) * columns.row_stride),
+                16 * V,
+            );
             let mut y = [_mm512_setzero_ps(); V];
             for v in 0..V {
                 y[v] = load16(row.add(16 * v), if FULL { 16 } else { count });
@@ -168,7 +169,7 @@ unsafe fn across_pairs<T: Float, const M: usize, const V: usize, const FULL: boo
         // SAFETY: rows 2w and, if it is there, 2w + 1 of B have `count` columns from j on.
         unsafe {
             let row = columns.b.add(2 * w * columns.row_stride + j);
-            let ahead = row.wrapping_add(ROWS_AHEAD * columns.row_stride);
+            let ahead = row.wrapping_add(rows_ahead::<T>(16 * V) * columns.row_stride);
             ask(ahead, 16 * V);
             ask(ahead.wrapping_add(columns.row_stride), 16 * V);
             let mut y = [_mm512_setzero_ps(); V];
