@@ -45,13 +45,15 @@ pub(crate) struct Around<'a> {
     pub needs: &'a [bool],
 }
 
-/// The gradients of `op`'s inputs, one for each input that needs one.
+/// The gradients of `op`'s inputs, one for each input that needs one. That of the first is added to
+/// `sum`, what has arrived of it so far, if there is one: [`Op::adds`] says for which operations there may be.
 pub(crate) fn backward(
     m: &Memory,
     random: Randomness,
     op: &Op,
     saved: &mut Saved,
     dy: Tensor,
+    sum: Option<Tensor>,
     around: &Around,
 ) -> Result<Vec<Option<Tensor>>> {
     let Around {
@@ -68,10 +70,12 @@ pub(crate) fn backward(
     let dy = &owned;
     Ok(match op {
         Op::Leaf | Op::Detach | Op::ArgMax => vec![None; needs.len()],
-        Op::Linear { linear, bias } => linear_backward(m, linear, *bias, saved, owned, around)?,
+        Op::Linear { linear, bias } => {
+            linear_backward(m, linear, *bias, saved, owned, sum, around)?
+        }
         Op::Lora { lora, bias, stream } => {
             let key = random.key(*stream);
-            lora_backward(m, lora, *bias, key, saved, owned, around)?
+            lora_backward(m, lora, *bias, key, saved, owned, sum, around)?
         }
         Op::MatMul => vec![
             when(need(0), || {
@@ -136,40 +140,49 @@ pub(crate) fn backward(
             vec![Some(dtable), None]
         }
         Op::LayerNorm {
+            dropout,
+            stream,
             residual,
             weight,
             bias,
             ..
         } => {
+            let dropout = random.dropout(*dropout, *stream);
             let at_weight = 1 + usize::from(*residual);
             let at_bias = at_weight + usize::from(*weight);
             let needs_input = need(0) || (*residual && need(1));
             let needs_weight = *weight && need(at_weight);
             let needs_bias = *bias && need(at_bias);
             let mut gradients = vec![None; needs.len()];
-            if needs_bias {
-                // By itself, so that its bits do not depend on whether the weight is trained too.
-                gradients[at_bias] = Some(ops::sum_to_columns(m, dy, dtypes[at_bias])?);
-            }
             if !needs_input && !needs_weight {
+                // Nothing was kept for the bias alone.
+                if needs_bias {
+                    gradients[at_bias] = Some(ops::sum_to_columns(m, dy, dtypes[at_bias])?);
+                }
                 return Ok(gradients);
             }
             let (mean, scale) = (&saved.extras[0], &saved.extras[1]);
             let s = saved.extras.get(2).unwrap_or_else(|| saved.input(0));
-            if needs_input {
-                let w = weight.then(|| saved.input(at_weight));
-                let dx = norm::layer_norm_backward_input(m, s, w, mean, scale, dy)?;
-                if *residual && need(1) {
-                    gradients[1] = Some(dx.clone());
-                }
-                gradients[0] = need(0).then_some(dx);
+            let w = weight.then(|| saved.input(at_weight));
+            let wanted = norm::Wanted {
+                ds: (need(0) && dropout.is_none()) || (*residual && need(1)),
+                dx: dropout.filter(|_| need(0)),
+                dweight: needs_weight.then(|| dtypes[at_weight]),
+                dbias: needs_bias.then(|| dtypes[at_bias]),
+            };
+            let found = norm::layer_norm_backward(m, s, w, mean, scale, dy, wanted)?;
+            gradients[0] = match dropout {
+                Some(_) => found.dx,
+                None => found.ds.clone().filter(|_| need(0)),
+            };
+            if *residual && need(1) {
+                gradients[1] = found.ds;
             }
             if needs_weight {
-                let wanted = [true, false];
-                let dtype = dtypes[at_weight];
-                let [dweight, _] =
-                    norm::layer_norm_backward_params(m, s, mean, scale, dy, wanted, dtype)?;
-                gradients[at_weight] = dweight;
+                gradients[at_weight] = found.dweight;
+            }
+            if needs_bias {
+                gradients[at_bias] = found.dbias;
             }
             gradients
         }
@@ -280,6 +293,7 @@ fn linear_backward(
     bias: bool,
     saved: &mut Saved,
     mut dy: Tensor,
+    sum: Option<Tensor>,
     around: &Around,
 ) -> Result<Vec<Option<Tensor>>> {
     let need = |i: usize| around.needs[i];
@@ -297,7 +311,7 @@ fn linear_backward(
         saved.inputs[0] = None;
     }
     if need(0) {
-        let dx = ops::input_gradient(m, linear, saved.input(1), &dy, &around.shapes[0])?;
+        let dx = ops::input_gradient(m, linear, saved.input(1), &dy, &around.shapes[0], sum)?;
         gradients[0] = Some(dx);
     }
     Ok(gradients)
@@ -312,6 +326,7 @@ fn lora_backward(
     key: Key,
     saved: &mut Saved,
     mut dy: Tensor,
+    sum: Option<Tensor>,
     around: &Around,
 ) -> Result<Vec<Option<Tensor>>> {
     let need = |i: usize| around.needs[i];
@@ -350,7 +365,7 @@ fn lora_backward(
         let weights = [saved.input(1), saved.input(a)];
         let shape = &around.shapes[0];
         gradients[0] = Some(ops::lora_input_gradient(
-            m, lora, weights, &low, &dy, key, shape,
+            m, lora, weights, &low, &dy, key, shape, sum,
         )?);
     }
     Ok(gradients)

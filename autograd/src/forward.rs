@@ -1,6 +1,6 @@
 //! What each operation computes: one exhaustive match.
 
-use graft_tensor::ops::{self, attention::Attention, loss, norm, random::Key, rope};
+use graft_tensor::ops::{self, attention::Attention, loss, norm, norm::Dropout, random::Key, rope};
 use graft_tensor::{Memory, Tensor};
 
 use crate::error::Result;
@@ -16,6 +16,12 @@ pub(crate) struct Randomness {
 impl Randomness {
     pub fn key(self, stream: u64) -> Key {
         Key::new(self.seed, self.step, stream)
+    }
+
+    /// The dropout of that stream, if there is one.
+    pub fn dropout(self, p: f64, stream: u64) -> Option<Dropout> {
+        let key = self.key(stream);
+        (p != 0.0).then_some(Dropout { p, key })
     }
 
     pub fn attention(self, attention: &Attention, stream: u64) -> Attention {
@@ -74,14 +80,18 @@ pub(crate) fn forward(
         Op::GatherRows => plain(ops::gather_rows(m, x[0], x[1])?),
         Op::LayerNorm {
             eps,
+            dropout,
+            stream,
             residual,
             weight,
             bias,
         } => {
+            let dropout = random.dropout(*dropout, *stream);
             let mut rest = x[1..].iter().copied();
             let mut next = |there: bool| if there { rest.next() } else { None };
             let (residual, weight, bias) = (next(*residual), next(*weight), next(*bias));
-            let n = norm::layer_norm(m, x[0], residual, weight, bias, *eps, extras)?;
+            let n =
+                norm::layer_norm_dropped(m, x[0], dropout, residual, weight, bias, *eps, extras)?;
             let kept = n.mean.into_iter().chain([n.scale]).chain(n.sum);
             (n.y, if extras { kept.collect() } else { Vec::new() })
         }

@@ -232,8 +232,29 @@ impl Tape {
         bias: Option<&Var>,
         eps: f64,
     ) -> Result<Var> {
+        self.layer_norm_dropped(x, 0.0, residual, weight, bias, eps)
+    }
+
+    /// Layer norm of `dropout(x) + residual`, with the mask that [`Tape::dropout`] would have drawn.
+    ///
+    /// # Errors
+    /// Shapes that do not fit, a probability outside `[0, 1)`.
+    pub fn layer_norm_dropped(
+        &mut self,
+        x: &Var,
+        dropout: f64,
+        residual: Option<&Var>,
+        weight: Option<&Var>,
+        bias: Option<&Var>,
+        eps: f64,
+    ) -> Result<Var> {
         let op = Op::LayerNorm {
             eps,
+            dropout,
+            stream: match dropout {
+                0.0 => 0,
+                _ => self.next_stream(),
+            },
             residual: residual.is_some(),
             weight: weight.is_some(),
             bias: bias.is_some(),

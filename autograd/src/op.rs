@@ -83,10 +83,14 @@ pub enum Op {
     },
     /// Rows of a table by index. Inputs: table, index.
     GatherRows,
-    /// Layer norm of x + residual. Inputs: x, (residual), (weight), (bias).
+    /// Layer norm of dropout(x) + residual. Inputs: x, (residual), (weight), (bias).
     LayerNorm {
         /// Added to the variance
         eps: f64,
+        /// Probability of a zero in place of an element of x
+        dropout: f64,
+        /// Number of the random stream, if there is dropout
+        stream: u64,
         /// There is a residual
         residual: bool,
         /// There is a weight
@@ -203,6 +207,12 @@ impl Op {
         self.kind() != OpKind::ArgMax
     }
 
+    /// True if backward adds the gradient of the first input to what has arrived of it, where its
+    /// product is written, instead of leaving that sum to a pass of its own.
+    pub fn adds(&self) -> bool {
+        matches!(self.kind(), OpKind::Linear | OpKind::Lora)
+    }
+
     /// True if the result can be had again, at the price of one pass over memory, from what is kept
     /// for the backward pass if that is anything. A later operation that saves such a result as
     /// its input does not keep it: it is computed again when backward gets there.
@@ -312,6 +322,7 @@ impl Op {
             | Op::Dropout { .. } => none,
             Op::GatherRows => inputs(&[(true, 1)]),
             Op::LayerNorm {
+                dropout,
                 residual,
                 weight,
                 bias,
@@ -324,7 +335,7 @@ impl Op {
                 Saves {
                     extras: statistics,
                     ..inputs(&[
-                        (statistics && !residual, 0),
+                        (statistics && !residual && *dropout == 0.0, 0),
                         (statistics && *weight, first_weight),
                         (statistics && *bias, first_weight + usize::from(*weight)),
                     ])

@@ -26,6 +26,7 @@ pub(crate) fn rebuild(m: &Memory, op: &Op, saved: &Saved) -> Result<Tensor> {
             residual,
             weight,
             bias,
+            ..
         } => {
             let at_weight = 1 + usize::from(*residual);
             let s = saved.extras.get(2).unwrap_or_else(|| saved.input(0));

@@ -532,7 +532,13 @@ impl Tape {
                 needs: &self.needs(&node.inputs),
             };
             let (m, random) = (&self.memory, self.random);
-            let parts = backward(m, random, &node.op, &mut saved, dy, &around)?;
+            let sum = match node.inputs.first() {
+                Some(&first) if node.op.adds() && self.nodes[first].needs_gradient => {
+                    pending[first].take().map(|sum| sum.whole(m)).transpose()?
+                }
+                _ => None,
+            };
+            let parts = backward(m, random, &node.op, &mut saved, dy, sum, &around)?;
             drop(saved);
             debug_assert_eq!(parts.len(), node.inputs.len(), "{:?}", node.op);
             for (&input, part) in node.inputs.iter().zip(parts) {

@@ -259,11 +259,12 @@ fn case(kind: OpKind, d: &Draw) -> Option<Case> {
                     inputs.push(d.spread(which, &shape));
                 }
             }
+            let dropout = if d.flags[3] { 0.3 } else { 0.0 };
             case_of(inputs, move |t, x| {
                 let mut rest = x[1..].iter();
                 let mut next = |there: bool| if there { rest.next() } else { None };
                 let (residual, weight, bias) = (next(f0), next(f1), next(f2));
-                t.layer_norm(&x[0], residual, weight, bias, 0.1)
+                t.layer_norm_dropped(&x[0], dropout, residual, weight, bias, 0.1)
             })
         }
         OpKind::RmsNorm => {

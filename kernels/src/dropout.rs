@@ -5,12 +5,67 @@
 
 use crate::element::{Float, Real};
 use crate::parallel;
-use crate::philox::{self, Key, WIDE_ITEMS};
+use crate::philox::{self, GROUP, Key, WIDE_ITEMS};
 use crate::simd::{Isa, kernel};
 
 /// What a kept element is multiplied with: 1 / (1 - p), and 0 where nothing is kept.
 pub(crate) fn kept_scale(p: f64) -> f64 {
     if p < 1.0 { 1.0 / (1.0 - p) } else { 0.0 }
+}
+
+/// A dropout within another operation.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Dropout {
+    /// Probability of a zero.
+    pub p: f64,
+    /// Of the mask.
+    pub key: Key,
+}
+
+impl Dropout {
+    /// [`dropout`] of a part, which begins with element `first`.
+    pub(crate) fn part<T: Float>(self, isa: Isa, x: &[T], y: &mut [T], first: usize) {
+        let head = to_group(first).min(x.len());
+        let scale = T::Acc::from_f64(kept_scale(self.p));
+        for (i, (x, y)) in x.iter().zip(&mut *y).enumerate().take(head) {
+            *y = if self.keeps(first + i) {
+                T::narrow(x.widen() * scale)
+            } else {
+                T::default()
+            };
+        }
+        drop(
+            isa,
+            &x[head..],
+            &mut y[head..],
+            first + head,
+            self.p,
+            self.key,
+        );
+    }
+
+    /// [`Dropout::part`] over its input.
+    pub(crate) fn part_in_place<T: Float>(self, isa: Isa, x: &mut [T], first: usize) {
+        let head = to_group(first).min(x.len());
+        let scale = T::Acc::from_f64(kept_scale(self.p));
+        for (i, x) in x.iter_mut().enumerate().take(head) {
+            *x = if self.keeps(first + i) {
+                T::narrow(x.widen() * scale)
+            } else {
+                T::default()
+            };
+        }
+        drop_in_place(isa, &mut x[head..], first + head, self.p, self.key);
+    }
+
+    fn keeps(self, index: usize) -> bool {
+        f64::from(philox::uniform(self.key, index as u64)) >= self.p
+    }
+}
+
+/// Elements until the next one that begins a group of random words.
+fn to_group(first: usize) -> usize {
+    first.next_multiple_of(GROUP) - first
 }
 
 /// `y[i] = x[i] / (1 - p)` where `philox::uniform(key, i) >= p`, else 0.
@@ -89,6 +144,26 @@ mod tests {
                 (dropped - p).abs() <= 5.0 * deviation,
                 "{dropped} dropped at {p}"
             );
+        }
+    }
+
+    #[test]
+    fn parts_that_begin_anywhere_are_parts_of_the_whole() {
+        let n = 1000;
+        let dropout = Dropout {
+            p: 0.3,
+            key: Key::new(1, 2, 3),
+        };
+        let x: Vec<f32> = (0..n).map(|i| i as f32 - 400.0).collect();
+        let mut whole = vec![f32::NAN; n];
+        super::dropout(&x, &mut whole, dropout.p, dropout.key);
+        for range in [0..n, 1..n, 2..3, 7..8, 5..900, 64..131] {
+            let mut y = vec![f32::NAN; range.len()];
+            dropout.part(Isa::detect(), &x[range.clone()], &mut y, range.start);
+            assert_eq!(y, whole[range.clone()], "{range:?}");
+            let mut in_place = x[range.clone()].to_vec();
+            dropout.part_in_place(Isa::detect(), &mut in_place, range.start);
+            assert_eq!(in_place, y, "{range:?}");
         }
     }
 

@@ -91,6 +91,57 @@ impl<S: Split> Split for Option<S> {
     }
 }
 
+/// A slice cut where [`block_range`] cuts its rows; made by [`in_blocks`].
+#[derive(Debug)]
+pub(crate) struct InBlocks<S> {
+    slice: S,
+    width: usize,
+    count: usize,
+    blocks: usize,
+    /// The block that the slice begins with.
+    first: usize,
+}
+
+/// Says that `slice` holds `count` rows of `width` elements, of which a "row" of the loop is one of
+/// `blocks` parts.
+pub(crate) fn in_blocks<S>(slice: S, width: usize, count: usize, blocks: usize) -> InBlocks<S> {
+    InBlocks {
+        slice,
+        width,
+        count,
+        blocks,
+        first: 0,
+    }
+}
+
+impl<S: Split> Split for InBlocks<S> {
+    type Part = S::Part;
+    #[inline]
+    fn split(self, parts: usize) -> (Self, Self) {
+        let InBlocks {
+            slice,
+            width,
+            count,
+            blocks,
+            first,
+        } = self;
+        let begin = |block| block_range(count, blocks, block).start * width;
+        let (head, tail) = slice.split(begin(first + parts) - begin(first));
+        let from = |slice, first| InBlocks {
+            slice,
+            width,
+            count,
+            blocks,
+            first,
+        };
+        (from(head, first), from(tail, first + parts))
+    }
+    #[inline]
+    fn part(self) -> Self::Part {
+        self.slice.part()
+    }
+}
+
 macro_rules! tuple {
     ($($s:ident $v:ident),*) => {
         impl<$($s: Split),*> Split for ($($s,)*) {

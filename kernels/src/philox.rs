@@ -98,7 +98,11 @@ pub(crate) const WIDE_ITEMS: usize = 4 * WIDE;
 // Parts of a buffer that tasks fill begin with a whole group.
 const _: () = assert!(parallel::CHUNK.is_multiple_of(WIDE_ITEMS));
 
-/// The random words of elements `first .. first + WIDE_ITEMS` of a stream, `first` divisible by 4.
+/// Elements whose random words come from one block.
+pub(crate) const GROUP: usize = 4;
+
+/// The random words of elements `first .. first + WIDE_ITEMS` of a stream, `first` divisible by
+/// [`GROUP`].
 #[inline(always)]
 pub(crate) fn wide_words(key: Key, first: u64) -> [u32; WIDE_ITEMS] {
     debug_assert!(first.is_multiple_of(4));

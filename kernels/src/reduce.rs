@@ -248,9 +248,9 @@ pub fn sum_rows_workspace(rows: usize, cols: usize) -> usize {
 }
 
 kernel! {
-    /// sums `[cols]` = Σ of the rows of x. Four rows at a time share the way to the sums.
-    fn add_rows[A: Arch, T: Float](isa: Isa, x: &[T], cols: usize, sums: &mut [T::Acc]) {
-        sums.fill(T::Acc::ZERO);
+    /// sums `[cols]` += Σ of the rows of x. Four rows at a time share the way to the sums, so that
+    /// parts of x give the bits of the whole if each but the last has a multiple of four.
+    pub(crate) fn add_rows[A: Arch, T: Float](isa: Isa, x: &[T], cols: usize, sums: &mut [T::Acc]) {
         let mut quads = x.chunks_exact(4 * cols);
         for quad in &mut quads {
             let (a, b) = quad.split_at(2 * cols);
@@ -318,6 +318,7 @@ public! {
         let partial = &mut workspace[..need];
         for_each_block(blocks, 1, x.len(), rows(&mut *partial, cols), |block, sums| {
             let range = block_range(count, blocks, block);
+            sums.fill(T::Acc::ZERO);
             add_rows::<T>(isa, &x[range.start * cols..range.end * cols], cols, sums);
         });
         join_partial(isa, partial, cols, y, accumulate);

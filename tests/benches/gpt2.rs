@@ -31,7 +31,12 @@ const CONFIG: &str = r#"{
   "n_positions": 1024, "vocab_size": 50257, "embd_pdrop": 0.0, "attn_pdrop": 0.0, "resid_pdrop": 0.0
 }"#;
 
+/// On a thread of those that compute, as the trainer runs.
 fn main() {
+    rayon::scope(|_| run());
+}
+
+fn run() {
     let mode = std::env::args()
         .skip(1)
         .find(|argument| !argument.starts_with("--"))

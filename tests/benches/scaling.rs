@@ -27,6 +27,11 @@ struct Point {
 
 /// The best of `repeats` steps after a first one.
 fn measure(x: usize, strategy: Strategy, sequences: usize, tokens: usize, repeats: usize) -> Point {
+    // On a thread of those that compute, as the trainer runs.
+    rayon::scope(|_| point(x, strategy, sequences, tokens, repeats))
+}
+
+fn point(x: usize, strategy: Strategy, sequences: usize, tokens: usize, repeats: usize) -> Point {
     let mut work = Workload::minilm(strategy, DType::F32, tokens);
     let batch = batch(sequences, tokens);
     work.step(&batch);

@@ -18,8 +18,13 @@ const TOKENS: usize = 128;
 const STEPS: usize = 12;
 const WARM_UP: usize = 3;
 
+/// On a thread of those that compute, as the trainer runs.
 fn main() {
     let begun = Instant::now();
+    rayon::scope(|_| run(begun));
+}
+
+fn run(begun: Instant) {
     let mode = std::env::args()
         .skip(1)
         .find(|argument| !argument.starts_with("--"))

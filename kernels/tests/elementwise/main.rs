@@ -3,6 +3,7 @@
 mod activation;
 mod binary;
 mod copy;
+mod layer_norm;
 mod norm;
 mod optimizer;
 mod reduce;

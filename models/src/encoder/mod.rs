@@ -217,12 +217,12 @@ impl Layer {
         dropout: f64,
     ) -> Result<Var> {
         let heads = self.attention.forward(f, &x, offsets)?;
-        let heads = trained_dropout(f, &heads, attention_dropout)?;
-        let h = self.attention_norm.forward(f, &heads, Some(&x))?;
+        let p = trained_p(f, &heads, attention_dropout);
+        let h = self.attention_norm.dropped(f, &heads, p, Some(&x))?;
         drop((x, heads));
         let inner = self.mlp.forward(f, &h)?;
-        let inner = trained_dropout(f, &inner, dropout)?;
-        Ok(self.output_norm.forward(f, &inner, Some(&h))?)
+        let p = trained_p(f, &inner, dropout);
+        Ok(self.output_norm.dropped(f, &inner, p, Some(&h))?)
     }
 }
 
@@ -247,9 +247,11 @@ pub(crate) fn layer_globs(config: &ModelConfig) -> Vec<String> {
 
 /// Dropout where a trained parameter leads to `x`.
 pub(crate) fn trained_dropout(f: &mut Forward, x: &Var, p: f64) -> Result<Var> {
-    Ok(if f.tape.needs_gradient(x) {
-        f.dropout(x, p)?
-    } else {
-        x.clone()
-    })
+    let p = trained_p(f, x, p);
+    Ok(f.dropout(x, p)?)
+}
+
+/// `p` where a trained parameter leads to `x`, else 0.
+fn trained_p(f: &Forward, x: &Var, p: f64) -> f64 {
+    if f.tape.needs_gradient(x) { p } else { 0.0 }
 }

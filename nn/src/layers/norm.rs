@@ -32,10 +32,34 @@ impl LayerNorm {
     /// # Errors
     /// Shapes that do not fit.
     pub fn forward(&self, f: &mut Forward, x: &Var, residual: Option<&Var>) -> Result<Var> {
+        self.run(f, x, 0.0, residual)
+    }
+
+    /// The norm of `dropout(x) + residual` in training, of `x + residual` otherwise; each `[.., width]`.
+    ///
+    /// # Errors
+    /// Shapes that do not fit, a probability outside `[0, 1)`.
+    pub fn dropped(
+        &self,
+        f: &mut Forward,
+        x: &Var,
+        dropout: f64,
+        residual: Option<&Var>,
+    ) -> Result<Var> {
+        let dropout = if f.is_training() { dropout } else { 0.0 };
+        self.run(f, x, dropout, residual)
+    }
+
+    fn run(&self, f: &mut Forward, x: &Var, dropout: f64, residual: Option<&Var>) -> Result<Var> {
         let (weight, bias) = (f.parameter(self.weight)?, f.parameter(self.bias)?);
-        let y = f
-            .tape
-            .layer_norm(x, residual, Some(&weight), Some(&bias), self.eps)?;
+        let y = f.tape.layer_norm_dropped(
+            x,
+            dropout,
+            residual,
+            Some(&weight),
+            Some(&bias),
+            self.eps,
+        )?;
         Ok(y)
     }
 }

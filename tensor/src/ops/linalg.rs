@@ -7,7 +7,7 @@ use graft_kernels::{Float, gemm as kernel, reduce as kernel_reduce};
 use half::{bf16, f16};
 
 use super::elementwise::add_assign;
-use super::lora::{Last, product};
+use super::product::{Last, product, summand};
 use super::quantised::weight_dtype;
 use super::{accumulator, cast, parameter, rows_of, same_dtype, workspace};
 use crate::error::{Error, Result};
@@ -206,7 +206,8 @@ pub(super) fn linear_as(
 }
 
 /// The gradient of [`linear`]'s input, of `shape`: from `dy [.., out]`, the gradient after the
-/// activation's backward, in whose type it is.
+/// activation's backward, in whose type it is. It is added to `sum`, if there is one, in whose
+/// storage the result lies if nothing else holds that.
 ///
 /// # Errors
 /// A gradient or a weight that does not fit.
@@ -216,12 +217,18 @@ pub fn input_gradient(
     weight: &Tensor,
     dy: &Tensor,
     shape: &Shape,
+    sum: Option<Tensor>,
 ) -> Result<Tensor> {
     let op = "linear backward";
     weight_dtype(op, weight, dy.dtype())?;
     let (rows, outputs) = rows_of(op, "the gradient", dy)?;
     let w = linear.input_by_output(weight)?; // [in, out]
     let flat = dy.contiguous(m)?.reshape(&[rows, outputs])?;
+    if let Some(sum) = sum {
+        let mut dx = summand(m, sum, dy, shape)?;
+        product(m, &flat, &w.t()?, &mut dx, true, Last::default())?;
+        return Ok(dx);
+    }
     if weight.dtype().is_quantised() {
         let mut dx = Tensor::empty(m, dy.dtype(), &[rows, w.shape()[0]])?;
         product(m, &flat, &w.t()?, &mut dx, false, Last::default())?;
@@ -257,9 +264,31 @@ pub fn weight_gradient(
     let dy = dy.contiguous(m)?.reshape(&[rows, outputs])?;
     let operands = operands(x.dtype());
     match layout {
-        WeightLayout::OutIn => matmul_as(m, operands, &dy.t()?, &x, dtype),
-        WeightLayout::InOut => matmul_as(m, operands, &x.t()?, &dy, dtype),
+        WeightLayout::OutIn => narrow_product(m, operands, &dy.t()?, &x, dtype),
+        WeightLayout::InOut => narrow_product(m, operands, &x.t()?, &dy, dtype),
     }
+}
+
+/// Products of so few columns are computed as their transposes.
+const NARROW: usize = 8;
+
+/// `a·b` of two matrices, of which b may be narrow. Its transpose is then a product of few rows,
+/// which reads the large factor once, where it lies, and has the same bits.
+pub(super) fn narrow_product(
+    m: &Memory,
+    operands: Operands,
+    a: &Tensor,
+    b: &Tensor,
+    dtype: DType,
+) -> Result<Tensor> {
+    let (rows, columns) = (a.shape()[0], b.shape()[1]);
+    let like = a.dtype() == b.dtype();
+    if m.gpu().is_some() || !like || columns > NARROW || rows <= columns {
+        return matmul_as(m, operands, a, b, dtype);
+    }
+    matmul_as(m, operands, &b.t()?, &a.t()?, dtype)?
+        .t()?
+        .contiguous(m)
 }
 
 /// The sum over all rows of `x [.., columns]`: `[columns]` in `dtype`, the gradient of a bias.

@@ -6,22 +6,14 @@
 //! large one is added to it where its blocks are still in the cache, so that the adapter costs no pass of its own over
 //! the output, and in short types it is the small summand that is rounded once more.
 
-use graft_kernels::Float;
-use graft_kernels::activation::Activation;
-use graft_kernels::cuda;
-use graft_kernels::gemm::{self as kernel, Epilogue};
-use half::{bf16, f16};
-
-use super::linalg::{
-    factor, matmul_as, matrix, operands, products, products_workspace, single, with_product,
-};
-use super::quantised::{self, weight_dtype};
+use super::elementwise::add_assign;
+use super::linalg::{matmul_as, narrow_product, operands};
+use super::product::{Last, product, summand};
+use super::quantised::weight_dtype;
 use super::random::Key;
-use super::{
-    Linear, affine, dropout, dropout_backward, parameter, parameter_dtype, rows_of, workspace,
-};
+use super::{Linear, affine, dropout, dropout_backward, parameter, parameter_dtype, rows_of};
 use crate::error::{Error, Result};
-use crate::{DType, Memory, Shape, Tensor};
+use crate::{Memory, Shape, Tensor};
 
 /// What [`lora`] computes.
 #[derive(Clone, Copy, PartialEq, Debug)]
@@ -115,7 +107,7 @@ fn scaled_product(
     parameter_dtype(op, "the adapter", by, x.dtype())?;
     let (rows, columns) = rows_of(op, what, x)?;
     let flat = x.contiguous(m)?.reshape(&[rows, columns])?;
-    let low = matmul_as(m, operands(x.dtype()), &flat, by, x.dtype())?;
+    let low = narrow_product(m, operands(x.dtype()), &flat, by, x.dtype())?;
     if p.scale == 1.0 {
         return Ok(low);
     }
@@ -123,7 +115,8 @@ fn scaled_product(
 }
 
 /// The gradient of [`lora`]'s input, of `shape`: from `low`, which [`lora_low_gradient`] gave, and `dy [.., out]`, the
-/// gradient after the activation's backward.
+/// gradient after the activation's backward. It is added to `sum`, if there is one, in whose storage the result lies if
+/// nothing else holds that.
 ///
 /// # Errors
 /// Sizes or types that do not fit.
@@ -135,14 +128,29 @@ pub fn lora_input_gradient(
     dy: &Tensor,
     key: Key,
     shape: &Shape,
+    sum: Option<Tensor>,
 ) -> Result<Tensor> {
     let op = "lora backward";
     weight_dtype(op, weight, dy.dtype())?;
     let (rows, outputs) = rows_of(op, "the gradient", dy)?;
-    let mut dx = matmul_as(m, operands(dy.dtype()), low, a, dy.dtype())?; // [rows, in]
-    if p.dropout != 0.0 {
-        dx = dropout_backward(m, dx, p.dropout, key)?;
-    }
+    let sum = sum.map(|sum| summand(m, sum, dy, shape)).transpose()?;
+    let mut dx = match sum {
+        Some(mut sum) if p.dropout == 0.0 => {
+            product(m, low, a, &mut sum, true, Last::default())?;
+            sum
+        }
+        sum => {
+            let mut dx = matmul_as(m, operands(dy.dtype()), low, a, dy.dtype())?; // [rows, in]
+            if p.dropout != 0.0 {
+                dx = dropout_backward(m, dx, p.dropout, key)?;
+            }
+            if let Some(mut sum) = sum {
+                add_assign(&mut sum, &dx.reshape(shape)?)?;
+                dx = sum;
+            }
+            dx
+        }
+    };
     let w = p.linear.input_by_output(weight)?;
     let flat = dy.contiguous(m)?.reshape(&[rows, outputs])?;
     product(m, &flat, &w.t()?, &mut dx, true, Last::default())?;
@@ -180,71 +188,4 @@ fn check(
         parameter_dtype(op, what, x2, x.dtype())?;
     }
     Ok((rows, inputs, outputs))
-}
-
-/// What happens to a product on its way out.
-#[derive(Default)]
-pub(super) struct Last<'a> {
-    pub bias: Option<&'a Tensor>,
-    pub activation: Option<Activation>,
-    pub pre: Option<&'a mut Tensor>,
-}
-
-/// `y = x·w`, or `y += x·w`, and what is to be done last: `x [rows, in]` contiguous, `w [in, out]`, `y` contiguous.
-pub(super) fn product(
-    m: &Memory,
-    x: &Tensor,
-    w: &Tensor,
-    y: &mut Tensor,
-    accumulate: bool,
-    last: Last,
-) -> Result<()> {
-    let (rows, inner, columns) = (x.shape()[0], x.shape()[1], w.shape()[1]);
-    if w.shape()[0] != inner || y.count() != rows * columns {
-        let expected = format!("[{inner}, {}]", y.count() / rows.max(1));
-        return Err(Error::shape("lora", "a factor", w.shape(), expected));
-    }
-    if w.dtype().is_quantised() {
-        return quantised::product(m, x, w, y, accumulate, last);
-    }
-    let (operands, dtype) = (operands(x.dtype()), y.dtype());
-    if let Some(on) = m.gpu() {
-        let w = &factor(operands, w)?;
-        let products = products(operands, single(rows * columns), x, w, dtype)?;
-        let mut scratch = products_workspace(m, &products)?;
-        on.run(|gpu| {
-            let epilogue = cuda::gemm::Epilogue {
-                bias: last.bias.map(Tensor::device).transpose()?,
-                activation: last.activation,
-                pre_activation: last.pre.map(Tensor::device_mut).transpose()?,
-            };
-            let (x, w) = (x.device_strided()?, w.device_strided()?);
-            let (y, scratch) = (y.device_mut()?, scratch.device_mut()?);
-            cuda::gemm::gemm(gpu, &products, x, w, y, accumulate, epilogue, scratch)?;
-            Ok(())
-        })?;
-        return Ok(());
-    }
-    with_product!("lora", (x.dtype(), w.dtype(), dtype), (X, W, Y) => {
-        let needed = kernel::gemm_workspace::<Y>(operands, rows, columns, inner);
-        let mut scratch = workspace(m, dtype, needed)?;
-        if !y.is_planned() {
-            let bias = last.bias.map(|t| t.slice::<<Y as Float>::Acc>()).transpose()?;
-            let epilogue = Epilogue {
-                bias,
-                activation: last.activation,
-                pre_activation: last.pre.map(|t| t.slice_mut::<Y>()).transpose()?,
-            };
-            kernel::gemm(
-                operands,
-                matrix::<X>(x, rows, inner)?,
-                matrix::<W>(w, inner, columns)?,
-                y.slice_mut::<Y>()?,
-                accumulate,
-                epilogue,
-                scratch.slice_mut::<<Y as Float>::Acc>()?,
-            );
-        }
-    });
-    Ok(())
 }

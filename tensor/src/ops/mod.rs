@@ -14,6 +14,7 @@ pub mod loss;
 pub mod norm;
 pub mod optimizer;
 pub mod pool;
+mod product;
 mod quantised;
 pub mod random;
 pub mod reduce;

@@ -9,7 +9,7 @@ use graft_kernels::quantised;
 use half::bf16;
 
 use super::linalg::{matrix, operands};
-use super::lora::{self, Last};
+use super::product::{self, Last};
 use super::{cast, parameter_dtype, workspace};
 use crate::error::{Error, Result};
 use crate::{Category, DType, Memory, Tensor};
@@ -105,7 +105,7 @@ pub(super) fn product(
     let (rows, inner, columns) = (x.shape()[0], x.shape()[1], w.shape()[1]);
     if m.gpu().is_some() {
         let w = numbers(&m.with(Category::Workspace), w, x.dtype())?;
-        return lora::product(m, x, &w, y, accumulate, last);
+        return product::product(m, x, &w, y, accumulate, last);
     }
     macro_rules! multiply {
         ($x:ty, $y:ty) => {{

@@ -2,9 +2,11 @@
 
 use graft_tensor::ops::affine;
 use graft_tensor::ops::norm::{
-    Normed, l2_normalize, l2_normalize_backward, layer_norm, layer_norm_backward_input,
-    layer_norm_backward_params, rms_norm, rms_norm_backward, softmax, softmax_backward,
+    Dropout, LayerNormGradients, Normed, Wanted, l2_normalize, l2_normalize_backward, layer_norm,
+    layer_norm_backward, layer_norm_backward_input, layer_norm_backward_params, layer_norm_dropped,
+    rms_norm, rms_norm_backward, softmax, softmax_backward,
 };
+use graft_tensor::ops::random::Key;
 use graft_tensor::{DType, Memory, Tensor};
 use proptest::prelude::*;
 
@@ -121,6 +123,67 @@ fn layer_norm_and_backward() {
                 {
                     assert_same(&format!("{name}, unaligned"), again, found);
                 }
+            }
+        }
+    }
+}
+
+/// Kernels one after the other give what the CPU computes in one pass.
+#[test]
+#[ignore = "needs a GPU"]
+fn layer_norm_with_dropout_and_all_gradients() {
+    let dropout = Dropout {
+        p: 0.3,
+        key: Key::new(1, 2, 3),
+    };
+    let all = |m: &Memory, inputs: &[Tensor; 4], residual: bool, wanted: Wanted| {
+        let [x, other, w, dy] = inputs;
+        let other = residual.then_some(other);
+        let n = layer_norm_dropped(m, x, Some(dropout), other, Some(w), Some(w), 1e-5, true);
+        let Normed {
+            y,
+            sum,
+            mean,
+            scale,
+        } = n.unwrap();
+        let (s, mean) = (sum.unwrap(), mean.unwrap());
+        let found = layer_norm_backward(m, &s, Some(w), &mean, &scale, dy, wanted).unwrap();
+        let LayerNormGradients {
+            ds,
+            dx,
+            dweight,
+            dbias,
+        } = found;
+        let named = [
+            ("layer norm", Some(y)),
+            ("sum", Some(s)),
+            ("ds", ds),
+            ("dx", dx),
+            ("dweight", dweight),
+            ("dbias", dbias),
+        ];
+        let given = named.into_iter();
+        given
+            .filter_map(|(name, x)| Some((name, x?)))
+            .collect::<Vec<_>>()
+    };
+    for shape in [[70, 28], [17, 384], [5, 1000]] {
+        let width = [shape[1]];
+        for dtype in [DType::F32, DType::Bf16] {
+            let near = [1, 2, 4].map(|seed| normal(dtype, &shape, seed));
+            let [x, residual, dy] = near;
+            let near = [x, residual, normal(DType::F32, &width, 3), dy];
+            let far = near.each_ref().map(on_gpu);
+            for which in 0..32 {
+                let asks = |bit: usize| which >> bit & 1 == 1;
+                let wanted = Wanted {
+                    ds: asks(0),
+                    dx: asks(1).then_some(dropout),
+                    dweight: asks(2).then_some(DType::F32),
+                    dbias: asks(3).then_some(DType::F32),
+                };
+                let found = all(gpu(), &far, asks(4), wanted);
+                assert_all_near(&found, &all(cpu(), &near, asks(4), wanted));
             }
         }
     }

@@ -43,7 +43,7 @@ fn products(m: &Memory, w: &Tensor) -> Vec<Tensor> {
     let targets: Vec<i64> = (0..ROWS as i64).map(|i| i * 13).collect();
     let targets = Tensor::from_slice(m, &targets, &[ROWS]).unwrap();
     let (y, pre) = linear(m, &LINEAR, &x, w, None, true).unwrap();
-    let dx = input_gradient(m, &LINEAR, w, &y, x.shape()).unwrap();
+    let dx = input_gradient(m, &LINEAR, w, &y, x.shape(), None).unwrap();
     // A part of the weight, as of a fused projection.
     let (part, _) = linear(m, &LINEAR, &x, &w.narrow(0, 3, 40).unwrap(), None, false).unwrap();
     let (a, b) = (

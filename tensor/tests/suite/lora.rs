@@ -122,7 +122,7 @@ fn the_gradients_of_input_and_adapter() {
             let layout = WeightLayout::OutIn;
             let da = ops::weight_gradient(m, layout, &seen, &g, case.dtype)?;
             let db = ops::weight_gradient(m, layout, &low, &dy, case.dtype)?;
-            let dx = ops::lora_input_gradient(m, &p, [&w, &a], &g, &dy, key, x.shape())?;
+            let dx = ops::lora_input_gradient(m, &p, [&w, &a], &g, &dy, key, x.shape(), None)?;
             Ok(vec![da, db, dx])
         });
         let (dy, xs) = (flat(&dy.values), flat(&seen(&x, p.dropout, key)));

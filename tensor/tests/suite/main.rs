@@ -15,6 +15,7 @@ mod mixed;
 mod norm;
 mod optimizer;
 mod pool;
+mod product;
 mod quantised;
 mod random;
 mod reduce;

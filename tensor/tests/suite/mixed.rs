@@ -55,7 +55,7 @@ fn linear_and_its_gradients() {
         let parts = run(|m| {
             let (x, w, dy) = (x.on(m), weight.on(m), dy.on(m));
             let (y, _) = ops::linear(m, &p, &x, &w, Some(&bias.on(m)), false)?;
-            let dx = ops::input_gradient(m, &p, &w, &dy, x.shape())?;
+            let dx = ops::input_gradient(m, &p, &w, &dy, x.shape(), None)?;
             let dw = ops::weight_gradient(m, layout, &x, &dy, w.dtype())?;
             Ok(vec![y, dx, dw, ops::sum_to_columns(m, &dy, DType::F32)?])
         });

@@ -48,14 +48,22 @@ fn products_with_codes_are_products_with_their_numbers() {
                     };
                     let all = |w: &Tensor| -> Vec<Vec<u8>> {
                         let (y, pre) = ops::linear(&m, &linear, &x, w, Some(&bias), true).unwrap();
-                        let dx = ops::input_gradient(&m, &linear, w, &dy, x.shape()).unwrap();
+                        let dx = ops::input_gradient(&m, &linear, w, &dy, x.shape(), None).unwrap();
                         let (z, _) =
                             ops::lora(&m, &lora, &x, w, Some(&bias), [&a, &b], key, false).unwrap();
                         let low = ops::lora_low_gradient(&m, &lora, &b, &dy).unwrap();
                         let pair = [w, &a];
-                        let dz =
-                            ops::lora_input_gradient(&m, &lora, pair, &low, &dy, key, x.shape())
-                                .unwrap();
+                        let dz = ops::lora_input_gradient(
+                            &m,
+                            &lora,
+                            pair,
+                            &low,
+                            &dy,
+                            key,
+                            x.shape(),
+                            None,
+                        )
+                        .unwrap();
                         [&y, &pre.unwrap(), &dx, &z, &dz].map(bytes).into()
                     };
                     assert!(

@@ -68,8 +68,8 @@ fn linear_and_its_gradients_as_here() {
                     layout,
                     activation: None,
                 };
-                let dx = input_gradient(cpu(), &p, &w, &dy, x.shape()).unwrap();
-                let gdx = input_gradient(gpu(), &p, &gw, &gdy, x.shape()).unwrap();
+                let dx = input_gradient(cpu(), &p, &w, &dy, x.shape(), None).unwrap();
+                let gdx = input_gradient(gpu(), &p, &gw, &gdy, x.shape(), None).unwrap();
                 assert_near("the input's gradient", &gdx, &dx, outputs);
                 let dw = weight_gradient(cpu(), layout, &x, &dy, w_type).unwrap();
                 let gdw = weight_gradient(gpu(), layout, &gx, &gdy, w_type).unwrap();

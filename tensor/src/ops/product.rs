@@ -1,0 +1,92 @@
+//! One product of two matrices into a tensor that is there: over what it holds, or added to that.
+
+use graft_kernels::Float;
+use graft_kernels::activation::Activation;
+use graft_kernels::cuda;
+use graft_kernels::gemm::{self as kernel, Epilogue};
+use half::{bf16, f16};
+
+use super::linalg::{factor, matrix, operands, products, products_workspace, single, with_product};
+use super::{quantised, workspace};
+use crate::error::{Error, Result};
+use crate::{DType, Memory, Shape, Tensor};
+
+/// What happens to a product on its way out.
+#[derive(Default)]
+pub(super) struct Last<'a> {
+    pub bias: Option<&'a Tensor>,
+    pub activation: Option<Activation>,
+    pub pre: Option<&'a mut Tensor>,
+}
+
+/// `y = x·w`, or `y += x·w`, and what is to be done last: `x [rows, in]` contiguous, `w [in, out]`, `y` contiguous.
+pub(super) fn product(
+    m: &Memory,
+    x: &Tensor,
+    w: &Tensor,
+    y: &mut Tensor,
+    accumulate: bool,
+    last: Last,
+) -> Result<()> {
+    let (rows, inner, columns) = (x.shape()[0], x.shape()[1], w.shape()[1]);
+    if w.shape()[0] != inner || y.count() != rows * columns {
+        let expected = format!("[{inner}, {}]", y.count() / rows.max(1));
+        return Err(Error::shape("a product", "a factor", w.shape(), expected));
+    }
+    if w.dtype().is_quantised() {
+        return quantised::product(m, x, w, y, accumulate, last);
+    }
+    let (operands, dtype) = (operands(x.dtype()), y.dtype());
+    if let Some(on) = m.gpu() {
+        let w = &factor(operands, w)?;
+        let products = products(operands, single(rows * columns), x, w, dtype)?;
+        let mut scratch = products_workspace(m, &products)?;
+        on.run(|gpu| {
+            let epilogue = cuda::gemm::Epilogue {
+                bias: last.bias.map(Tensor::device).transpose()?,
+                activation: last.activation,
+                pre_activation: last.pre.map(Tensor::device_mut).transpose()?,
+            };
+            let (x, w) = (x.device_strided()?, w.device_strided()?);
+            let (y, scratch) = (y.device_mut()?, scratch.device_mut()?);
+            cuda::gemm::gemm(gpu, &products, x, w, y, accumulate, epilogue, scratch)?;
+            Ok(())
+        })?;
+        return Ok(());
+    }
+    with_product!("a product", (x.dtype(), w.dtype(), dtype), (X, W, Y) => {
+        let needed = kernel::gemm_workspace::<Y>(operands, rows, columns, inner);
+        let mut scratch = workspace(m, dtype, needed)?;
+        if !y.is_planned() {
+            let bias = last.bias.map(|t| t.slice::<<Y as Float>::Acc>()).transpose()?;
+            let epilogue = Epilogue {
+                bias,
+                activation: last.activation,
+                pre_activation: last.pre.map(|t| t.slice_mut::<Y>()).transpose()?,
+            };
+            kernel::gemm(
+                operands,
+                matrix::<X>(x, rows, inner)?,
+                matrix::<W>(w, inner, columns)?,
+                y.slice_mut::<Y>()?,
+                accumulate,
+                epilogue,
+                scratch.slice_mut::<<Y as Float>::Acc>()?,
+            );
+        }
+    });
+    Ok(())
+}
+
+/// `sum` as something that a gradient of `shape`, in the type of `dy`, can be added to in place.
+pub(super) fn summand(m: &Memory, sum: Tensor, dy: &Tensor, shape: &Shape) -> Result<Tensor> {
+    if sum.shape() != shape || sum.dtype() != dy.dtype() {
+        return Err(Error::shape(
+            "linear backward",
+            format!("the sum so far ({})", sum.dtype()),
+            sum.shape(),
+            format!("{shape} ({})", dy.dtype()),
+        ));
+    }
+    sum.into_owned(m)
+}
