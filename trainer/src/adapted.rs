@@ -11,7 +11,8 @@ use graft_tensor::Memory;
 use crate::adapter::AdapterDir;
 use crate::config::{Base, Settings, TaskKind};
 use crate::error::{Error, Result};
-use crate::model::{Changes, Hashes, Loaded, Model, Network, Weights};
+use crate::model::{Changes, Hashes, Loaded, Model, Weights};
+use crate::network::Network;
 use crate::run_dir;
 use crate::text_classifier::TextClassifier;
 

@@ -20,7 +20,8 @@ use crate::config::{
     RunConfig, Settings, TargetSetting,
 };
 use crate::error::{Error, Result, list_names};
-use crate::model::{Hashes, Model, Network};
+use crate::model::{Hashes, Model};
+use crate::network::Network;
 use crate::run_dir;
 
 /// The adapter of some settings, for a model of this configuration.

@@ -27,7 +27,8 @@ use sha2::{Digest, Sha256};
 use crate::certificate::{hex, sha256_hex};
 use crate::config::{Every, RunConfig};
 use crate::error::{Error, Result, list_names};
-use crate::model::{Hashes, Model, Network};
+use crate::model::{Hashes, Model};
+use crate::network::{Network, NetworkConfig};
 use crate::progress::Progress;
 use crate::run_dir::{CHECKPOINT_FILE, RunDir};
 use crate::steps::Counters;
@@ -77,14 +78,16 @@ pub(crate) struct State<Q> {
     before: Hashes,
 }
 
-/// SHA-256 of all that steers a run beside its configuration: data files, tokenizer, the model's configuration.
+/// SHA-256 of all that steers a run beside its configuration: data files, tokenizer, the model's configuration. None of a
+/// run that writes no checkpoint: nothing is read for what nobody keeps.
 ///
 /// # Errors
 /// A file that cannot be read.
 pub(crate) fn inputs<N: Network>(config: &RunConfig, model: &Model<N>) -> Result<Hashes> {
-    use crate::model::NetworkConfig;
-
     let mut hashes = Hashes::new();
+    if config.train.checkpoint == Every::Never {
+        return Ok(hashes);
+    }
     let files = [
         ("data.train", Some(&config.data.train)),
         ("data.eval", config.data.eval.as_ref()),

@@ -9,7 +9,8 @@ use graft_tensor::Memory;
 
 use crate::config::{Init, RunConfig};
 use crate::error::Result;
-use crate::model::{Changes, Loaded, Model, Network, Weights};
+use crate::model::{Changes, Loaded, Model, Weights};
+use crate::network::Network;
 
 /// The pass over the data for which [`Corpus::pack`] is asked: an epoch, from 1, or an evaluation, which is always the
 /// same.

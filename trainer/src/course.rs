@@ -5,7 +5,7 @@ use graft_nn::{FreezePolicy, ParamId, Parameters, RateRule, Rated, Rates, Traina
 
 use crate::config::{Gradual, Rule, RunConfig, Strategy, StrategyConfig};
 use crate::error::{Error, Result};
-use crate::model::Network;
+use crate::network::Network;
 
 /// The policy of a strategy, refined by ordered rules. If it has an adapter, that stands beside the layers already.
 ///
@@ -184,7 +184,7 @@ mod tests {
     use graft_tensor::{DType, Memory};
 
     use super::*;
-    use crate::model::testing::Stack;
+    use crate::network::testing::Stack;
 
     /// The deepest parameter that each epoch trains.
     fn deepest(all: &[&str], pace: Gradual, epochs: usize) -> Vec<usize> {

@@ -15,7 +15,7 @@ use crate::config::{
 };
 use crate::course::{policy, rates};
 use crate::error::Result;
-use crate::model::Network;
+use crate::network::Network;
 use crate::report::thousands;
 
 /// A table of a model's tensors: name, shape, elements, and whether `strategy` and `rules` would train it. With `labels`

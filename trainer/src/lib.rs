@@ -28,6 +28,7 @@ pub mod merge;
 pub mod metrics;
 pub mod model;
 mod nearest;
+pub mod network;
 pub mod perplexity;
 pub mod plan;
 pub mod predict;

@@ -21,7 +21,8 @@ use serde::Serialize;
 use crate::adapted::Choice;
 use crate::config::{Base, TaskKind};
 use crate::error::{Error, Result};
-use crate::model::{Model, Network};
+use crate::model::Model;
+use crate::network::Network;
 
 /// The proof's file in the output.
 pub const MERGE_FILE: &str = "merge.json";

@@ -6,16 +6,17 @@ use std::sync::{Mutex, PoisonError};
 
 use graft_models::config::CONFIG_FILE;
 use graft_models::{
-    Adaptable, CausalLm, Classifier, Config, DecoderClassifier, DecoderConfig, Labels, LoadReport,
-    MaskedConfig, MaskedLm, ModelConfig, ModelSource, Strategy, Tokenizer, little_endian,
-    load_parameters_with, load_some, save_parameters, save_trained,
+    CausalLm, Classifier, Config, DecoderConfig, Labels, LoadReport, MaskedConfig, MaskedLm,
+    ModelSource, Tokenizer, little_endian, load_parameters_with, load_some, save_parameters,
+    save_trained,
 };
-use graft_nn::{FreezePolicy, ParamId, Parameters, Role, TrainableSet};
+use graft_nn::{ParamId, Parameters, Role, TrainableSet};
 use graft_tensor::{DType, Device, Memory, Tensor};
 
 use crate::certificate::sha256_hex;
 use crate::config::{Base, RunConfig};
 use crate::error::{Error, Result, list_names};
+use crate::network::{Network, NetworkConfig};
 use crate::text_classifier::TextClassifier;
 
 /// The file of the weights.
@@ -26,199 +27,6 @@ pub const ASIDE_FILE: &str = "best.safetensors";
 
 /// SHA-256 of every parameter's bytes, by name.
 pub type Hashes = BTreeMap<String, String>;
-
-/// The layers of a model for a kind of task, over the configuration of its families.
-pub trait Network: Sized + Send {
-    /// The configuration of its families.
-    type Config: NetworkConfig;
-
-    /// Declares the parameters.
-    ///
-    /// # Errors
-    /// None for a configuration that was checked when it was read.
-    fn declare(p: &mut Parameters, config: &Self::Config) -> Result<Self>;
-
-    /// The rules of some strategies, added up.
-    ///
-    /// # Errors
-    /// More layers than the model has; biases where there are none.
-    fn policy(&self, strategies: &[Strategy]) -> Result<FreezePolicy>;
-
-    /// Number of layers.
-    fn layers(&self) -> usize;
-
-    /// The layer that a parameter belongs to: `None` for one of the embeddings, [`Network::layers`] for one behind the
-    /// layers.
-    fn layer_of(&self, id: ParamId) -> Option<usize>;
-}
-
-/// What a run asks of a configuration, whatever its families.
-pub trait NetworkConfig: Adaptable + Clone + std::fmt::Debug + Send + Sync {
-    /// Rows of the token embedding.
-    fn vocab_size(&self) -> usize;
-
-    /// Sets every dropout probability.
-    fn set_dropout(&mut self, p: f64);
-
-    /// Most tokens of a text.
-    fn max_tokens(&self) -> usize;
-
-    /// The positions that virtual tokens take of those.
-    fn reserved(&mut self) -> &mut usize;
-
-    /// The text of the config.json to save.
-    fn text(&self) -> String;
-}
-
-impl NetworkConfig for ModelConfig {
-    fn vocab_size(&self) -> usize {
-        self.vocab_size
-    }
-
-    fn set_dropout(&mut self, p: f64) {
-        self.dropout.hidden = p;
-        self.dropout.attention = p;
-        self.dropout.classifier = p;
-    }
-
-    fn max_tokens(&self) -> usize {
-        ModelConfig::max_tokens(self)
-    }
-
-    fn reserved(&mut self) -> &mut usize {
-        &mut self.reserved
-    }
-
-    fn text(&self) -> String {
-        self.to_json()
-    }
-}
-
-impl NetworkConfig for MaskedConfig {
-    fn vocab_size(&self) -> usize {
-        self.0.vocab_size()
-    }
-
-    fn set_dropout(&mut self, p: f64) {
-        self.0.set_dropout(p);
-    }
-
-    fn max_tokens(&self) -> usize {
-        self.0.max_tokens()
-    }
-
-    fn reserved(&mut self) -> &mut usize {
-        &mut self.0.reserved
-    }
-
-    fn text(&self) -> String {
-        self.0.text()
-    }
-}
-
-impl NetworkConfig for DecoderConfig {
-    fn vocab_size(&self) -> usize {
-        self.vocab_size
-    }
-
-    fn set_dropout(&mut self, p: f64) {
-        self.dropout.embedding = p;
-        self.dropout.attention = p;
-        self.dropout.residual = p;
-    }
-
-    fn max_tokens(&self) -> usize {
-        DecoderConfig::max_tokens(self)
-    }
-
-    fn reserved(&mut self) -> &mut usize {
-        &mut self.reserved
-    }
-
-    fn text(&self) -> String {
-        self.to_json()
-    }
-}
-
-impl Network for Classifier {
-    type Config = ModelConfig;
-
-    fn declare(p: &mut Parameters, config: &ModelConfig) -> Result<Classifier> {
-        Ok(Classifier::new(p, config)?)
-    }
-
-    fn policy(&self, strategies: &[Strategy]) -> Result<FreezePolicy> {
-        Ok(self.policy_of(strategies)?)
-    }
-
-    fn layers(&self) -> usize {
-        self.encoder().layers()
-    }
-
-    fn layer_of(&self, id: ParamId) -> Option<usize> {
-        self.encoder().layer_of(id)
-    }
-}
-
-impl Network for CausalLm {
-    type Config = DecoderConfig;
-
-    fn declare(p: &mut Parameters, config: &DecoderConfig) -> Result<CausalLm> {
-        Ok(CausalLm::new(p, config)?)
-    }
-
-    fn policy(&self, strategies: &[Strategy]) -> Result<FreezePolicy> {
-        Ok(self.policy_of(strategies)?)
-    }
-
-    fn layers(&self) -> usize {
-        self.decoder().layers()
-    }
-
-    fn layer_of(&self, id: ParamId) -> Option<usize> {
-        self.decoder().layer_of(id)
-    }
-}
-
-impl Network for DecoderClassifier {
-    type Config = DecoderConfig;
-
-    fn declare(p: &mut Parameters, config: &DecoderConfig) -> Result<DecoderClassifier> {
-        Ok(DecoderClassifier::new(p, config)?)
-    }
-
-    fn policy(&self, strategies: &[Strategy]) -> Result<FreezePolicy> {
-        Ok(self.policy_of(strategies)?)
-    }
-
-    fn layers(&self) -> usize {
-        self.decoder().layers()
-    }
-
-    fn layer_of(&self, id: ParamId) -> Option<usize> {
-        self.decoder().layer_of(id)
-    }
-}
-
-impl Network for MaskedLm {
-    type Config = MaskedConfig;
-
-    fn declare(p: &mut Parameters, config: &MaskedConfig) -> Result<MaskedLm> {
-        Ok(MaskedLm::new(p, config)?)
-    }
-
-    fn policy(&self, strategies: &[Strategy]) -> Result<FreezePolicy> {
-        Ok(self.policy_of(strategies)?)
-    }
-
-    fn layers(&self) -> usize {
-        self.encoder().layers()
-    }
-
-    fn layer_of(&self, id: ParamId) -> Option<usize> {
-        self.encoder().layer_of(id)
-    }
-}
 
 /// What a run or an adapter changes of a configuration, or of weights, as long as it is in use; none of it is saved.
 #[derive(Debug, Clone, Copy, Default)]
@@ -614,36 +422,5 @@ impl<N: Network> Model<N> {
     /// What the file system refuses.
     pub fn save_weights(&self, dir: &Path) -> Result<()> {
         Ok(save_parameters(&self.parameters, &dir.join(WEIGHTS_FILE))?)
-    }
-}
-
-#[cfg(test)]
-pub(crate) mod testing {
-    use super::*;
-
-    /// A network without computation: parameter 0 is an embedding, then each layer has one, and the head.
-    #[derive(Debug)]
-    pub struct Stack {
-        pub layers: usize,
-    }
-
-    impl Network for Stack {
-        type Config = ModelConfig;
-
-        fn declare(_: &mut Parameters, _: &ModelConfig) -> Result<Stack> {
-            Ok(Stack { layers: 0 })
-        }
-
-        fn policy(&self, _: &[Strategy]) -> Result<FreezePolicy> {
-            Ok(FreezePolicy::default())
-        }
-
-        fn layers(&self) -> usize {
-            self.layers
-        }
-
-        fn layer_of(&self, id: ParamId) -> Option<usize> {
-            id.key().checked_sub(1)
-        }
     }
 }

@@ -12,7 +12,7 @@ use crate::data::{Chats, Dataset};
 use crate::documents::Documents;
 use crate::error::{Error, Result};
 use crate::hidden::Hidden;
-use crate::model::Network;
+use crate::network::Network;
 
 /// Which row, and how it is read.
 #[derive(Debug, Clone)]

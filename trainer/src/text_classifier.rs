@@ -10,7 +10,7 @@ use graft_nn::{Forward, ParamId, Parameters, TrainableSet};
 use graft_tensor::Tensor;
 
 use crate::error::Result;
-use crate::model::Network;
+use crate::network::Network;
 
 /// The classes of transformers that a configuration states, and the one that classifies.
 #[derive(Debug, Clone, Copy)]

@@ -19,7 +19,8 @@ pub(crate) use tokens::Tokens;
 use crate::config::RunConfig;
 use crate::error::{Result, list_names};
 use crate::features::Kept;
-use crate::model::{Hashes, Loaded, Model, Network};
+use crate::model::{Hashes, Loaded, Model};
+use crate::network::Network;
 use crate::run_dir::Record;
 
 /// A kind of task with its data.
