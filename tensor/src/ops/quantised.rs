@@ -93,7 +93,7 @@ pub(super) fn weight_dtype(op: &'static str, weight: &Tensor, dtype: DType) -> R
     }
 }
 
-/// [`lora::product`] with codes for the weight, `w [in, out]`.
+/// [`product::product`] with codes for the weight, `w [in, out]`.
 pub(super) fn product(
     m: &Memory,
     x: &Tensor,
