@@ -397,11 +397,13 @@ fn binary(
             }
         }
         Binary::Mul => {
-            if needs[0] {
-                gradients[0] = fit(ops::binary(m, Binary::Mul, dy, saved.input(1))?, 0)?;
-            }
-            if needs[1] {
-                gradients[1] = fit(ops::binary(m, Binary::Mul, dy, saved.input(0))?, 1)?;
+            // The smaller one first: a sum of products, which are gone before the other one takes as much room.
+            let first = usize::from(shapes[1].count() < shapes[0].count());
+            for i in [first, 1 - first] {
+                if needs[i] {
+                    let product = ops::binary(m, Binary::Mul, dy, saved.input(1 - i))?;
+                    gradients[i] = fit(product, i)?;
+                }
             }
         }
         Binary::Div => {
