@@ -6,6 +6,7 @@ use std::path::Path;
 use sha2::{Digest, Sha256};
 
 use super::refuse;
+use crate::adapter::ADAPTER_CONFIG_FILE;
 use crate::error::{Error, Result};
 use crate::safetensors::header::PREFIX;
 use crate::safetensors::reader::{Seekable, plain_file};
@@ -57,6 +58,11 @@ impl Weights {
                 spec,
                 "its weights are in several files",
                 "name the safetensors files one by one: each has a delta of its own",
+            )),
+            None if source.has_file(ADAPTER_CONFIG_FILE) => Err(refuse(
+                spec,
+                "it is an adapter, which is apart from its base already",
+                "keep it as it is, or name what `trainer merge` makes of it",
             )),
             None => Err(Error::MissingFile {
                 place: source.to_string(),
