@@ -154,6 +154,38 @@ fn cases() -> Vec<Case> {
                 "adapter.init=pissa",
             ],
         ),
+        Case::classifier(
+            "prompt",
+            &[
+                "--strategy",
+                "prompt+norms",
+                "--epochs",
+                "4",
+                "--set",
+                "adapter.tokens=4",
+            ],
+        ),
+        Case::classifier(
+            "adapter, int8",
+            &["--strategy", "adapter", "--base", "int8", "--epochs", "4"],
+        ),
+        Case::language(
+            "prefix, bf16 base",
+            &[
+                "--strategy",
+                "prefix",
+                "--base",
+                "bf16",
+                "--epochs",
+                "4",
+                "--set",
+                "adapter.projection=6",
+            ],
+        ),
+        Case::language(
+            "ia3, nf4",
+            &["--strategy", "ia3", "--base", "nf4", "--epochs", "4"],
+        ),
     ]
 }
 
@@ -177,7 +209,7 @@ fn kill_in_a_save(child: &mut Child, staged: &Path, patience: Duration) {
 fn a_killed_run_goes_on_to_the_same_bits() {
     let kills: usize = match std::env::var("GRAFT_KILLS") {
         Ok(text) => text.parse().expect("GRAFT_KILLS is a number"),
-        Err(_) => 28,
+        Err(_) => 44,
     };
     let cases = cases();
     let mut random = Random::new(kills as u64);

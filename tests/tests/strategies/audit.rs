@@ -3,8 +3,8 @@ use graft_tests::{DECODERS, ENCODERS, fixture};
 
 use super::{Bench, TRAINER};
 
-/// Strategies with the epochs and rules that go with them.
-const POLICIES: [(&str, &str, &[&str]); 14] = [
+/// Strategies with the epochs, and the rules or settings that go with them.
+const POLICIES: [(&str, &str, &[&str]); 24] = [
     ("head", "2", &[]),
     ("last:1", "2", &[]),
     ("last:2", "1", &[]),
@@ -23,6 +23,20 @@ const POLICIES: [(&str, &str, &[&str]); 14] = [
         "2",
         &["freeze *.1.*", "lr *norm* x2", "decay * 0.05"],
     ),
+    ("lora", "2", &[]),
+    ("lora+head+norms", "2", &["adapter.dropout=0.1"]),
+    ("lora", "2", &["adapter.init=pissa", "adapter.rank=4"]),
+    (
+        "rslora",
+        "2",
+        &["adapter.targets=all-linear", "adapter.plus=4"],
+    ),
+    ("dora", "2", &["adapter.init=orthogonal"]),
+    ("ia3+llrd:0.8", "2", &[]),
+    ("adapter+gradual", "4", &["adapter.size=4"]),
+    ("prompt", "3", &["adapter.tokens=4"]),
+    ("prefix", "3", &["adapter.tokens=4"]),
+    ("prefix+last:1", "3", &["adapter.projection=6"]),
 ];
 
 const OPTIMIZERS: [&[&str]; 6] = [
@@ -77,7 +91,11 @@ fn good_configurations_raise_nothing() {
                 _ => "lr *?orm* x2",
             };
             for rule in *rules {
-                more.extend(["--rule", if rule.starts_with("lr") { norms } else { rule }]);
+                match rule.split(['.', ' ']).next() {
+                    Some("adapter") => more.extend(["--set", rule]),
+                    Some("lr") => more.extend(["--rule", norms]),
+                    _ => more.extend(["--rule", rule]),
+                }
             }
             let said = TRAINER.run(bench.train(family, "run", &more));
             let what = format!("{family} {more:?}\n{}", said.err);
@@ -94,7 +112,7 @@ fn good_configurations_raise_nothing() {
 fn seeded_mistakes_are_caught() {
     let bench = Bench::new();
     let quick = ["--epochs", "2", "--batch-size", "4"];
-    let faults: [(&[&str], &[&str]); 6] = [
+    let faults: [(&[&str], &[&str]); 9] = [
         (
             &["--lr", "1e-30", "--set", "optimizer.weight_decay=0"],
             &["did not move", "optimizer"],
@@ -133,6 +151,25 @@ fn seeded_mistakes_are_caught() {
             &["learning rate is zero in every step", "warmup=0"],
         ),
         (&["--rule", "freeze *"], &["nothing to train"]),
+        (
+            &["--strategy", "lora", "--set", "adapter.alpha=0"],
+            &["query.lora_A.default.weight`", "its gradient was zero"],
+        ),
+        (
+            &["--strategy", "dora", "--rule", "freeze *.lora_B.*"],
+            &["value.lora_A.default.weight`", "its gradient was zero"],
+        ),
+        (
+            &[
+                "--strategy",
+                "ia3",
+                "--rule",
+                "lr *.ia3_l.* x1e-20",
+                "--set",
+                "optimizer.weight_decay=0",
+            ],
+            &["key.ia3_l.default`", "did not move"],
+        ),
     ];
     for (more, wanted) in faults {
         let arguments: Vec<&str> = quick.iter().chain(more).copied().collect();
