@@ -1,7 +1,7 @@
 //! The gradient rule of each operation: one exhaustive match, without a default arm.
 
 use graft_tensor::ops::random::Key;
-use graft_tensor::ops::{self, Binary, Reduce, Unary, loss, norm, rope};
+use graft_tensor::ops::{self, Activation, Binary, Reduce, Unary, loss, norm, rope};
 use graft_tensor::{DType, Memory, Shape, Tensor};
 
 use crate::error::Result;
@@ -17,6 +17,8 @@ pub(crate) struct Saved {
     pub rebuilt: Vec<usize>,
     pub output: Option<Tensor>,
     pub extras: Vec<Tensor>,
+    /// What arrives is the gradient of what the activation was applied to
+    pub sloped: bool,
 }
 
 impl Saved {
@@ -46,7 +48,8 @@ pub(crate) struct Around<'a> {
 }
 
 /// The gradients of `op`'s inputs, one for each input that needs one. That of the first is added to
-/// `sum`, what has arrived of it so far, if there is one: [`Op::adds`] says for which operations there may be.
+/// `sum`, what has arrived of it so far, if there is one: [`Op::adds`] says for which operations there may be. That
+/// of a linear layer's first input, if that is the activation of something, may go `through` it.
 pub(crate) fn backward(
     m: &Memory,
     random: Randomness,
@@ -54,6 +57,7 @@ pub(crate) fn backward(
     saved: &mut Saved,
     dy: Tensor,
     sum: Option<Tensor>,
+    through: Option<(Activation, Tensor)>,
     around: &Around,
 ) -> Result<Vec<Option<Tensor>>> {
     let Around {
@@ -71,7 +75,7 @@ pub(crate) fn backward(
     Ok(match op {
         Op::Leaf | Op::Detach | Op::ArgMax => vec![None; needs.len()],
         Op::Linear { linear, bias } => {
-            linear_backward(m, linear, *bias, saved, owned, sum, around)?
+            linear_backward(m, linear, *bias, saved, owned, sum, through, around)?
         }
         Op::Lora { lora, bias, stream } => {
             let key = random.key(*stream);
@@ -157,7 +161,8 @@ pub(crate) fn backward(
             if !needs_input && !needs_weight {
                 // Nothing was kept for the bias alone.
                 if needs_bias {
-                    gradients[at_bias] = Some(ops::sum_to_columns(m, dy, dtypes[at_bias])?);
+                    let dtype = dtypes[at_bias];
+                    gradients[at_bias] = Some(norm::layer_norm_bias_gradient(m, dy, dtype)?);
                 }
                 return Ok(gradients);
             }
@@ -170,7 +175,7 @@ pub(crate) fn backward(
                 dweight: needs_weight.then(|| dtypes[at_weight]),
                 dbias: needs_bias.then(|| dtypes[at_bias]),
             };
-            let found = norm::layer_norm_backward(m, s, w, mean, scale, dy, wanted)?;
+            let found = norm::layer_norm_backward(m, s, w, mean, scale, dy, wanted, sum)?;
             gradients[0] = match dropout {
                 Some(_) => found.dx,
                 None => found.ds.clone().filter(|_| need(0)),
@@ -294,14 +299,15 @@ fn linear_backward(
     saved: &mut Saved,
     mut dy: Tensor,
     sum: Option<Tensor>,
+    through: Option<(Activation, Tensor)>,
     around: &Around,
 ) -> Result<Vec<Option<Tensor>>> {
     let need = |i: usize| around.needs[i];
     let mut gradients = vec![None; around.needs.len()];
-    if let Some(kind) = linear.activation {
+    if let Some(kind) = linear.activation.filter(|_| !saved.sloped) {
         dy = ops::activation_backward(m, kind, &saved.extras[0], dy)?;
-        saved.extras.clear();
     }
+    saved.extras.clear();
     if bias && need(2) {
         gradients[2] = Some(ops::sum_to_columns(m, &dy, around.dtypes[2])?);
     }
@@ -311,8 +317,11 @@ fn linear_backward(
         saved.inputs[0] = None;
     }
     if need(0) {
-        let dx = ops::input_gradient(m, linear, saved.input(1), &dy, &around.shapes[0], sum)?;
-        gradients[0] = Some(dx);
+        let weight = saved.input(1);
+        gradients[0] = Some(match through {
+            Some((kind, pre)) => ops::input_gradient_through(m, linear, weight, &dy, &pre, kind)?,
+            None => ops::input_gradient(m, linear, weight, &dy, &around.shapes[0], sum)?,
+        });
     }
     Ok(gradients)
 }

@@ -207,10 +207,15 @@ impl Op {
         self.kind() != OpKind::ArgMax
     }
 
-    /// True if backward adds the gradient of the first input to what has arrived of it, where its
-    /// product is written, instead of leaving that sum to a pass of its own.
+    /// True if backward adds the gradient of the first input to what has arrived of it, where it is
+    /// written, instead of leaving that sum to a pass of its own.
     pub fn adds(&self) -> bool {
-        matches!(self.kind(), OpKind::Linear | OpKind::Lora)
+        match self {
+            Op::LayerNorm {
+                dropout, residual, ..
+            } => *dropout == 0.0 && !residual,
+            _ => matches!(self.kind(), OpKind::Linear | OpKind::Lora),
+        }
     }
 
     /// True if the result can be had again, at the price of one pass over memory, from what is kept

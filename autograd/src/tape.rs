@@ -10,8 +10,9 @@ use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
 
+use graft_tensor::ops::Activation;
 use graft_tensor::ops::attention::Attention;
-use graft_tensor::{Category, DType, Memory, Shape, Tensor};
+use graft_tensor::{Category, DType, Device, Memory, Shape, Tensor};
 
 use crate::backward::{Around, Saved, backward};
 use crate::error::{Error, Result};
@@ -278,6 +279,7 @@ impl Tape {
             rebuilt: Vec::new(),
             output: saves.output.then(|| value.clone()),
             extras: if saves.extras { extras } else { Vec::new() },
+            sloped: false,
         };
         for i in saves.inputs {
             if self.rebuilds && self.nodes[numbers[i]].rebuilds() {
@@ -538,7 +540,12 @@ impl Tape {
                 }
                 _ => None,
             };
-            let parts = backward(m, random, &node.op, &mut saved, dy, sum, &around)?;
+            let through = match sum {
+                None => self.activation_before(i, &saved, &pending),
+                Some(_) => None,
+            };
+            let sloped = through.is_some().then(|| node.inputs[0]);
+            let parts = backward(m, random, &node.op, &mut saved, dy, sum, through, &around)?;
             drop(saved);
             debug_assert_eq!(parts.len(), node.inputs.len(), "{:?}", node.op);
             for (&input, part) in node.inputs.iter().zip(parts) {
@@ -548,8 +555,35 @@ impl Tape {
                 let (sum, shape) = (pending[input].take(), &self.nodes[input].shape);
                 pending[input] = Some(Pending::add(m, sum, &node.op, part, shape)?);
             }
+            if let Some(k) = sloped {
+                self.nodes[k].saved.sloped = true;
+            }
         }
         Ok(())
+    }
+
+    /// Where linear layer `i` alone reads the activation that another one ends with: that activation and what it
+    /// was applied to. On a GPU the product that makes the gradient goes through it.
+    fn activation_before(
+        &self,
+        i: usize,
+        saved: &Saved,
+        pending: &[Option<Pending>],
+    ) -> Option<(Activation, Tensor)> {
+        let node = &self.nodes[i];
+        let k = *node.inputs.first()?;
+        let before = &self.nodes[k];
+        let (Op::Linear { .. }, Op::Linear { linear, .. }) = (&node.op, &before.op) else {
+            return None;
+        };
+        let weight = saved.inputs[1].as_ref()?;
+        let alone = pending[k].is_none()
+            && self.nodes[k + 1..i].iter().all(|n| !n.inputs.contains(&k))
+            && !node.inputs[1..].contains(&k);
+        let possible = self.memory.device() != Device::Cpu && !weight.dtype().is_quantised();
+        let pre = before.saved.extras.first()?;
+        let kind = linear.activation?;
+        (alone && possible && before.needs_gradient).then(|| (kind, pre.clone()))
     }
 
     /// Bytes that the nodes keep for backward, each storage counted once.

@@ -9,7 +9,7 @@ use graft_kernels::activation::{Activation, Glu, Unary};
 use graft_kernels::binary::Binary;
 use graft_kernels::cuda::{
     self, Buffer, Gpu, Result, Scalar, Slice, SliceMut, activation as act, binary, dropout, norm,
-    pool, rope, softmax,
+    norm_held, pool, rope, softmax,
 };
 use graft_kernels::philox::Key;
 use graft_kernels::pool::Pool;
@@ -191,6 +191,25 @@ fn rows(report: &Report<'_>, columns: usize, scalar: Scalar, name: &str) -> Resu
         let (s, dy, scratch) = (t.at(0), t.at(1), scratch.to(0));
         norm::layer_norm_backward_params(gpu, s, mean, rstd, dy, dw, db, columns, scratch)
     })?;
+    if norm_held::holds(columns) {
+        let what = format!("layer norm, all gradients, added {name}");
+        report.line(&what, 4 * bytes, || {
+            let read = norm_held::Read {
+                s: Some(t.at(0)),
+                weight: Some(w),
+                mean: Some(mean),
+                rstd: Some(rstd),
+                dy: t.at(1),
+            };
+            let written = norm_held::Written {
+                ds: Some(t.to(2)),
+                adds: true,
+                dweight: Some(weight.to(0)),
+                dbias: Some(bias.to(0)),
+            };
+            norm_held::backward(gpu, read, written, [rows, columns], scratch.to(0))
+        })?;
+    }
     report.line(&format!("rms norm, residual {name}"), 4 * bytes, || {
         let (x, r, y, s) = (t.at(0), Some(t.at(1)), t.to(2), Some(t.to(3)));
         norm::rms_norm(gpu, x, r, w, 0.0, 1e-5, y, s, statistics.to(1), columns)

@@ -28,7 +28,7 @@ struct Case {
     transposed: [bool; 2],
     /// Types of A, B and C
     types: [Scalar; 3],
-    /// Bias, GELU and the pre-activation
+    /// Bias, GELU and the pre-activation, or its slope
     rich: bool,
     /// The old C is added
     accumulate: bool,
@@ -69,11 +69,45 @@ fn cases() -> Vec<Case> {
     case("gpt2 up", [m, 3072, 768], *b"nn", SHORT, false);
     case("gpt2 up gelu", [m, 3072, 768], *b"nn", SHORT, true);
     case("gpt2 down", [m, 768, 3072], *b"nn", SHORT, false);
-    case("gpt2 head chunk", [m, 8192, 768], *b"nt", GRADIENT, false);
-    case("gpt2 head", [16384, 50257, 768], *b"nt", SHORT, false);
+    // A chunk of rows of the language model's loss
+    let (rows, classes) = (4224, 50304);
+    case("gpt2 head", [rows, classes, 768], *b"nt", GRADIENT, false);
+    case(
+        "gpt2 head relative",
+        [rows, classes, 768],
+        *b"nt",
+        SHORT,
+        false,
+    );
     case("gpt2 d(qkv)", [m, 768, 2304], *b"nt", SHORT, false);
     case("gpt2 d(up)", [m, 768, 3072], *b"nt", SHORT, false);
-    case("gpt2 d(head) +=", [m, 768, 8192], *b"nn", GRADIENT, false);
+    case("gpt2 d(down) slope", [m, 3072, 768], *b"nt", SHORT, true);
+    case(
+        "gpt2 d(head)",
+        [rows, 768, classes],
+        *b"nn",
+        GRADIENT,
+        false,
+    );
+    case(
+        "gpt2 dW head +=",
+        [classes, 768, rows],
+        *b"tn",
+        GRADIENT,
+        false,
+    );
+    case("bert d(q) +=", [4096, 768, 768], *b"nn", SHORT, false);
+    case("bert small q", [4096, 768, 768], *b"nt", SHORT, false);
+    case("bert small dW q", [768, 768, 4096], *b"tn", GRADIENT, false);
+    case(
+        "bert small dW up",
+        [3072, 768, 4096],
+        *b"tn",
+        GRADIENT,
+        false,
+    );
+    case("bert small up gelu", [4096, 3072, 768], *b"nt", SHORT, true);
+    case("bert small down", [4096, 768, 3072], *b"nt", SHORT, false);
     case("gpt2 dW out", [768, 768, m], *b"tn", GRADIENT, false);
     case("gpt2 dW qkv", [768, 2304, m], *b"tn", GRADIENT, false);
     case("gpt2 dW up", [768, 3072, m], *b"tn", GRADIENT, false);
@@ -153,16 +187,28 @@ fn time(gpu: &Gpu, case: &Case, kernels: Kernels) -> cuda::Result<f64> {
     };
     let (a, b) = (filled(gpu, m * k, ta)?, filled(gpu, k * n, tb)?);
     let bias = filled(gpu, n, Scalar::F32)?;
+    let relative = filled(gpu, m, Scalar::F32)?;
     let c = gpu.allocate(m * n * tc.size())?;
-    let pre = gpu.allocate(m * n * tc.size())?;
+    let pre = filled(gpu, m * n, tc)?;
     let bytes = products.workspace(gpu.limits().target)?;
     let workspace = gpu.allocate(bytes.max(1))?;
     let run = || {
+        let gelu = Some(Activation::GeluTanh);
         let epilogue = match case.rich {
+            true if case.name.contains("slope") => Epilogue {
+                activation: gelu,
+                slope_of: Some(pre.slice(0, m * n, tc)),
+                ..Epilogue::default()
+            },
             true => Epilogue {
                 bias: Some(bias.slice(0, n, Scalar::F32)),
-                activation: Some(Activation::GeluTanh),
+                activation: gelu,
                 pre_activation: Some(pre.slice_mut(0, m * n, tc)),
+                ..Epilogue::default()
+            },
+            false if case.name.contains("relative") => Epilogue {
+                relative_to: Some(relative.slice(0, m, Scalar::F32)),
+                ..Epilogue::default()
             },
             false => Epilogue::default(),
         };

@@ -8,7 +8,8 @@
 use std::time::Instant;
 
 use graft_kernels::cuda::cross_entropy::{
-    Gradient, Loss, cross_entropy, cross_entropy_backward, cross_entropy_with_gradient,
+    Loss, cross_entropy, cross_entropy_backward, cross_entropy_with_gradient,
+    relative_cross_entropy,
 };
 use graft_kernels::cuda::index::{Scatter, gather_rows, scatter_add_rows};
 use graft_kernels::cuda::optimizer::{
@@ -137,24 +138,35 @@ impl Bench {
                 let dx = dlogits.slice_mut(0, count, scalar);
                 cross_entropy_backward(gpu, &p, x, targets, lse, dy, dx)
             })?;
-            let to = [(Scalar::Bf16, "to bf16"), (scalar, "in place")];
-            for (to, how) in to.into_iter().skip(usize::from(scalar == Scalar::Bf16)) {
-                let pass = count * (scalar.size() + to.size());
-                self.line(&format!("{name} with gradient {how}"), pass, |gpu| {
-                    cross_entropy_with_gradient(
-                        gpu,
-                        &p,
-                        logits.slice_mut(0, count, scalar),
-                        targets,
-                        losses.slice_mut(0, rows, Scalar::F32),
-                        lse.slice_mut(0, rows, Scalar::F32),
-                        match how {
-                            "in place" => Gradient::InPlace,
-                            _ => Gradient::Into(dlogits.slice_mut(0, count, to)),
-                        },
-                    )
-                })?;
-            }
+            self.line(&format!("{name} with gradient"), 2 * pass, |gpu| {
+                cross_entropy_with_gradient(
+                    gpu,
+                    &p,
+                    logits.slice_mut(0, count, scalar),
+                    targets,
+                    losses.slice_mut(0, rows, Scalar::F32),
+                    lse.slice_mut(0, rows, Scalar::F32),
+                )
+            })?;
+        }
+        let p = Loss {
+            step: classes.next_multiple_of(64),
+            ..p
+        };
+        let count = rows * p.step;
+        let logits = self.typed(count, Scalar::Bf16)?;
+        let name = format!("relative cross-entropy [{rows}, {classes}]");
+        for (gradient, name) in [
+            (false, name.clone()),
+            (true, format!("{name} with gradient")),
+        ] {
+            let pass = 2 * count * (1 + usize::from(gradient));
+            self.line(&name, pass, |gpu| {
+                let lse = lse.slice(0, rows, Scalar::F32);
+                let losses = losses.slice_mut(0, rows, Scalar::F32);
+                let logits = logits.slice_mut(0, count, Scalar::Bf16);
+                relative_cross_entropy(gpu, &p, logits, lse, targets, losses, gradient)
+            })?;
         }
         Ok(())
     }

@@ -1,7 +1,9 @@
 // Classification losses over rows of logits, as in cross_entropy.rs, with a soft cap of the logits
 // (softcap.rs) where there is one. A row is read once for its loss: maximum and sum of exponentials
 // are kept up while it passes (M. Milakov, N. Gimelshein, arXiv:1805.02867).
-#include "common.cuh"
+#include "activation.cuh"
+#include "half.cuh"
+#include "ptx.cuh"
 
 // Threads of a block. A row of many classes has a large one, so that few rows are under way at once
 // and what is read for the gradient, after the loss, is still in the cache. A row of few has a warp.
@@ -179,12 +181,10 @@ __device__ void cross_entropy(const S *logits, const i64 *targets, float *losses
         cross_entropy<ROW, V, CAP>(logits, targets, losses, lse, dlogits, rows, p);                \
     }
 FORWARD(cross_entropy_f32_f32, WIDE, 4, false, float, float)
-FORWARD(cross_entropy_f32_bf16, WIDE, 4, false, float, bf16)
 FORWARD(cross_entropy_bf16_bf16, WIDE, 4, false, bf16, bf16)
 FORWARD(cross_entropy_f32_f32_narrow, 32, 1, false, float, float)
 FORWARD(cross_entropy_bf16_bf16_narrow, 32, 1, false, bf16, bf16)
 FORWARD(cross_entropy_f32_f32_capped, WIDE, 4, true, float, float)
-FORWARD(cross_entropy_f32_bf16_capped, WIDE, 4, true, float, bf16)
 FORWARD(cross_entropy_bf16_bf16_capped, WIDE, 2, true, bf16, bf16)
 
 // dlogits = the gradient of the losses' sum, times dy[0]; from lse [rows].
@@ -205,6 +205,161 @@ BACKWARD(cross_entropy_backward_f32, WIDE, 4, float)
 BACKWARD(cross_entropy_backward_bf16, WIDE, 4, bf16)
 BACKWARD(cross_entropy_backward_f32_narrow, 32, 1, float)
 BACKWARD(cross_entropy_backward_bf16_narrow, 32, 1, bf16)
+
+// --- The loss of a language model, whose logits come out of a product as f16, less the logit of their
+// row's target: what is near that decides about the loss, and keeps its digits.
+
+// relative[r] = x[r] w[target] + bias[target], for targets that count, else 0. x [rows, width], w
+// [classes, width]; bias may be null. A warp for each row.
+EXPORT target_logits(const bf16 *x, const bf16 *w, const float *bias, const i64 *targets,
+                     float *relative, i64 rows, int width, i64 ignore) {
+    i64 row = (i64)blockIdx.x * (THREADS / 32) + threadIdx.x / 32;
+    if (row >= rows) return;
+    i64 target = targets[row];
+    float sum = 0;
+    if (target != ignore) {
+        x += row * width;
+        w += target * width;
+        int whole = aligned16(x) && aligned16(w) ? width / 8 * 8 : 0, lane = threadIdx.x % 32;
+        for (int i = 8 * lane; i < whole; i += 256) {
+            Pack<bf16, 8> a = *(const Pack<bf16, 8> *)(x + i), b = *(const Pack<bf16, 8> *)(w + i);
+#pragma unroll
+            for (int e = 0; e < 8; e++) sum = fmaf(widen(a.at[e]), widen(b.at[e]), sum);
+        }
+        for (int i = whole + lane; i < width; i += 32) sum = fmaf(widen(x[i]), widen(w[i]), sum);
+    }
+    sum = warp_sum(sum);
+    if (threadIdx.x % 32 == 0) {
+        relative[row] = target != ignore && bias ? sum + bias[target] : sum;
+    }
+}
+
+// Eight logits of a row.
+struct __align__(16) Eight {
+    u16 at[8];
+};
+
+// losses [rows] of logits [rows, step], and unless `keep_logits` the gradient of their sum in their
+// place, as bf16. Rows begin on 16-byte boundaries. `kept`: a row fits into shared memory.
+template <bool CAP>
+__device__ __forceinline__ void relative_loss(u16 *logits, const float *relative, const i64 *targets,
+                                              float *losses, const Loss &p, bool keep_logits,
+                                              bool kept) {
+    DYNAMIC_SHARED(shared);
+    i64 row = blockIdx.x;
+    i64 target = targets[row];
+    bool counts = target != p.ignore;
+    Eight *x = (Eight *)(logits + row * p.step), *own = kept ? (Eight *)shared : x;
+    int packs = p.step / 8, whole = p.classes / 8, rest = p.classes % 8;
+    if (!counts) {
+        if (threadIdx.x == 0) losses[row] = 0;
+        if (!keep_logits) {
+            for (int pack = threadIdx.x; pack < packs; pack += WIDE) x[pack] = Eight();
+        }
+        return;
+    }
+    // Without a cap, logits stay relative: the loss does not change if all become larger.
+    float zero = CAP ? relative[row] : 0;
+    auto logit = [&](u16 bits) { return capped<CAP>(from_half(bits) + zero, p.cap); };
+
+    // The largest, the sum of exponentials and of all, as far as they have passed.
+    float most = -INFINITE, sum = 0, total = 0;
+    auto add = [&](const float (&y)[8], int count) {
+        float above = y[0];
+#pragma unroll
+        for (int e = 1; e < 8; e++) above = fmaxf(above, y[e]);
+        if (above > most) {
+            sum *= exp2_fast((most - above) * LOG2_E);
+            most = above;
+        }
+        float less = most * LOG2_E;
+#pragma unroll
+        for (int e = 0; e < 8; e++) sum += exp2_fast(fmaf(y[e], LOG2_E, -less));
+        if (p.smooth != 0) {
+#pragma unroll
+            for (int e = 0; e < 8; e++) total += e < count ? y[e] : 0;
+        }
+    };
+    // Which pack a thread has follows from its place, so that each reads what it copied itself.
+    bool has_rest = rest > 0 && whole % WIDE == (int)threadIdx.x;
+    int middle = whole / 2 / WIDE * WIDE;
+#if __CUDA_ARCH__ >= 800
+    if (kept) {
+        for (int pack = threadIdx.x; pack < middle; pack += WIDE) {
+            cp_async_16(own + pack, x + pack, true);
+        }
+        cp_async_commit();
+        for (int pack = middle + threadIdx.x; pack < whole + has_rest; pack += WIDE) {
+            cp_async_16(own + pack, x + pack, true);
+        }
+        cp_async_commit();
+        cp_async_wait<1>();
+    }
+    auto second_half = [] { cp_async_wait<0>(); };
+#else
+    if (kept) {
+        for (int pack = threadIdx.x; pack < whole + has_rest; pack += WIDE) own[pack] = x[pack];
+    }
+    auto second_half = [] {};
+#endif
+#pragma unroll 1
+    for (int pack = threadIdx.x; pack < whole; pack += WIDE) {
+        if (pack - (int)threadIdx.x == middle) second_half();
+        Eight eight = own[pack];
+        float y[8];
+#pragma unroll
+        for (int e = 0; e < 8; e++) y[e] = logit(eight.at[e]);
+        add(y, 8);
+    }
+    second_half();
+    if (has_rest) {
+        Eight eight = own[whole];
+        float y[8];
+#pragma unroll
+        for (int e = 0; e < 8; e++) y[e] = e < rest ? logit(eight.at[e]) : -INFINITE;
+        add(y, rest);
+    }
+    float at_target = logit(((const u16 *)x)[target]); // before it is overwritten
+    float all = block_max<WIDE>(most);
+    sum = block_sum<WIDE>(sum == 0 ? 0 : sum * exp2_fast((most - all) * LOG2_E));
+    if (p.smooth != 0) total = block_sum<WIDE>(total);
+    float of_row = all + logf(sum);
+    if (threadIdx.x == 0) {
+        float loss = of_row - p.keep * at_target;
+        if (p.smooth != 0) loss -= p.smooth * total;
+        losses[row] = loss;
+    }
+    if (keep_logits) return;
+
+    float less = of_row * LOG2_E;
+    auto gradient = [&](const Eight &eight, int pack, int count) {
+        Pack<bf16, 8> to;
+#pragma unroll
+        for (int e = 0; e < 8; e++) {
+            float y = logit(eight.at[e]), g = exp2_fast(fmaf(y, LOG2_E, -less)) - p.smooth;
+            if (8 * pack + e == (int)target) g -= p.keep;
+            if (CAP) {
+                float t = y / p.cap;
+                g *= 1 - t * t;
+            }
+            to.at[e] = to_bf16(e < count ? g : 0);
+        }
+        *(Pack<bf16, 8> *)(x + pack) = to;
+    };
+#pragma unroll 1
+    for (int pack = threadIdx.x; pack < whole; pack += WIDE) gradient(own[pack], pack, 8);
+    if (has_rest) gradient(own[whole], whole, rest);
+    whole += rest > 0;
+    for (int pack = whole + threadIdx.x; pack < packs; pack += WIDE) x[pack] = Eight();
+}
+#define RELATIVE(name, CAP)                                                                        \
+    EXPORT __launch_bounds__(WIDE, CAP ? 1 : RESIDENT)                                             \
+        name(u16 *logits, const float *relative, const i64 *targets, float *losses, Loss p,        \
+             int keep_logits, int kept) {                                                          \
+        relative_loss<CAP>(logits, relative, targets, losses, p, keep_logits, kept);               \
+    }
+RELATIVE(relative_cross_entropy, false)
+RELATIVE(relative_cross_entropy_capped, true)
 
 // y[i] = x[i] * factor[0]; y may be x. Four elements a thread.
 template <class D> __device__ void times(const float *x, const float *factor, D *y, i64 count) {

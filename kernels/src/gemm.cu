@@ -360,7 +360,7 @@ EXPORT gemm_sum_splits(const __grid_constant__ Product p, const float *parts, i6
     for (int i = 0; i < 4; i++) bias[i] = p.bias && i < count ? p.bias[column + i] : 0;
     bool whole = count == 4 && writes_fours(p);
     i64 to = batch * p.c_batch + row * p.n + column;
-    finish(p, to, count, whole, x, bias);
+    finish<1>(p, to, count, whole, x, bias);
 }
 
 // --- Operands that kernels cannot read in place: other types, strides, alignments.

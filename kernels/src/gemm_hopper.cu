@@ -2,11 +2,12 @@
 //
 // A persistent block has one warp that lets the copy engine fill stages of shared memory, and two
 // warpgroups that take turns at tiles of 128 x 192: while one multiplies, the other brings its sums
-// to C.
+// to C. What is there already, and is added or gives the slope of an activation, the copy engine
+// brings to the same buffers before.
 //
 // Rejected: pairs of blocks in a cluster that each load half of the B that both need. They took
 // twice as long (H200, 8192 x 8192 x 8192: 421 TFLOP/s in place of 810).
-#include "hopper.cuh"
+#include "hopper_sums.cuh"
 #include "product.cuh"
 
 #if !defined(GRAFT_SIMULATION) && defined(__CUDA_ARCH_FEAT_SM90_ALL)
@@ -23,19 +24,21 @@ constexpr int BUFFER = 64 * 128; // 64 rows of 128 bytes on their way to C
 constexpr int BUFFERS = 4;       // of each group
 constexpr int GROUP = 128;       // threads
 
-// Dynamic shared memory: stages, buffers of both groups, biases of their tiles, barriers.
+// Dynamic shared memory: stages, buffers of both groups, numbers of their tiles' columns and rows,
+// barriers.
 constexpr int BUFFERS_AT = STAGES * STAGE;
-constexpr int BIASES_AT = BUFFERS_AT + 2 * BUFFERS * BUFFER;
-constexpr int BARRIERS_AT = BIASES_AT + 2 * COLUMNS * 4;
+constexpr int NUMBERS_AT = BUFFERS_AT + 2 * BUFFERS * BUFFER;
+constexpr int BARRIERS_AT = NUMBERS_AT + 2 * (COLUMNS + ROWS) * 4;
 
 struct Barriers {
-    u64 full[STAGES];  // the copy engine filled the stage
-    u64 empty[STAGES]; // the warps that multiplied it are done
-    u64 turn[2];       // the other group has seen its last stage
+    u64 full[STAGES];      // the copy engine filled the stage
+    u64 empty[STAGES];     // the warps that multiplied it are done
+    u64 turn[2];           // the other group has seen its last stage
+    u64 there[2][BUFFERS]; // what was there has come to the group's buffer
 };
 
 struct Maps {
-    TensorMap a, b, c, pre;
+    TensorMap a, b, c, pre; // pre: or what the slope is of
 };
 
 // Stages that a task's depth takes.
@@ -82,93 +85,112 @@ __device__ __forceinline__ void load(const Product &p, int batches, const Maps &
     }
 }
 
+// Where a thread's part of 64 rows and 64 columns of 16-bit elements begins in a buffer, for
+// stmatrix and ldmatrix of 16 columns: matrices are rows 0 to 7, 8 to 15, both again 8 columns on.
+// Buffers are in the copy engine's swizzle: chunk c of 16 bytes of row r is in place c ^ (r % 8).
+// `t`: the thread of the group.
+__device__ __forceinline__ u8 *matrix_row(u8 *buffer, int s, int t) {
+    int warp = t / 32, lane = t % 32, matrix = lane / 8;
+    int row = 16 * warp + matrix % 2 * 8 + lane % 8, chunk = 2 * s + matrix / 2;
+    return buffer + row * 128 + ((chunk ^ (lane % 8)) << 4);
+}
+
+// Of 16 columns a thread has rows r and r + 8 with columns c, c + 1, and the same with c + 8, c + 9:
+// four words, or eight sums.
+__device__ __forceinline__ void words_of(const float (&x)[8], u32 (&words)[4]) {
+#pragma unroll
+    for (int i = 0; i < 4; i++) words[i] = pack_bf16(x[2 * i], x[2 * i + 1]);
+}
+__device__ __forceinline__ void floats_of(const u32 (&words)[4], float (&x)[8]) {
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+        x[2 * i] = __uint_as_float(words[i] << 16);
+        x[2 * i + 1] = __uint_as_float(words[i] & 0xffff0000u);
+    }
+}
+
+// Eight sums from number `first` on, with their biases.
+__device__ __forceinline__ void biased(const float (&sums)[96], int first, const float *bias, int t,
+                                       float (&x)[8]) {
+    bias += 2 * first + 2 * (t % 4);
+#pragma unroll
+    for (int i = 0; i < 8; i += 4) {
+        float2 b = *(const float2 *)(bias + 2 * i);
+        x[i] = sums[first + i] + b.x;
+        x[i + 1] = sums[first + i + 1] + b.y;
+        x[i + 2] = sums[first + i + 2] + b.x;
+        x[i + 3] = sums[first + i + 3] + b.y;
+    }
+}
+
+// How sums become 16-bit elements, beside rounding to bf16.
+struct Short {
+    bool joins;    // the buffer holds elements that they are added to
+    bool relative; // they are f16, less these of rows r and r + 8
+    float less[2];
+};
+
 // Sums of 64 rows and 64 columns, which are `sums[FIRST ..]` of each thread, with their biases, to
-// one buffer of bf16 or two of float. Buffers are in the copy engine's swizzle: chunk c of 16 bytes
-// of row r is in place c ^ (r % 8).
-//
-// Of 16 columns a thread has rows r and r + 8 with columns c, c + 1, and the same with c + 8, c + 9.
+// one buffer of 16-bit elements or two of float.
 template <bool WIDE, int FIRST>
-__device__ __forceinline__ void put(const float (&sums)[96], const float *bias, u8 *to) {
-    int warp = threadIdx.x % GROUP / 32, lane = threadIdx.x % 32, matrix = lane / 8;
-    bias += 2 * FIRST + 2 * (lane % 4);
-    to += WIDE ? (16 * warp + lane / 4) * 128 + lane % 2 * 8
-               : (16 * warp + matrix % 2 * 8 + lane % 8) * 128;
+__device__ __forceinline__ void put(const float (&sums)[96], const float *bias, u8 *to, int t,
+                                    const Short &how) {
+    int warp = t / 32, lane = t % 32;
 #pragma unroll
     for (int s = 0; s < 4; s++) {
         float x[8];
-#pragma unroll
-        for (int i = 0; i < 8; i += 4) {
-            float2 b = *(const float2 *)(bias + 16 * s + 2 * i);
-            const float *from = sums + FIRST + 8 * s + i;
-            x[i] = from[0] + b.x;
-            x[i + 1] = from[1] + b.y;
-            x[i + 2] = from[2] + b.x;
-            x[i + 3] = from[3] + b.y;
-        }
+        biased(sums, FIRST + 8 * s, bias, t, x);
         if (WIDE) {
+            u8 *row = to + (16 * warp + lane / 4) * 128 + lane % 2 * 8;
 #pragma unroll
             for (int i = 0; i < 4; i++) {
                 int chunk = s % 2 * 4 + i / 2 * 2 + lane % 4 / 2;
-                u8 *at = to + s / 2 * BUFFER + i % 2 * 1024 + ((chunk ^ (lane / 4)) << 4);
+                u8 *at = row + s / 2 * BUFFER + i % 2 * 1024 + ((chunk ^ (lane / 4)) << 4);
                 *(float2 *)at = make_float2(x[2 * i], x[2 * i + 1]);
             }
-        } else {
-            int chunk = 2 * s + matrix / 2;
-            stmatrix_x4(to + ((chunk ^ (lane % 8)) << 4), pack_bf16(x[0], x[1]),
-                        pack_bf16(x[2], x[3]), pack_bf16(x[4], x[5]), pack_bf16(x[6], x[7]));
+            continue;
         }
+        u8 *at = matrix_row(to, s, t);
+        u32 words[4];
+        if (how.joins) {
+            float old[8];
+            ldmatrix_x4(words, at);
+            floats_of(words, old);
+#pragma unroll
+            for (int i = 0; i < 8; i++) x[i] += old[i];
+        }
+        if (how.relative) {
+#pragma unroll
+            for (int i = 0; i < 4; i++) {
+                float less = how.less[i % 2];
+                words[i] = pack_half(x[2 * i] - less, x[2 * i + 1] - less);
+            }
+        } else {
+            words_of(x, words);
+        }
+        stmatrix_x4(at, words[0], words[1], words[2], words[3]);
     }
 }
 
 // The same of chunk `chunk` of a tile: three to each half of its rows.
 template <bool WIDE>
 __device__ __forceinline__ void put_chunk(int chunk, const float (&sums)[2][96], const float *bias,
-                                          u8 *to) {
+                                          u8 *to, int t, const Short &how) {
     switch (chunk) {
-    case 0: put<WIDE, 0>(sums[0], bias, to); break;
-    case 1: put<WIDE, 32>(sums[0], bias, to); break;
-    case 2: put<WIDE, 64>(sums[0], bias, to); break;
-    case 3: put<WIDE, 0>(sums[1], bias, to); break;
-    case 4: put<WIDE, 32>(sums[1], bias, to); break;
-    default: put<WIDE, 64>(sums[1], bias, to);
+    case 0: put<WIDE, 0>(sums[0], bias, to, t, how); break;
+    case 1: put<WIDE, 32>(sums[0], bias, to, t, how); break;
+    case 2: put<WIDE, 64>(sums[0], bias, to, t, how); break;
+    case 3: put<WIDE, 0>(sums[1], bias, to, t, how); break;
+    case 4: put<WIDE, 32>(sums[1], bias, to, t, how); break;
+    default: put<WIDE, 64>(sums[1], bias, to, t, how);
     }
 }
 
-template <class T, class F>
-__device__ __forceinline__ void activate_some(const typename Wide<T>::Type &from,
-                                              typename Wide<T>::Type &to) {
-#pragma unroll
-    for (int i = 0; i < Wide<T>::N; i++) {
-        float x = widen(from.at[i]);
-        to.at[i] = narrow<T>(F::value(x, F::template parts<T>(x)));
-    }
-}
-
-// The activation of what buffers hold, 64 bytes for each thread of a group and buffer. `to` may be
-// `from`.
-template <class T>
-__device__ __forceinline__ void activate_buffers(int activation, const u8 *from, u8 *to, int count) {
-    typedef typename Wide<T>::Type Vector;
-    int t = threadIdx.x % GROUP;
-#pragma unroll 1
-    for (int i = t * 16; i < count * BUFFER; i += GROUP * 16) {
-        Vector x = *(const Vector *)(from + i);
-        switch (activation - 1) {
-        case GELU: activate_some<T, Gelu>(x, x); break;
-        case GELU_TANH: activate_some<T, GeluTanh>(x, x); break;
-        case RELU: activate_some<T, Relu>(x, x); break;
-        case TANH: activate_some<T, Tanh>(x, x); break;
-        case SILU: activate_some<T, Silu>(x, x); break;
-        }
-        *(Vector *)(to + i) = x;
-    }
-}
-
-// The epilogue of 64 rows and 64 columns that lie as float in two buffers, by ordinary writes: where
-// old elements of C are added, or rows of C are no multiples of 16 bytes apart.
+// The epilogue of 64 rows and 64 columns that lie as float in two buffers, by ordinary writes: for
+// rows of C that are no multiples of 16 bytes apart, and what is rarely asked for.
 __device__ __forceinline__ void finish_buffers(const Product &p, const u8 *from, i64 at, int row,
-                                               int column) {
-    int t = threadIdx.x % GROUP, four = t % 16;
+                                               int column, int t) {
+    int four = t % 16;
     column += 4 * four;
     int count = min(4, (int)p.n - column);
     if (count <= 0) return;
@@ -180,69 +202,232 @@ __device__ __forceinline__ void finish_buffers(const Product &p, const u8 *from,
     for (int r = t / 16; r < 64 && row + r < p.m; r += GROUP / 16) {
         float4 sums = *(const float4 *)(from + r * 128 + ((four ^ r) % 8 << 4));
         float x[4] = {sums.x, sums.y, sums.z, sums.w};
-        finish(p, at + (row + r) * p.n, count, whole, x, none);
+        finish<1>(p, at + (row + r) * p.n, count, whole, x, none);
     }
 }
 
-// Sums of a tile to C, 64 rows and 64 columns at a time, through the group's buffers. `used`:
-// buffers that it has used so far.
-__device__ __forceinline__ void bring(const Product &p, const Task &task, const Maps &maps,
-                                      const float (&sums)[2][96], u8 *buffers, float *bias,
-                                      int group, u32 &used) {
-    int t = threadIdx.x % GROUP;
-    bool by_hand = p.direct || p.accumulate;
-    bool wide = p.wide || by_hand, twice = p.pre && !by_hand;
-    int each = wide ? 2 : 1, needed = twice ? 2 * each : each;
-    int matrix = task.batch * (int)p.splits + task.split;
-    for (int i = t; i < COLUMNS; i += GROUP) {
-        int column = task.column + i;
-        bias[i] = p.bias && column < p.n ? p.bias[column] : 0;
+// A tile's way through the buffers of a group, in six chunks of 64 rows and 64 columns.
+struct Way {
+    const Product &p;
+    const Task &task;
+    const Maps &maps;
+    u8 *buffers;
+    float *bias;  // of the tile's columns; what its rows are relative to
+    u64 *there;   // one for each buffer
+    u32 &used;    // buffers that the group has used so far
+    int group, t; // t: the thread of the group
+
+    // The same, so that what follows from it is not kept from chunk to chunk.
+    __device__ __forceinline__ int thread() const {
+        int thread = t;
+        forget(thread);
+        return thread;
+    }
+    __device__ __forceinline__ void meet() const { named_barrier(1 + group, GROUP); }
+    __device__ __forceinline__ int row(int chunk) const { return task.row + chunk / 3 * 64; }
+    __device__ __forceinline__ int column(int chunk) const { return task.column + chunk % 3 * 64; }
+    __device__ __forceinline__ int matrix() const {
+        return task.batch * (int)p.splits + task.split;
+    }
+    __device__ __forceinline__ u8 *buffer(u32 number) const {
+        return buffers + number % BUFFERS * BUFFER;
+    }
+
+    __device__ __forceinline__ float *less() const { return bias + COLUMNS; }
+
+    // --- Chunks for which something comes through their buffer first. One thread of the group asks.
+
+    __device__ __forceinline__ void ask(const TensorMap &map, u32 first, int chunk) const {
+        u64 *barrier = there + (first + chunk) % BUFFERS;
+        barrier_expect(barrier, BUFFER);
+        tensor_load(buffer(first + chunk), &map, barrier, column(chunk), row(chunk), matrix());
+    }
+    // For the chunks that there are buffers for. `first`: what was used before the tile.
+    __device__ __forceinline__ void ask_first(const TensorMap &map, u32 first) const {
+        tensor_store_wait_read<0>();
+        for (int chunk = 0; chunk < BUFFERS; chunk++) ask(map, first, chunk);
+    }
+    // After `chunk` went on its way to C: the buffer of the one before it is free.
+    __device__ __forceinline__ void ask_next(const TensorMap &map, u32 first, int chunk) const {
+        if (chunk == 0 || chunk + BUFFERS - 1 >= 6) return;
+        tensor_store_wait_read<1>();
+        ask(map, first, chunk + BUFFERS - 1);
+    }
+
+    // While the other group multiplies: numbers of the tile, seen by all after the next meeting, and the
+    // first of what comes through the buffers.
+    __device__ __forceinline__ void prepare(bool joins, bool slope) const {
+        for (int i = t; i < COLUMNS; i += GROUP) {
+            int at = task.column + i;
+            bias[i] = p.bias && at < p.n ? p.bias[at] : 0;
+        }
+        int at = task.row + t;
+        less()[t] = p.relative && at < p.m ? p.relative[at] : 0;
+        if (t != 0) return;
+        if (joins) ask_first(maps.c, used);
+        if (slope) ask_first(maps.pre, used);
+    }
+    __device__ __forceinline__ void wait_for(u32 first, int chunk) const {
+        u32 number = first + chunk;
+        barrier_wait(there + number % BUFFERS, number / BUFFERS & 1);
+    }
+};
+
+// Sums of a tile to C, which is of 16 bits.
+__device__ __forceinline__ void bring_short(const Way &way, const float (&sums)[2][96]) {
+    const Product &p = way.p;
+    u32 first = way.used;
+    Short how;
+    how.joins = p.accumulate;
+    how.relative = p.relative;
+#pragma unroll 1
+    for (int chunk = 0; chunk < 6; chunk++) {
+        int t = way.thread();
+        // The copy engine has read what the buffer held.
+        if (t == 0 && !how.joins) tensor_store_wait_read<BUFFERS - 1>();
+        way.meet();
+        if (how.joins) way.wait_for(first, chunk);
+        if (how.relative) {
+            const float *less = way.less() + chunk / 3 * 64 + t / 32 * 16 + t % 32 / 4;
+            how.less[0] = less[0];
+            how.less[1] = less[8];
+        }
+        u8 *to = way.buffer(first + chunk);
+        put_chunk<false>(chunk, sums, way.bias, to, t, how);
+        fence_shared_async();
+        way.meet();
+        if (t == 0) {
+            tensor_store(&way.maps.c, to, way.column(chunk), way.row(chunk), way.matrix());
+            tensor_store_commit();
+            if (how.joins) way.ask_next(way.maps.c, first, chunk);
+        }
+    }
+    way.used += 6;
+}
+
+// The same of float, and by ordinary writes of both.
+__device__ __forceinline__ void bring_wide(const Way &way, const float (&sums)[2][96]) {
+    const Product &p = way.p;
+    bool by_hand = p.direct || p.activation || p.pre;
+#pragma unroll 1
+    for (int chunk = 0; chunk < 6; chunk++, way.used += 2) {
+        int t = way.thread();
+        if (t == 0) tensor_store_wait_read<BUFFERS / 2 - 1>();
+        way.meet();
+        u8 *to = way.buffer(way.used);
+        put_chunk<true>(chunk, sums, way.bias, to, t, Short());
+        int row = way.row(chunk), column = way.column(chunk);
+        if (by_hand) {
+            way.meet();
+            finish_buffers(p, to, way.task.at(p), row, column, t);
+            continue;
+        }
+        fence_shared_async();
+        way.meet();
+        if (t != 0) continue;
+#pragma unroll
+        for (int i = 0; i < 2; i++) {
+            u8 *from = to + i * BUFFER;
+            if (p.accumulate) {
+                // One addition to each element of a launch.
+                tensor_add(&way.maps.c, from, column + 32 * i, row, way.matrix());
+            } else {
+                tensor_store(&way.maps.c, from, column + 32 * i, row, way.matrix());
+            }
+        }
+        tensor_store_commit();
+    }
+}
+
+// Of eight numbers their values, or their products with the slopes at `at`.
+template <class F, bool SLOPE>
+__device__ __forceinline__ void apply(float (&x)[8], const float (&at)[8]) {
+#pragma unroll
+    for (int i = 0; i < 8; i++) {
+        float y = SLOPE ? at[i] : x[i];
+        Parts parts = F::template parts<bf16>(y);
+        x[i] = SLOPE ? x[i] * F::slope(y, parts) : F::value(y, parts);
+    }
+}
+
+// The same where bf16 elements go through GELU, or get the factor of its slope. All sums are rounded
+// first: that leaves registers to compute several elements at a time.
+template <bool SLOPE>
+__device__ __forceinline__ void bring_activated(const Way &way, const float (&sums)[2][96]) {
+    const Product &p = way.p;
+    bool twice = !SLOPE && p.pre;
+    u32 first = way.used;
+    way.meet();
+    u32 words[24][4];
+#pragma unroll
+    for (int i = 0; i < 24; i++) {
+        float x[8];
+        biased(sums[i / 12], i % 12 * 8, way.bias, way.t, x);
+        words_of(x, words[i]);
     }
 #pragma unroll 1
     for (int chunk = 0; chunk < 6; chunk++) {
-        // The copy engine has read what the buffers held that are next.
-        if (t == 0) {
-            if (needed == 1) {
-                tensor_store_wait_read<BUFFERS - 1>();
-            } else if (needed == 2) {
+        int t = way.thread();
+        if (t == 0 && !SLOPE) {
+            if (twice) {
                 tensor_store_wait_read<BUFFERS / 2 - 1>();
             } else {
-                tensor_store_wait_read<0>();
+                tensor_store_wait_read<BUFFERS - 1>();
             }
         }
-        named_barrier(1 + group, GROUP);
-        u8 *first = buffers + used % BUFFERS * BUFFER;
-        if (wide) {
-            put_chunk<true>(chunk, sums, bias, first);
-        } else {
-            put_chunk<false>(chunk, sums, bias, first);
+        way.meet();
+        if (SLOPE) way.wait_for(first, chunk);
+        u32 now[4][4];
+        switch (chunk) {
+#define NOW(number)                                                                                \
+    case number:                                                                                   \
+        _Pragma("unroll") for (int i = 0; i < 16; i++) now[i / 4][i % 4] =                         \
+            words[4 * number + i / 4][i % 4];                                                      \
+        break;
+            NOW(0) NOW(1) NOW(2) NOW(3) NOW(4) NOW(5)
+#undef NOW
         }
-        int row = task.row + chunk / 3 * 64, column = task.column + chunk % 3 * 64;
-        if (by_hand) {
-            named_barrier(1 + group, GROUP);
-            finish_buffers(p, first, task.at(p), row, column);
-            used += needed;
-            continue;
-        }
-        u8 *last = twice ? first + each * BUFFER : first;
-        if (p.activation || twice) {
-            named_barrier(1 + group, GROUP);
-            if (wide) {
-                activate_buffers<float>((int)p.activation, first, last, each);
+        u8 *before = way.buffer(way.used), *after = twice ? way.buffer(way.used + 1) : before;
+        way.used += twice ? 2 : 1;
+#pragma unroll 1
+        for (int s = 0; s < 4; s += 2) {
+            float x[2][8], at[2][8];
+#pragma unroll
+            for (int i = 0; i < 2; i++) {
+                floats_of(now[i], x[i]);
+                u8 *from = matrix_row(before, s + i, t);
+                if (SLOPE) {
+                    u32 there[4];
+                    ldmatrix_x4(there, from);
+                    floats_of(there, at[i]);
+                }
+                if (twice) stmatrix_x4(from, now[i][0], now[i][1], now[i][2], now[i][3]);
+            }
+            if (p.activation - 1 == GELU) {
+                apply<Gelu, SLOPE>(x[0], at[0]);
+                apply<Gelu, SLOPE>(x[1], at[1]);
             } else {
-                activate_buffers<bf16>((int)p.activation, first, last, each);
+                apply<GeluTanh, SLOPE>(x[0], at[0]);
+                apply<GeluTanh, SLOPE>(x[1], at[1]);
+            }
+#pragma unroll
+            for (int i = 0; i < 2; i++) {
+                u32 done[4];
+                words_of(x[i], done);
+                stmatrix_x4(matrix_row(after, s + i, t), done[0], done[1], done[2], done[3]);
+#pragma unroll
+                for (int j = 0; j < 4; j++) now[i][j] = now[i + 2][j];
             }
         }
         fence_shared_async();
-        named_barrier(1 + group, GROUP);
+        way.meet();
         if (t == 0) {
-            for (int i = 0; i < each; i++) {
-                if (twice) tensor_store(&maps.pre, first + i * BUFFER, column + 32 * i, row, matrix);
-                tensor_store(&maps.c, last + i * BUFFER, column + 32 * i, row, matrix);
-            }
+            int row = way.row(chunk), column = way.column(chunk);
+            if (twice) tensor_store(&way.maps.pre, before, column, row, way.matrix());
+            tensor_store(&way.maps.c, after, column, row, way.matrix());
             tensor_store_commit();
+            if (SLOPE) way.ask_next(way.maps.pre, first, chunk);
         }
-        used += needed;
     }
 }
 
@@ -254,11 +439,8 @@ __device__ __forceinline__ void multiply(const Product &p, int batches, const Ma
     constexpr int A_NEXT = (A_ALONG ? 32 : 16 * 128) >> 4, B_NEXT = (B_ALONG ? 32 : 16 * 128) >> 4;
     // The second 64 rows of A are 64 rows, or one part, further.
     constexpr int A_HALF = A_BYTES / 2 >> 4;
-    float sums[2][96];
     u32 slot = 0, used = 0, turn = 0;
     int lane = threadIdx.x % 32;
-    u8 *buffers = shared + BUFFERS_AT + group * BUFFERS * BUFFER;
-    float *bias = (float *)(shared + BIASES_AT) + group * COLUMNS;
     auto release = [&](u32 slot) {
         if (lane == 0) barrier_arrive(&barriers.empty[slot % STAGES]);
     };
@@ -268,6 +450,22 @@ __device__ __forceinline__ void multiply(const Product &p, int batches, const Ma
         Task task = task_at<ROWS, COLUMNS>(p, index);
         int stages = stages_of(task);
         if (turn % 2 == group) {
+            float *bias = (float *)(shared + NUMBERS_AT) + group * (COLUMNS + ROWS);
+            u8 *buffers = shared + BUFFERS_AT + group * BUFFERS * BUFFER;
+            u64 *there = barriers.there[group];
+            // Weights' gradients, whose A is not contiguous along k, go through no activation.
+            bool gelu = p.activation - 1 == GELU || p.activation - 1 == GELU_TANH;
+            bool late = A_ALONG && gelu && !p.direct && !p.wide && !p.accumulate;
+            bool wide = !late && (p.wide || p.direct || p.activation || p.pre);
+            {
+                int t = threadIdx.x % GROUP;
+                Way way = {p, task, maps, buffers, bias, there, used, group, t};
+                way.prepare(p.accumulate && !wide, late && p.slope_of);
+            }
+            // Written here, so that their registers are free while the last ones are in C's shape.
+            float sums[2][96] = {};
+            wgmma_sums(sums[0]);
+            wgmma_sums(sums[1]);
             // Barriers of stages tell one phase from the next, not from the one after: a group looks
             // at them only when the other has seen all phases before. The first turn of group 0
             // comes without waiting.
@@ -284,9 +482,8 @@ __device__ __forceinline__ void multiply(const Product &p, int batches, const Ma
                 wgmma_fence();
 #pragma unroll
                 for (int deep = 0; deep < DEEP / 16; deep++) {
-                    bool more = i > 0 || deep > 0;
-                    wgmma_64x192<!A_ALONG, !B_ALONG>(sums[0], a, b, more);
-                    wgmma_64x192<!A_ALONG, !B_ALONG>(sums[1], a + A_HALF, b, more);
+                    wgmma_64x192<!A_ALONG, !B_ALONG>(sums[0], a, b, true);
+                    wgmma_64x192<!A_ALONG, !B_ALONG>(sums[1], a + A_HALF, b, true);
                     a += A_NEXT;
                     b += B_NEXT;
                 }
@@ -298,7 +495,21 @@ __device__ __forceinline__ void multiply(const Product &p, int batches, const Ma
             wgmma_sums(sums[0]);
             wgmma_sums(sums[1]);
             release(slot + stages - 1);
-            bring(p, task, maps, sums, buffers, bias, group, used);
+            // What of this thread and task it takes to reach C is computed here, not kept until now.
+            int t = threadIdx.x % GROUP, at = index;
+            forget(t);
+            forget(at);
+            Task done = task_at<ROWS, COLUMNS>(p, at);
+            Way way = {p, done, maps, buffers, bias, there, used, group, t};
+            if (late && p.slope_of) {
+                bring_activated<true>(way, sums);
+            } else if (late) {
+                bring_activated<false>(way, sums);
+            } else if (wide) {
+                bring_wide(way, sums);
+            } else {
+                bring_short(way, sums);
+            }
         }
         slot += stages;
     }
@@ -315,8 +526,10 @@ __device__ __forceinline__ void hopper(const Product &p, int batches, const Maps
             barrier_init(&barriers.full[stage], 1);
             barrier_init(&barriers.empty[stage], GROUP / 32);
         }
-        barrier_init(&barriers.turn[0], 1);
-        barrier_init(&barriers.turn[1], 1);
+        for (int group = 0; group < 2; group++) {
+            barrier_init(&barriers.turn[group], 1);
+            for (int i = 0; i < BUFFERS; i++) barrier_init(&barriers.there[group][i], 1);
+        }
         barrier_init_done();
     }
     __syncthreads();

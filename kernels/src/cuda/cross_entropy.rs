@@ -6,6 +6,8 @@ use super::{Error, Gpu, Launch, Result, Scalar, Slice, SliceMut};
 /// Threads of a block, as in the source: of one that has a row, of others.
 const WIDE: u32 = 1024;
 const THREADS: u32 = 256;
+/// Bytes of shared memory that a block of [`relative_cross_entropy`] has beside a row, at most.
+const SUMS: usize = 2048;
 /// Rows of more classes have a block each, others a warp.
 const NARROW: usize = 1024;
 
@@ -49,7 +51,7 @@ impl Loss {
         let [wide, narrow, capped] = names;
         if self.cap.is_some() {
             (Launch::linear(rows, WIDE), capped)
-        } else if self.classes > NARROW || narrow == wide {
+        } else if self.classes > NARROW {
             (Launch::linear(rows, WIDE), wide)
         } else {
             let blocks = rows.div_ceil(THREADS as usize / 32);
@@ -91,19 +93,10 @@ pub fn cross_entropy(
     forward(gpu, p, logits, targets, losses, lse, None)
 }
 
-/// Where the gradient of the logits goes.
-#[derive(Debug)]
-pub enum Gradient<'a> {
-    /// Over the logits
-    InPlace,
-    /// Elsewhere, in bf16 or the logits' type
-    Into(SliceMut<'a>),
-}
-
-/// [`cross_entropy`] and the gradient of the losses' sum.
+/// [`cross_entropy`], and the gradient of the losses' sum over the logits.
 ///
 /// # Errors
-/// As there; a gradient in another type.
+/// As there.
 ///
 /// # Panics
 /// As there.
@@ -114,16 +107,9 @@ pub fn cross_entropy_with_gradient(
     targets: Slice<'_>,
     losses: SliceMut<'_>,
     lse: SliceMut<'_>,
-    gradient: Gradient<'_>,
 ) -> Result<()> {
-    let to = match gradient {
-        Gradient::InPlace => (logits.address(), logits.scalar()),
-        Gradient::Into(to) => {
-            assert_eq!(to.count(), logits.count(), "cross_entropy: dlogits");
-            (to.address(), to.scalar())
-        }
-    };
-    forward(gpu, p, logits.as_slice(), targets, losses, lse, Some(to))
+    let to = Some(logits.address());
+    forward(gpu, p, logits.as_slice(), targets, losses, lse, to)
 }
 
 fn forward(
@@ -133,7 +119,7 @@ fn forward(
     targets: Slice<'_>,
     losses: SliceMut<'_>,
     lse: SliceMut<'_>,
-    gradient: Option<(u64, Scalar)>,
+    gradient: Option<u64>,
 ) -> Result<()> {
     p.check(logits.count(), targets);
     let rows = targets.count();
@@ -141,24 +127,19 @@ fn forward(
         let found = (x.count(), x.scalar());
         assert_eq!(found, (rows, Scalar::F32), "cross_entropy: {what}");
     }
-    let (dlogits, to) = gradient.unwrap_or((0, logits.scalar()));
-    let names = match (logits.scalar(), to) {
-        (Scalar::F32, Scalar::F32) => [
+    let dlogits = gradient.unwrap_or(0);
+    let names = match logits.scalar() {
+        Scalar::F32 => [
             "cross_entropy_f32_f32",
             "cross_entropy_f32_f32_narrow",
             "cross_entropy_f32_f32_capped",
         ],
-        (Scalar::F32, Scalar::Bf16) => [
-            "cross_entropy_f32_bf16",
-            "cross_entropy_f32_bf16",
-            "cross_entropy_f32_bf16_capped",
-        ],
-        (Scalar::Bf16, Scalar::Bf16) => [
+        Scalar::Bf16 => [
             "cross_entropy_bf16_bf16",
             "cross_entropy_bf16_bf16_narrow",
             "cross_entropy_bf16_bf16_capped",
         ],
-        (Scalar::Bf16 | Scalar::F32, found) | (found, _) => return Err(refused(found)),
+        found => return Err(refused(found)),
     };
     let (launch, name) = p.launch(rows, names);
     let numbers = p.bytes();
@@ -210,6 +191,89 @@ pub fn cross_entropy_backward(
     let (launch, name) = p.launch(rows, names);
     let numbers = p.bytes();
     let args = args![logits, targets, lse, dy, dlogits, rows, &numbers[..]];
+    gpu.launch("cross_entropy", name, launch, args)
+}
+
+/// The logits that [`relative_cross_entropy`] takes others relative to: `relative[r] = x[r]·w[target] +
+/// bias[target]` for targets that count, else 0. x `[rows, width]` and w `[classes, width]` in bf16,
+/// bias f32, targets i64 `[rows]`, relative f32 `[rows]`.
+///
+/// # Errors
+/// A failed launch.
+///
+/// # Panics
+/// If lengths or types do not fit.
+pub fn target_logits(
+    gpu: &Gpu,
+    p: &Loss,
+    x: Slice<'_>,
+    w: Slice<'_>,
+    bias: Option<Slice<'_>>,
+    targets: Slice<'_>,
+    relative: SliceMut<'_>,
+) -> Result<()> {
+    let rows = targets.count();
+    let width = x.count() / rows.max(1);
+    let fits = x.count() == rows * width && w.count() >= p.classes * width;
+    assert!(fits, "target_logits: x is not [rows, width]");
+    let types = [x.scalar(), w.scalar(), targets.scalar(), relative.scalar()];
+    let expected = [Scalar::Bf16, Scalar::Bf16, Scalar::I64, Scalar::F32];
+    assert_eq!(types, expected, "target_logits: types");
+    assert_eq!(relative.count(), rows, "target_logits: relative");
+    let enough = |b: Slice<'_>| b.scalar() == Scalar::F32 && b.count() >= p.classes;
+    assert!(bias.is_none_or(enough), "target_logits: the bias");
+    let width = i32::try_from(width).expect("target_logits: rows of less than 2^31 elements");
+    let launch = Launch::linear(rows.div_ceil(THREADS as usize / 32), THREADS);
+    let args = args![x, w, bias, targets, relative, rows, width, p.ignore];
+    gpu.launch("cross_entropy", "target_logits", launch, args)
+}
+
+/// Losses of rows of logits that are f16, less `relative` of their row (see
+/// [`gemm::Epilogue::relative_to`](super::gemm::Epilogue::relative_to)), and with `gradient` the
+/// gradient of their sum, which is bf16, in the logits' place. logits `[rows, step]`, said to be bf16;
+/// targets i64, losses and relative f32, each `[rows]`.
+///
+/// # Errors
+/// A failed launch.
+///
+/// # Panics
+/// If lengths or types do not fit, or rows do not begin on 16-byte boundaries.
+pub fn relative_cross_entropy(
+    gpu: &Gpu,
+    p: &Loss,
+    logits: SliceMut<'_>,
+    relative: Slice<'_>,
+    targets: Slice<'_>,
+    losses: SliceMut<'_>,
+    gradient: bool,
+) -> Result<()> {
+    p.check(logits.count(), targets);
+    let rows = targets.count();
+    let found = [logits.scalar(), relative.scalar(), losses.scalar()];
+    let expected = [Scalar::Bf16, Scalar::F32, Scalar::F32];
+    assert_eq!(found, expected, "relative_cross_entropy: types");
+    let found = [relative.count(), losses.count()];
+    assert_eq!(found, [rows; 2], "relative_cross_entropy: rows");
+    let aligned = p.step.is_multiple_of(8) && logits.address().is_multiple_of(16);
+    assert!(aligned, "relative_cross_entropy: rows are not aligned");
+    let name = match p.cap {
+        Some(_) => "relative_cross_entropy_capped",
+        None => "relative_cross_entropy",
+    };
+    // Two blocks of a multiprocessor keep their rows.
+    let bytes = p.step * 2;
+    let kept = 2 * (bytes + SUMS) <= gpu.limits().shared;
+    let launch = Launch::linear(rows, WIDE).with_shared(if kept { bytes } else { 0 });
+    let numbers = p.bytes();
+    let args = args![
+        logits,
+        relative,
+        targets,
+        losses,
+        &numbers[..],
+        !gradient,
+        kept
+    ];
     gpu.launch("cross_entropy", name, launch, args)
 }
 

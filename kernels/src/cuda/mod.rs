@@ -23,6 +23,7 @@ pub mod index;
 mod launch;
 mod module;
 pub mod norm;
+pub mod norm_held;
 pub mod nvrtc;
 pub mod optimizer;
 mod pointwise;

@@ -92,6 +92,7 @@ sources! {
     "gemm_hopper" for Sm90a "compute_90a";
     "index" for Sm70 "compute_70" Sm80 "compute_80";
     "norm" for Sm70 "compute_70" Sm80 "compute_80";
+    "norm_held" for Sm70 "compute_70" Sm80 "compute_80";
     "optimizer" for Sm70 "compute_70" Sm80 "compute_80";
     "pool" for Sm70 "compute_70" Sm80 "compute_80";
     "reduce" for Sm70 "compute_70" Sm80 "compute_80";
@@ -107,10 +108,12 @@ pub const HEADERS: &[(&str, &str)] = &[
     ("attention_hopper.cuh", include_str!("attention_hopper.cuh")),
     ("attention_tensor.cuh", include_str!("attention_tensor.cuh")),
     ("common.cuh", include_str!("common.cuh")),
+    ("half.cuh", include_str!("half.cuh")),
     ("pack.cuh", include_str!("pack.cuh")),
     ("ptx.cuh", include_str!("ptx.cuh")),
     ("rows.cuh", include_str!("rows.cuh")),
     ("hopper.cuh", include_str!("hopper.cuh")),
+    ("hopper_sums.cuh", include_str!("hopper_sums.cuh")),
     ("product.cuh", include_str!("product.cuh")),
 ];
 

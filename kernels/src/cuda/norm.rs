@@ -1,7 +1,8 @@
 //! Launchers of `norm.cu`. Rows are `[rows, columns]`; statistics, parameters and the parameters'
-//! gradients are f32.
+//! gradients are f32. Layer norms of rows that a warp can hold go to the kernels of `norm_held.cu` instead.
 
 use super::launch::args;
+use super::norm_held::{self, Read, Written, holds};
 use super::pointwise::{by_type, check, check_some, group};
 use super::rows::{Rows, wide};
 use super::{Gpu, Launch, Result, Scalar, Slice, SliceMut};
@@ -46,6 +47,21 @@ pub fn layer_norm(
     check_some!("layer_norm", sum, rows * columns, scalar);
     check!("layer_norm", mean, rows, Scalar::F32);
     check!("layer_norm", rstd, rows, Scalar::F32);
+    if holds(columns) {
+        let read = [
+            x.address(),
+            address(&residual),
+            address(&weight),
+            address(&bias),
+        ];
+        let written = [
+            y.address(),
+            address_mut(&sum),
+            mean.address(),
+            rstd.address(),
+        ];
+        return norm_held::forward(gpu, read, eps, written, scalar, [rows, columns]);
+    }
     let name = by_type!("layer_norm", scalar)?;
     let addresses = [
         x.address(),
@@ -98,6 +114,21 @@ pub fn layer_norm_backward_input(
     check!("layer_norm_backward_input", rstd, rows, Scalar::F32);
     check!("layer_norm_backward_input", dy, rows * columns, scalar);
     check!("layer_norm_backward_input", dx, rows * columns, scalar);
+    if holds(columns) {
+        let read = Read {
+            s: Some(s),
+            weight,
+            mean: Some(mean),
+            rstd: Some(rstd),
+            dy,
+        };
+        let written = Written {
+            ds: Some(dx),
+            ..Written::default()
+        };
+        let none = SliceMut::empty(Scalar::F32);
+        return norm_held::backward(gpu, read, written, [rows, columns], none);
+    }
     let name = by_type!("layer_norm_backward", scalar)?;
     let addresses = [s.address(), dy.address(), dx.address()];
     let by = Rows::new(gpu, scalar, [rows, columns], 2, &addresses);
@@ -229,9 +260,13 @@ fn parts(rows: usize, columns: usize, scalar: Scalar) -> (usize, usize) {
 
 /// f32 elements of workspace for [`layer_norm_backward_params`] and [`rms_norm_backward_params`].
 pub fn norm_backward_workspace(rows: usize, columns: usize, scalar: Scalar) -> usize {
-    match parts(rows, columns, scalar).0 {
+    let parts = match parts(rows, columns, scalar).0 {
         1 => 0,
         parts => 2 * parts * columns,
+    };
+    match holds(columns) {
+        true => parts.max(norm_held::workspace(rows, columns)),
+        false => parts,
     }
 }
 
@@ -264,6 +299,21 @@ fn params(
         workspace.count(),
         workspace.scalar()
     );
+    if holds(columns) && mean.is_some() {
+        let read = Read {
+            s: Some(s),
+            weight: None,
+            mean,
+            rstd: Some(rstd),
+            dy,
+        };
+        let written = Written {
+            dweight,
+            dbias,
+            ..Written::default()
+        };
+        return norm_held::backward(gpu, read, written, [rows, columns], workspace);
+    }
     let width = i32::try_from(columns).expect("a row has less than 2^31 columns");
     let (parts, each) = parts(rows, columns, scalar);
     let wide = wide(scalar, columns, &[s.address(), dy.address()]);

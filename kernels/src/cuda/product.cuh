@@ -3,6 +3,7 @@
 #pragma once
 
 #include "activation.cuh"
+#include "half.cuh"
 
 // Products C_i (+)= A_i * B_i of one size, i below the number of batches. As launchers write it.
 //
@@ -14,6 +15,8 @@ struct Product {
     void *c;           // [m, n] without gaps: float if `wide`, else bf16
     void *pre;         // what the activation is applied to, or null
     const float *bias; // [n] or null
+    const void *slope_of;  // [m, n] as C, or null: C gets the activation's slope there as a factor
+    const float *relative; // [m] or null: C, of one matrix and 16 bits, is f16, less this of its row
     i64 m, n, k;
     i64 a_step, b_step;
     i64 a_batch, b_batch, c_batch; // elements from one matrix to the next
@@ -24,10 +27,18 @@ struct Product {
     i64 direct; // whether rows of C are no multiples of 16 bytes apart
 };
 
-// The activation of `x` as it is stored.
-__device__ __forceinline__ float activated(const Product &p, float x) {
-    int kind = (int)p.activation - 1;
-    return p.wide ? activate<float>(kind, x) : activate<bf16>(kind, widen(to_bf16(x)));
+// What becomes of `x`, as it is stored as T: its activation, or its product with the slope at `of`.
+template <class T>
+__device__ __forceinline__ float activated(int kind, bool slope, float x, float of) {
+    x = widen(narrow<T>(x));
+    if (!slope) return activate<T>(kind, x);
+    switch (kind) {
+    case GELU: return x * Gelu::slope(of, Gelu::parts<T>(of));
+    case GELU_TANH: return x * GeluTanh::slope(of, GeluTanh::parts<T>(of));
+    case RELU: return x * Relu::slope(of, Parts());
+    case TANH: return x * Tanh::slope(of, Tanh::parts<T>(of));
+    default: return x * Silu::slope(of, Silu::parts<T>(of));
+    }
 }
 
 // Four elements of C, or of what the activation was applied to, from element `at` on. `whole`: all
@@ -84,7 +95,8 @@ __device__ __forceinline__ void write_four(void *to, bool wide, i64 at, int coun
 }
 
 // The epilogue of four elements of one row, `count` of them real, which belong from element `at` of
-// C on.
+// C on. AT_ONCE: activations that are computed side by side; fewer are less code.
+template <int AT_ONCE>
 __device__ __forceinline__ void finish(const Product &p, i64 at, int count, bool whole,
                                        float (&x)[4], const float (&bias)[4]) {
     bool wide = p.wide;
@@ -96,17 +108,35 @@ __device__ __forceinline__ void finish(const Product &p, i64 at, int count, bool
     }
 #pragma unroll
     for (int i = 0; i < 4; i++) x[i] += bias[i];
+    if (p.relative) {
+        float less = p.relative[at / p.n];
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            if (i < count) ((u16 *)p.c)[at + i] = to_half(x[i] - less);
+        }
+        return;
+    }
     if (p.pre) write_four(p.pre, wide, at, count, whole, x);
     if (p.activation) {
-#pragma unroll
-        for (int i = 0; i < 4; i++) x[i] = activated(p, x[i]);
+        int kind = (int)p.activation - 1;
+        bool slope = p.slope_of;
+        float of[4] = {};
+        if (slope) read_four(p.slope_of, wide, at, count, whole, of);
+#pragma unroll AT_ONCE
+        for (int i = 0; i < 4; i++) {
+            float y = wide ? activated<float>(kind, slope, x[0], of[0])
+                           : activated<bf16>(kind, slope, x[0], of[0]);
+            x[0] = x[1], x[1] = x[2], x[2] = x[3], x[3] = y;
+            of[0] = of[1], of[1] = of[2], of[2] = of[3];
+        }
     }
     write_four(p.c, wide, at, count, whole, x);
 }
 
 // Whether four elements from a column that is a multiple of 4 can be written at once.
 __device__ __forceinline__ bool writes_fours(const Product &p) {
-    return p.n % 4 == 0 && p.c_batch % 4 == 0 && aligned16(p.c) && aligned16(p.pre);
+    return p.n % 4 == 0 && p.c_batch % 4 == 0 && aligned16(p.c) && aligned16(p.pre) &&
+           aligned16(p.slope_of);
 }
 
 // Sums wait for the epilogue in shared memory, 128 to a row. Columns are exchanged in groups of 8
@@ -134,7 +164,7 @@ __device__ __noinline__ void finish_staged(const Product &p, const float *staged
     for (int r = threadIdx.x / 32; r < rows; r += blockDim.x / 32) {
         float4 four = *(const float4 *)(staged + staged_at(r, 4 * lane));
         float x[4] = {four.x, four.y, four.z, four.w};
-        finish(p, at + (row + r) * p.n + first, count, whole, x, bias);
+        finish<4>(p, at + (row + r) * p.n + first, count, whole, x, bias);
     }
 }
 

@@ -158,6 +158,7 @@ pub(super) fn linear_as(
             bias: bias.as_ref(),
             activation: p.activation,
             pre: pre.as_mut(),
+            ..Last::default()
         };
         let x = x.reshape(&[rows, inputs])?;
         product(m, &x, &weight, &mut y, false, last)?;
@@ -174,6 +175,7 @@ pub(super) fn linear_as(
                 bias: bias.as_ref().map(Tensor::device).transpose()?,
                 activation: p.activation,
                 pre_activation: pre.as_mut().map(Tensor::device_mut).transpose()?,
+                ..Default::default()
             };
             let (x, weight) = (x.device_strided()?, weight.device_strided()?);
             let (y, scratch) = (y.device_mut()?, scratch.device_mut()?);

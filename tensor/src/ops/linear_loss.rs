@@ -1,16 +1,18 @@
 //! The loss of a language model: a product with the vocabulary's matrix, and a cross-entropy of what
 //! comes out, in chunks.
 
+use std::ops::Range;
+
 use graft_kernels::cuda::cross_entropy as on_gpu;
+use graft_kernels::cuda::gemm;
 use graft_kernels::{Float, cross_entropy as kernel, softcap};
 
 use super::linalg::{
-    Linear, WeightLayout, add_product, linear_as, matmul_as, operands, sum_to_columns,
+    Linear, WeightLayout, add_product, linear_as, matmul_as, operands, products,
+    products_workspace, single, sum_to_columns,
 };
 use super::loss::{IGNORE, check_targets, of_gpu, total};
-use super::{
-    accumulator, cast, elementwise::add_assign, index::write_rows, indices, parameter, put,
-};
+use super::{accumulator, cast, elementwise::add_assign, indices, parameter, put};
 use crate::error::{Error, Result};
 use crate::{Category, DType, Memory, Tensor, with_float};
 
@@ -20,7 +22,7 @@ const CHUNK: usize = 4096;
 
 /// Bytes of logits of one chunk of rows on a GPU: enough rows for the products to run at full speed,
 /// and for the weight's gradient not to be read and written too often.
-const CHUNK_BYTES: usize = 256 << 20;
+const CHUNK_BYTES: usize = 512 << 20;
 
 /// How logits come out of the input.
 const HEAD: Linear = Linear {
@@ -30,7 +32,7 @@ const HEAD: Linear = Linear {
 
 /// Cross-entropy of `x·w + bias` against `targets`, summed, without ever holding all logits.
 /// `weight [classes, in]`. With a `cap`, the logits are `cap * tanh((x·w + bias) / cap)`. Weight and
-/// bias may be f32 beside a bf16 `x`, whose logits are f32 as well.
+/// bias may be f32 beside a bf16 `x`, whose logits are f32 as well on a CPU.
 ///
 /// Returns the sum and what [`linear_cross_entropy_backward`] reads, if one of `needs` (the
 /// gradients of input, weight and bias) says that it is to come. The CPU walks through the vocabulary
@@ -240,13 +242,18 @@ fn chunk_logits(
     Ok(logits)
 }
 
-/// Rows of a chunk on a GPU: whole tiles of a product.
+/// Rows of a chunk on a GPU: whole tiles of a product, and if possible as many as the multiprocessors
+/// of an H100 take at a time, so that the input's gradient keeps all of them at work.
 fn rows_of_chunk(classes: usize, dtype: DType) -> usize {
     const TILE: usize = 128;
-    (CHUNK_BYTES / (classes * dtype.size()) / TILE * TILE).max(TILE)
+    const ROUND: usize = TILE * 132 / 4;
+    let most = CHUNK_BYTES / (classes * dtype.size());
+    let of = if most < ROUND { TILE } else { ROUND };
+    (most / of * of).max(TILE)
 }
 
-/// [`linear_cross_entropy`] on a GPU.
+/// [`linear_cross_entropy`] on a GPU. Logits of bf16 activations are f16, less the logit of their row's
+/// target: those near it, which decide, have the digits that gradients in bf16 have.
 fn by_rows(
     m: &Memory,
     x: &Tensor,
@@ -260,29 +267,33 @@ fn by_rows(
     let (rows, inputs, classes) = (x.shape()[0], x.shape()[1], weight.shape()[0]);
     // Rows of logits begin where tensor cores and their copies want it: with classes of which none
     // counts, whose weights and gradients are 0.
-    let step = match x.dtype() {
-        DType::Bf16 => classes.next_multiple_of(64),
-        _ => classes,
+    let short = x.dtype() == DType::Bf16;
+    let step = if short {
+        classes.next_multiple_of(64)
+    } else {
+        classes
     };
     let p = on_gpu::Loss {
         step,
         ..of_gpu(classes, smoothing, cap)
     };
-    let (dtype, multiplied) = (logits_dtype(x, weight), operands(x.dtype()));
+    let (dtype, multiplied) = (x.dtype(), operands(x.dtype()));
     // Rounded once, not for every chunk, and if it is a parameter not for every step.
     let scratch = &m.with(Category::Workspace);
     let kept = weight.memory().category() == Category::Weights
-        && (x.dtype(), weight.dtype()) == (DType::Bf16, DType::F32);
+        && (dtype, weight.dtype()) == (DType::Bf16, DType::F32);
     let kept = match kept {
         true => weight.rounded_with_rows(step)?,
         false => None,
     };
     let weight = &match kept {
         Some(kept) => kept,
-        None => lengthened(scratch, cast(scratch, weight, x.dtype())?, step)?,
+        None => lengthened(scratch, cast(scratch, weight, dtype)?, step)?,
     };
     let bias = bias
-        .map(|bias| lengthened(scratch, bias.clone(), step))
+        .map(|bias| parameter("linear", "the bias", bias, classes, dtype, m))
+        .transpose()?
+        .map(|bias| lengthened(scratch, bias, step))
         .transpose()?;
     let x = x.contiguous(m)?;
     let mut losses = Tensor::empty(m, DType::F32, &[rows])?;
@@ -297,39 +308,49 @@ fn by_rows(
         let count = chunk.min(rows - first);
         let x = x.narrow(0, first, count)?;
         let targets = targets.narrow(0, first, count)?;
-        let mut logits = linear_as(m, &HEAD, &x, weight, bias.as_ref(), false, dtype)?.0;
-        // In the type that the products below round it to.
-        let mut apart = (needs.contains(&true) && x.dtype() != dtype)
-            .then(|| Tensor::empty(m, x.dtype(), logits.shape()))
-            .transpose()?;
-        if let Some(on) = m.gpu() {
-            on.run(|gpu| {
-                let range = first..first + count;
-                let targets = targets.device()?;
-                let losses = losses.device_mut()?.part(range.clone());
-                let lse = lse.device_mut()?.part(range);
-                if !needs.contains(&true) {
-                    let x = logits.device()?;
-                    return Ok(on_gpu::cross_entropy(gpu, &p, x, targets, losses, lse)?);
-                }
-                let to = match &mut apart {
-                    Some(to) => on_gpu::Gradient::Into(to.device_mut()?),
-                    None => on_gpu::Gradient::InPlace,
-                };
-                let x = logits.device_mut()?;
-                Ok(on_gpu::cross_entropy_with_gradient(
-                    gpu, &p, x, targets, losses, lse, to,
-                )?)
-            })?;
-        }
-        let dlogits = apart.unwrap_or(logits); // [count, step]
-        if let Some(dx) = &mut dx {
-            let part = matmul_as(m, multiplied, &dlogits, weight, DType::F32)?;
-            if count == rows {
-                *dx = part;
-            } else {
-                write_rows(m, dx, first, &part)?;
+        let range = first..first + count;
+        let gradient = needs.contains(&true);
+        // Logits [count, step], and then their gradient.
+        let dlogits = if short {
+            let (mut logits, relative) =
+                relative_logits(m, &p, &x, weight, bias.as_ref(), &targets)?;
+            if let Some(on) = m.gpu() {
+                on.run(|gpu| {
+                    let (x, relative) = (logits.device_mut()?, relative.device()?);
+                    let (targets, losses) =
+                        (targets.device()?, losses.device_mut()?.part(range.clone()));
+                    Ok(on_gpu::relative_cross_entropy(
+                        gpu, &p, x, relative, targets, losses, gradient,
+                    )?)
+                })?;
             }
+            logits
+        } else {
+            let mut logits = linear_as(m, &HEAD, &x, weight, bias.as_ref(), false, dtype)?.0;
+            if let Some(on) = m.gpu() {
+                on.run(|gpu| {
+                    let targets = targets.device()?;
+                    let losses = losses.device_mut()?.part(range.clone());
+                    let lse = lse.device_mut()?.part(range.clone());
+                    Ok(match gradient {
+                        true => on_gpu::cross_entropy_with_gradient(
+                            gpu,
+                            &p,
+                            logits.device_mut()?,
+                            targets,
+                            losses,
+                            lse,
+                        ),
+                        false => {
+                            on_gpu::cross_entropy(gpu, &p, logits.device()?, targets, losses, lse)
+                        }
+                    }?)
+                })?;
+            }
+            logits
+        };
+        if let Some(dx) = &mut dx {
+            product_into(m, &dlogits, weight, dx, range)?;
         }
         if needs[1] {
             let factors = (&dlogits.t()?, &x);
@@ -339,7 +360,7 @@ fn by_rows(
             add(&mut dbias, sum_to_columns(m, &dlogits, DType::F32)?)?;
         }
     }
-    let sum = total(m, &losses, x.dtype())?;
+    let sum = total(m, &losses, dtype)?;
     if rows == 0 {
         // No chunk has started the sums.
         let zeros = |shape: &[usize]| Tensor::zeros(m, DType::F32, shape);
@@ -349,6 +370,70 @@ fn by_rows(
     let shortened = |x: Option<Tensor>| x.map(|x| x.narrow(0, 0, classes)).transpose();
     let kept = [dx, shortened(dweight)?, shortened(dbias)?];
     Ok((sum, kept.into_iter().flatten().collect()))
+}
+
+/// `x·w + bias` as f16, less what is returned beside it: that of each row's target. The tensor of
+/// logits, `[rows, step]`, says that they are bf16.
+fn relative_logits(
+    m: &Memory,
+    p: &on_gpu::Loss,
+    x: &Tensor,
+    weight: &Tensor,
+    bias: Option<&Tensor>,
+    targets: &Tensor,
+) -> Result<(Tensor, Tensor)> {
+    let rows = x.shape()[0];
+    let mut relative = Tensor::empty(m, DType::F32, &[rows])?;
+    let mut logits = Tensor::empty(m, DType::Bf16, &[rows, p.step])?;
+    let by = weight.t()?;
+    let products = products(
+        operands(x.dtype()),
+        single(logits.count()),
+        x,
+        &by,
+        logits.dtype(),
+    )?;
+    let mut scratch = products_workspace(m, &products)?;
+    if let Some(on) = m.gpu() {
+        on.run(|gpu| {
+            let bias = bias.map(Tensor::device).transpose()?;
+            let (x, w, targets) = (x.device()?, weight.device()?, targets.device()?);
+            on_gpu::target_logits(gpu, p, x, w, bias, targets, relative.device_mut()?)?;
+            let epilogue = gemm::Epilogue {
+                bias,
+                relative_to: Some(relative.device()?),
+                ..Default::default()
+            };
+            let (y, scratch) = (logits.device_mut()?, scratch.device_mut()?);
+            Ok(gemm::gemm(
+                gpu, &products, x, w, y, false, epilogue, scratch,
+            )?)
+        })?;
+    }
+    Ok((logits, relative))
+}
+
+/// Rows `range` of `c` = `a·b`.
+fn product_into(
+    m: &Memory,
+    a: &Tensor,
+    b: &Tensor,
+    c: &mut Tensor,
+    range: Range<usize>,
+) -> Result<()> {
+    let columns = c.shape()[1];
+    let range = range.start * columns..range.end * columns;
+    let products = products(operands(a.dtype()), single(range.len()), a, b, c.dtype())?;
+    let mut scratch = products_workspace(m, &products)?;
+    let Some(on) = m.gpu() else {
+        return Ok(());
+    };
+    on.run(|gpu| {
+        let (a, b) = (a.device_strided()?, b.device_strided()?);
+        let (c, scratch) = (c.device_mut()?.part(range), scratch.device_mut()?);
+        let none = gemm::Epilogue::default();
+        Ok(gemm::gemm(gpu, &products, a, b, c, false, none, scratch)?)
+    })
 }
 
 /// `x` with zeros behind its rows, up to `rows`.

@@ -63,6 +63,7 @@ pub fn lora(
         bias: bias.as_ref(),
         activation: p.linear.activation,
         pre: pre.as_mut(),
+        ..Last::default()
     };
     product(m, &flat, &w, &mut y, true, last)?;
     Ok((y, pre))

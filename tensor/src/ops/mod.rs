@@ -32,6 +32,7 @@ pub use linalg::{
 };
 pub use lora::{Lora, lora, lora_input, lora_input_gradient, lora_low, lora_low_gradient};
 pub use pool::{Pool, pool, pool_backward};
+pub use product::input_gradient_through;
 pub use quantised::quantise;
 pub use reduce::{Reduce, argmax, max_backward, reduce};
 

@@ -1,5 +1,6 @@
 //! Normalisations over the last dimension: layer norm, RMS norm, softmax, unit length.
 
+mod held;
 mod layer;
 
 use graft_kernels::{Float, cuda, norm as kernel, softmax as kernel_softmax};
@@ -9,7 +10,8 @@ use crate::error::Result;
 use crate::{Memory, Tensor, with_float};
 pub use layer::{
     Dropout, LayerNormGradients, Wanted, layer_norm, layer_norm_backward,
-    layer_norm_backward_input, layer_norm_backward_params, layer_norm_dropped,
+    layer_norm_backward_input, layer_norm_backward_params, layer_norm_bias_gradient,
+    layer_norm_dropped,
 };
 
 /// A normalised tensor and what its backward pass needs.

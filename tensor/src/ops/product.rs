@@ -6,8 +6,11 @@ use graft_kernels::cuda;
 use graft_kernels::gemm::{self as kernel, Epilogue};
 use half::{bf16, f16};
 
-use super::linalg::{factor, matrix, operands, products, products_workspace, single, with_product};
-use super::{quantised, workspace};
+use super::linalg::{
+    Linear, factor, matrix, operands, products, products_workspace, single, with_product,
+};
+use super::quantised::weight_dtype;
+use super::{beside, quantised, rows_of, workspace};
 use crate::error::{Error, Result};
 use crate::{DType, Memory, Shape, Tensor};
 
@@ -17,6 +20,8 @@ pub(super) struct Last<'a> {
     pub bias: Option<&'a Tensor>,
     pub activation: Option<Activation>,
     pub pre: Option<&'a mut Tensor>,
+    /// On a GPU: what the activation's slope, and not the activation itself, is taken of, as a factor
+    pub slope_of: Option<&'a Tensor>,
 }
 
 /// `y = x·w`, or `y += x·w`, and what is to be done last: `x [rows, in]` contiguous, `w [in, out]`, `y` contiguous.
@@ -46,6 +51,8 @@ pub(super) fn product(
                 bias: last.bias.map(Tensor::device).transpose()?,
                 activation: last.activation,
                 pre_activation: last.pre.map(Tensor::device_mut).transpose()?,
+                slope_of: last.slope_of.map(Tensor::device).transpose()?,
+                ..Default::default()
             };
             let (x, w) = (x.device_strided()?, w.device_strided()?);
             let (y, scratch) = (y.device_mut()?, scratch.device_mut()?);
@@ -76,6 +83,35 @@ pub(super) fn product(
         }
     });
     Ok(())
+}
+
+/// The gradient of [`linear`](super::linear)'s input where that is the activation of `pre`: of `pre`. On a
+/// GPU, for a weight that is not codes.
+///
+/// # Errors
+/// A gradient or a weight that does not fit.
+pub fn input_gradient_through(
+    m: &Memory,
+    linear: &Linear,
+    weight: &Tensor,
+    dy: &Tensor,
+    pre: &Tensor,
+    kind: Activation,
+) -> Result<Tensor> {
+    let op = "linear backward";
+    weight_dtype(op, weight, dy.dtype())?;
+    let (rows, outputs) = rows_of(op, "the gradient", dy)?;
+    let w = linear.input_by_output(weight)?; // [in, out]
+    let flat = dy.contiguous(m)?.reshape(&[rows, outputs])?;
+    let mut dx = Tensor::empty(m, dy.dtype(), pre.shape())?;
+    let pre = beside(op, "the pre-activation", pre, &dx, m)?;
+    let last = Last {
+        activation: Some(kind),
+        slope_of: Some(&pre),
+        ..Last::default()
+    };
+    product(m, &flat, &w.t()?, &mut dx, false, last)?;
+    Ok(dx)
 }
 
 /// `sum` as something that a gradient of `shape`, in the type of `dy`, can be added to in place.

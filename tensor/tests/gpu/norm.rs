@@ -3,8 +3,9 @@
 use graft_tensor::ops::affine;
 use graft_tensor::ops::norm::{
     Dropout, LayerNormGradients, Normed, Wanted, l2_normalize, l2_normalize_backward, layer_norm,
-    layer_norm_backward, layer_norm_backward_input, layer_norm_backward_params, layer_norm_dropped,
-    rms_norm, rms_norm_backward, softmax, softmax_backward,
+    layer_norm_backward, layer_norm_backward_input, layer_norm_backward_params,
+    layer_norm_bias_gradient, layer_norm_dropped, rms_norm, rms_norm_backward, softmax,
+    softmax_backward,
 };
 use graft_tensor::ops::random::Key;
 use graft_tensor::{DType, Memory, Tensor};
@@ -12,6 +13,7 @@ use proptest::prelude::*;
 
 use crate::common::{assert_same, cpu, gpu, normal, on_gpu};
 use crate::near::{assert_near, shifted};
+use crate::within::assert_within;
 
 /// Rows that belong to a warp, to a block, to a larger one, and to none that can keep them; with and
 /// without rests.
@@ -147,7 +149,7 @@ fn layer_norm_with_dropout_and_all_gradients() {
             scale,
         } = n.unwrap();
         let (s, mean) = (sum.unwrap(), mean.unwrap());
-        let found = layer_norm_backward(m, &s, Some(w), &mean, &scale, dy, wanted).unwrap();
+        let found = layer_norm_backward(m, &s, Some(w), &mean, &scale, dy, wanted, None).unwrap();
         let LayerNormGradients {
             ds,
             dx,
@@ -347,5 +349,43 @@ fn softmax_of_infinities() {
         let wanted = softmax(cpu(), &x, log).unwrap();
         let found = softmax(gpu(), &on_gpu(&x), log).unwrap();
         assert_near("softmax", &found, &wanted);
+    }
+}
+
+/// What has arrived of the gradient of s is added to it; a bias that is trained alone has the gradient
+/// that it has beside others.
+#[test]
+#[ignore = "needs a GPU"]
+fn layer_norm_adds_and_spares() {
+    for (shape, dtype) in [
+        ([70, 768], DType::Bf16),
+        ([33, 64], DType::F32),
+        ([9, 1030], DType::F32),
+    ] {
+        let [s, dy, sum] = [1, 2, 3].map(|seed| normal(dtype, &shape, seed));
+        let w = normal(DType::F32, &shape[1..], 4);
+        let wanted = Wanted {
+            ds: true,
+            dbias: Some(DType::F32),
+            ..Wanted::default()
+        };
+        let all = |m: &Memory| {
+            let [s, dy, sum, w] = [&s, &dy, &sum, &w].map(|x| x.to_memory(m).unwrap());
+            let n = layer_norm(m, &s, None, Some(&w), None, 1e-5, false).unwrap();
+            let mean = n.mean.unwrap();
+            let found =
+                layer_norm_backward(m, &s, Some(&w), &mean, &n.scale, &dy, wanted, Some(sum));
+            let found = found.unwrap();
+            let alone = layer_norm_bias_gradient(m, &dy, DType::F32).unwrap();
+            assert_same("a bias alone", &alone, found.dbias.as_ref().unwrap());
+            found.ds.unwrap()
+        };
+        // The CPU rounds the gradient before it is added.
+        let allowed = if dtype == DType::Bf16 {
+            1.0 / 32.0
+        } else {
+            2e-5
+        };
+        assert_within("ds and what was there", &all(gpu()), &all(cpu()), allowed);
     }
 }

@@ -9,9 +9,10 @@ use crate::cuda::{Gpu, Launch, Result, Scalar};
 /// k of a stage.
 const DEEP: usize = 64;
 /// Dynamic shared memory: four stages of both operands; for each of two groups four buffers of 8 KB
-/// and the biases of a tile; barriers.
-const SHARED: usize =
-    4 * (HOPPER_TILE[0] + HOPPER_TILE[1]) * DEEP * 2 + 2 * ((4 << 13) + HOPPER_TILE[1] * 4) + 128;
+/// and a number for each column and row of a tile; barriers.
+const SHARED: usize = 4 * (HOPPER_TILE[0] + HOPPER_TILE[1]) * DEEP * 2
+    + 2 * ((4 << 13) + (HOPPER_TILE[0] + HOPPER_TILE[1]) * 4)
+    + 192;
 
 /// The boxes of an operand of `side` elements beside k, in `batches` matrices.
 fn operand_map(
@@ -65,7 +66,13 @@ pub(super) fn launch(
         let box_dims = [128 / scalar.size(), 64, 1];
         tensor_map(address, scalar, dims, [n, stride], box_dims)
     };
-    let maps = [left, right, result(sums.c)?, result(sums.pre)?];
+    // An activation's argument is written, or read for its slope.
+    let maps = [
+        left,
+        right,
+        result(sums.c)?,
+        result(sums.pre | sums.slope_of)?,
+    ];
     let names = [
         "gemm_hopper_nn",
         "gemm_hopper_nt",

@@ -26,6 +26,12 @@ pub struct Epilogue<'a> {
     pub activation: Option<Activation>,
     /// `[m, n]` in C's type: if given, receives what the activation is applied to
     pub pre_activation: Option<SliceMut<'a>>,
+    /// `[m, n]` in C's type: if given, the activation is not applied; C is multiplied, as it is
+    /// stored, with the activation's slope there
+    pub slope_of: Option<Slice<'a>>,
+    /// `[m]` in f32: if given, the elements of C, which is bf16 otherwise, are f16, less this number
+    /// of their row. For one product without an activation that is not accumulated.
+    pub relative_to: Option<Slice<'a>>,
 }
 
 /// Dynamic shared memory of the kernels on tensor cores, in bytes.
@@ -54,7 +60,8 @@ pub fn gemm(
 ) -> Result<()> {
     let plain = epilogue.bias.is_none()
         && epilogue.pre_activation.is_none()
-        && epilogue.activation.is_none();
+        && epilogue.activation.is_none()
+        && epilogue.relative_to.is_none();
     let products = &match products.kernels {
         Kernels::CublasLt if !plain => Products {
             kernels: Kernels::Auto,
@@ -64,6 +71,8 @@ pub fn gemm(
     };
     let plan = products.plan(gpu.limits().target)?;
     check(products, &plan, a, b, &c, &epilogue, &workspace);
+    let special = epilogue.relative_to.is_some();
+    assert!(!special || !accumulate, "gemm: a sum of relative numbers");
     let batches = products.batch.count;
     if plan.m == 0 || plan.n == 0 || batches == 0 {
         return Ok(());
@@ -78,6 +87,8 @@ pub fn gemm(
         accumulate,
         bias: epilogue.bias.map_or(0, |bias| bias.address()),
         pre: epilogue.pre_activation.map_or(0, |pre| pre.address()),
+        slope_of: epilogue.slope_of.map_or(0, |x| x.address()),
+        relative: epilogue.relative_to.map_or(0, |x| x.address()),
         activation: epilogue.activation.map_or(0, number),
     };
     if plan.path == Path::Library {
@@ -97,6 +108,8 @@ pub fn gemm(
         accumulate: false,
         bias: 0,
         pre: 0,
+        slope_of: 0,
+        relative: 0,
         activation: 0,
     };
     multiply(gpu, &plan, batches, a, b, &partial)?;
@@ -148,14 +161,18 @@ struct Sums {
     accumulate: bool,
     bias: u64,
     pre: u64,
+    slope_of: u64,
+    relative: u64,
     activation: usize,
 }
 
 impl Sums {
-    /// Whether rows of C are no multiples of 16 bytes apart, which the copy engine writes.
+    /// Whether rows of C are no multiples of 16 bytes apart, which the copy engine writes, or what it
+    /// reads beside does not begin at one.
     fn direct(&self, plan: &Plan, batches: usize) -> bool {
         let whole = |count: usize| (count * self.scalar().size()).is_multiple_of(16);
-        !whole(plan.n) || (batches > 1 && plan.splits == 1 && !whole(self.c_batch))
+        let lies = self.slope_of.is_multiple_of(16);
+        !whole(plan.n) || !lies || (batches > 1 && plan.splits == 1 && !whole(self.c_batch))
     }
 
     /// Element type of C.
@@ -167,13 +184,15 @@ impl Sums {
     }
 
     /// `Product` as `product.cuh` has it.
-    fn product(&self, plan: &Plan, batches: usize, a: u64, b: u64) -> [u8; 152] {
-        let words: [u64; 19] = [
+    fn product(&self, plan: &Plan, batches: usize, a: u64, b: u64) -> [u8; 168] {
+        let words: [u64; 21] = [
             a,
             b,
             self.c,
             self.pre,
             self.bias,
+            self.slope_of,
+            self.relative,
             plan.m as u64,
             plan.n as u64,
             plan.k as u64,
@@ -283,8 +302,26 @@ fn check(
         let found = (pre.scalar(), pre.count());
         assert_eq!(found, (products.c, size), "gemm: the pre-activation");
     }
-    let single = batch.count <= 1 || epilogue.pre_activation.is_none();
-    assert!(single, "gemm: a batch has no pre-activation");
+    if let Some(of) = &epilogue.slope_of {
+        let found = (of.scalar(), of.count());
+        assert_eq!(found, (products.c, size), "gemm: what the slope is of");
+        let other = epilogue.activation.is_some() && epilogue.pre_activation.is_none();
+        assert!(other, "gemm: a slope is that of an activation");
+    }
+    if let Some(less) = &epilogue.relative_to {
+        let found = (less.scalar(), less.count(), products.c);
+        let expected = (Scalar::F32, plan.m, Scalar::Bf16);
+        assert_eq!(found, expected, "gemm: what C is relative to");
+        let other = epilogue.activation.is_none() && epilogue.pre_activation.is_none();
+        assert!(other, "gemm: relative numbers go through no activation");
+    }
+    let single = epilogue.pre_activation.is_none()
+        && epilogue.slope_of.is_none()
+        && epilogue.relative_to.is_none();
+    assert!(
+        batch.count <= 1 || single,
+        "gemm: a batch has no such epilogue"
+    );
     let outputs = [
         Some(c.address()),
         epilogue.pre_activation.as_ref().map(SliceMut::address),

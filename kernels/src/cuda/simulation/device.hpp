@@ -227,6 +227,26 @@ template <class T> inline T atomicMax(T *p, T x) { T old = *p; *p = old < x ? x 
 template <class T> inline T atomicOr(T *p, T x) { T old = *p; *p = old | x; return old; }
 template <class T> inline T atomicExch(T *p, T x) { T old = *p; *p = x; return old; }
 
+// Those of half.cuh.
+inline uint16_t to_half(float x) {
+    if (x != x) return 0x7fff;
+    unsigned sign = __float_as_uint(x) >> 16 & 0x8000;
+    x = fminf(fabsf(x), 65504.0f);
+    // Below the smallest normal number, multiples of 2^-24; else ten bits behind the first.
+    if (x < 6.103515625e-05f) return (uint16_t)(sign | (unsigned)nearbyintf(x * 16777216.0f));
+    unsigned word = __float_as_uint(x) - (112u << 23);
+    return (uint16_t)(sign | ((word + 0xfff + (word >> 13 & 1)) >> 13));
+}
+inline unsigned pack_half(float low, float high) {
+    return (unsigned)to_half(low) | (unsigned)to_half(high) << 16;
+}
+inline float from_half(uint16_t x) {
+    float size = (x & 0x7c00) == 0 ? (float)(x & 0x3ff) / 16777216.0f
+                                   : __uint_as_float(((unsigned)(x & 0x7fff) << 13) + (112u << 23));
+    if ((x & 0x7c00) == 0x7c00) size = x & 0x3ff ? NAN : INFINITY;
+    return x & 0x8000 ? -size : size;
+}
+
 // --- The instructions of ptx.cuh.
 
 inline void cp_async_16(void *shared, const void *global, bool valid) {

@@ -3,8 +3,9 @@
 pub use graft_kernels::dropout::Dropout;
 use graft_kernels::{Float, cuda, norm as kernel};
 
-use super::Normed;
+use super::{Normed, held};
 use crate::error::{Error, Result};
+use crate::ops::elementwise::add_assign;
 use crate::ops::{self, accumulator, beside, cast, parameter, rows_of, workspace};
 use crate::{DType, Memory, Tensor, with_float};
 
@@ -265,8 +266,9 @@ pub struct LayerNormGradients {
     pub dbias: Option<Tensor>,
 }
 
-/// The gradients of [`layer_norm_dropped`], in one pass over `s`, the tensor that was normalised, and `dy` on the CPU.
-/// Each has the same bits whatever else is wanted.
+/// The gradients of [`layer_norm_dropped`], in one pass over `s`, the tensor that was normalised, and `dy` on the CPU,
+/// and for rows of up to 1024 columns on a GPU. Each has the same bits whatever else is wanted. That of `s` is added
+/// to `sum`, if there is one, which goes with no dropout.
 ///
 /// # Errors
 /// Shapes or types that differ.
@@ -278,6 +280,7 @@ pub fn layer_norm_backward(
     scale: &Tensor,
     dy: &Tensor,
     wanted: Wanted,
+    sum: Option<Tensor>,
 ) -> Result<LayerNormGradients> {
     let Wanted {
         ds: wants_ds,
@@ -285,6 +288,16 @@ pub fn layer_norm_backward(
         dweight: weight_dtype,
         dbias: bias_dtype,
     } = wanted;
+    if m.gpu().is_some() && held::holds(s) {
+        return held::backward(m, s, weight, mean, scale, dy, wanted, sum);
+    }
+    if let Some(sum) = sum {
+        let found = layer_norm_backward(m, s, weight, mean, scale, dy, wanted, None)?;
+        return Ok(LayerNormGradients {
+            ds: found.ds.map(|ds| joined(m, sum, ds)).transpose()?,
+            ..found
+        });
+    }
     if m.gpu().is_some() {
         let dbias = bias_dtype
             .map(|dtype| ops::sum_to_columns(m, dy, dtype))
@@ -370,4 +383,27 @@ pub fn layer_norm_backward(
         dweight: stored(dweight, weight_dtype)?,
         dbias: stored(dbias, bias_dtype)?,
     })
+}
+
+/// The gradient of the bias alone, which reads nothing but `dy`: the bits of [`layer_norm_backward`]'s.
+///
+/// # Errors
+/// A tensor without dimensions.
+pub fn layer_norm_bias_gradient(m: &Memory, dy: &Tensor, dtype: DType) -> Result<Tensor> {
+    match m.gpu().is_some() && held::holds(dy) {
+        true => held::bias_gradient(m, dy, dtype),
+        false => ops::sum_to_columns(m, dy, dtype),
+    }
+}
+
+/// The sum of what has arrived of a gradient and another part of it, in the first one's storage if
+/// nothing else holds that.
+fn joined(m: &Memory, mut sum: Tensor, mut part: Tensor) -> Result<Tensor> {
+    if sum.is_unique() && sum.is_contiguous() {
+        add_assign(&mut sum, &part)?;
+        return Ok(sum);
+    }
+    let sum = sum.contiguous(m)?;
+    add_assign(&mut part, &sum)?;
+    Ok(part)
 }

@@ -74,6 +74,44 @@ pub fn epilogues(base: Call) {
     }
 }
 
+/// Products with the slope of each activation.
+pub fn slopes(base: Call) {
+    for sizes in [[130, 70, 40], [300, 200, 64], [5, 8, 600]] {
+        for transposed in orders() {
+            for activation in KINDS.into_iter().filter(Option::is_some) {
+                for (accumulate, bias) in [(false, false), (true, true)] {
+                    check(Call {
+                        sizes,
+                        transposed,
+                        activation,
+                        slope: true,
+                        accumulate,
+                        bias,
+                        ..base
+                    });
+                }
+            }
+        }
+    }
+}
+
+/// Sums less a number of their row.
+pub fn relative(base: Call) {
+    for sizes in [[130, 70, 40], [300, 200, 64], [5, 8, 600], [200, 264, 72]] {
+        for transposed in orders() {
+            for bias in [false, true] {
+                check(Call {
+                    sizes,
+                    transposed,
+                    bias,
+                    relative: true,
+                    ..base
+                });
+            }
+        }
+    }
+}
+
 /// Batches with and without a B of their own.
 pub fn batches(base: Call) {
     for sizes in [[33, 65, 40], [128, 128, 64], [1, 64, 8], [200, 136, 72]] {

@@ -68,6 +68,19 @@ fn epilogues() {
 
 #[test]
 #[ignore = "needs a GPU"]
+fn slopes() {
+    cases::slopes(PLAIN);
+    cases::slopes(SHORT);
+}
+
+#[test]
+#[ignore = "needs a GPU"]
+fn relative_sums() {
+    cases::relative(SHORT);
+}
+
+#[test]
+#[ignore = "needs a GPU"]
 fn batches() {
     cases::batches(PLAIN);
     cases::batches(SHORT);
@@ -107,6 +120,8 @@ proptest! {
             bias,
             activation: kinds.get(kind).copied(),
             save: save && batches == 1,
+            slope: false,
+            relative: false,
         });
     }
 }

@@ -32,6 +32,18 @@ fn epilogues_of_warpgroups() {
 
 #[test]
 #[ignore = "needs a GPU"]
+fn slopes_on_warpgroups() {
+    calls().into_iter().for_each(cases::slopes);
+}
+
+#[test]
+#[ignore = "needs a GPU"]
+fn relative_sums_on_warpgroups() {
+    cases::relative(calls()[0]);
+}
+
+#[test]
+#[ignore = "needs a GPU"]
 fn batches_on_warpgroups() {
     calls().into_iter().for_each(cases::batches);
 }
@@ -66,11 +78,13 @@ fn large_products_agree() {
                     b: numbers(k * n, Scalar::Bf16, 2),
                     c: numbers(m * n, types[2], 3),
                     bias: numbers(n, Scalar::F32, 4),
+                    of: Vec::new(),
+                    less: Vec::new(),
                 };
                 let expected = run(gpu, &general, &numbers);
                 let sums: Vec<_> = expected.pre.iter().map(|&x| Some(f64::from(x))).collect();
                 let call = call(Kernels::Hopper);
-                compare(&call, &run(gpu, &call, &numbers), &sums, &numbers.c);
+                compare(&call, &run(gpu, &call, &numbers), &sums, &numbers);
             }
         }
     }

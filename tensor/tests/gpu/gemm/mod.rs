@@ -5,12 +5,12 @@ mod general;
 mod hopper;
 mod operations;
 
-use graft_kernels::activation::{Activation, activation};
+use graft_kernels::activation::{Activation, activation, activation_backward};
 use graft_kernels::cuda::gemm::{Epilogue, Kernels, Layout, Products, gemm};
 use graft_kernels::cuda::{Gpu, Scalar};
 use graft_kernels::gemm::{Batch, Operands};
 use graft_tensor::DType;
-use half::bf16;
+use half::{bf16, f16};
 
 use crate::common::{gpu, normal};
 
@@ -35,6 +35,10 @@ struct Call {
     bias: bool,
     activation: Option<Activation>,
     save: bool,
+    /// C is multiplied with the activation's slope
+    slope: bool,
+    /// C is f16, less a number of its row
+    relative: bool,
 }
 
 const PLAIN: Call = Call {
@@ -51,6 +55,8 @@ const PLAIN: Call = Call {
     bias: false,
     activation: None,
     save: false,
+    slope: false,
+    relative: false,
 };
 
 const SHORT: Call = Call {
@@ -123,7 +129,14 @@ struct Found {
 
 /// Runs a call twice, on outputs that hold other numbers before, and returns what it wrote.
 fn run(gpu: &Gpu, call: &Call, numbers: &Numbers) -> Found {
-    let Numbers { a, b, c, bias } = numbers;
+    let Numbers {
+        a,
+        b,
+        c,
+        bias,
+        of,
+        less,
+    } = numbers;
     let (products, _) = describe(call);
     let [ta, tb, tc] = call.types;
     let target = gpu.limits().target;
@@ -137,6 +150,7 @@ fn run(gpu: &Gpu, call: &Call, numbers: &Numbers) -> Found {
     };
     let (a_there, b_there) = (place(a, ta), place(b, tb));
     let bias_there = place(bias, Scalar::F32);
+    let (of_there, less_there) = (place(of, tc), place(less, Scalar::F32));
     let workspace = gpu.allocate(needed.max(1)).unwrap();
     let runs = [0, 1].map(|_| {
         let (c_there, pre_there) = (place(c, tc), place(&vec![f32::NAN; c.len()], tc));
@@ -148,6 +162,10 @@ fn run(gpu: &Gpu, call: &Call, numbers: &Numbers) -> Found {
                 .then(|| bias_there.slice(0, bias.len(), Scalar::F32)),
             activation: call.activation,
             pre_activation: call.save.then(|| pre_there.slice_mut(0, c.len(), tc)),
+            slope_of: call.slope.then(|| of_there.slice(0, of.len(), tc)),
+            relative_to: call
+                .relative
+                .then(|| less_there.slice(0, less.len(), Scalar::F32)),
         };
         gemm(
             gpu,
@@ -172,8 +190,12 @@ fn run(gpu: &Gpu, call: &Call, numbers: &Numbers) -> Found {
         runs[0], runs[1],
         "{call:?}: the same call gives the same bits"
     );
+    let half = |b: &[u8]| f16::from_le_bytes([b[0], b[1]]).to_f32();
     Found {
-        c: values(&runs[0].0, tc),
+        c: match call.relative {
+            true => runs[0].0.chunks(2).map(half).collect(),
+            false => values(&runs[0].0, tc),
+        },
         pre: values(&runs[0].1, tc),
     }
 }
@@ -207,6 +229,10 @@ struct Numbers {
     b: Vec<f32>,
     c: Vec<f32>,
     bias: Vec<f32>,
+    /// What slopes are of, one for each element of C
+    of: Vec<f32>,
+    /// What is taken from each row
+    less: Vec<f32>,
 }
 
 /// For each element of C what is summed, with bias and old C; nothing between matrices.
@@ -236,6 +262,9 @@ fn sums(call: &Call, numbers: &Numbers) -> Vec<Option<f64>> {
                 if call.bias {
                     sum += f64::from(numbers.bias[column]);
                 }
+                if call.relative {
+                    sum -= f64::from(numbers.less[row]);
+                }
                 sums[at] = Some(sum);
             }
         }
@@ -254,19 +283,24 @@ fn check(call: Call) {
         b: numbers(call.gaps[1] + matrices * room(&products.b), tb, 2),
         c: numbers(count, tc, 3),
         bias: numbers(call.sizes[1], Scalar::F32, 4),
+        of: numbers(count, tc, 5),
+        less: numbers(call.sizes[0], Scalar::F32, 6),
     };
     let sums = sums(&call, &numbers);
     let found = run(gpu, &call, &numbers);
-    compare(&call, &found, &sums, &numbers.c);
+    compare(&call, &found, &sums, &numbers);
 }
 
-fn compare(call: &Call, found: &Found, sums: &[Option<f64>], before: &[f32]) {
+fn compare(call: &Call, found: &Found, sums: &[Option<f64>], numbers: &Numbers) {
+    let before = &numbers.c;
     let [m, n, k] = call.sizes;
     // Sums in f32 of k products of about 1 have lost up to so much, in any order.
     let root = (k as f64).sqrt();
     let lost = 4e-7 * root * (root + 4.0) + 1e-6;
     // A result in bf16 that was next to the middle of two may be rounded to the other.
     let rounding = match call.types[2] {
+        // f16 has three bits more.
+        Scalar::Bf16 if call.relative => 1.0 / 1024.0,
         Scalar::Bf16 => 1.0 / 128.0,
         _ => 2e-7,
     };
@@ -291,7 +325,10 @@ fn compare(call: &Call, found: &Found, sums: &[Option<f64>], before: &[f32]) {
             expected = [found.pre[at]];
             allowed = 1e-6 + rounding * pre.abs();
         }
-        if let Some(kind) = call.activation {
+        if let Some(kind) = call.activation.filter(|_| call.slope) {
+            activation_backward(kind, &[numbers.of[at]], &mut expected);
+            allowed = 1.2 * allowed + rounding * f64::from(expected[0]).abs();
+        } else if let Some(kind) = call.activation {
             let x = expected;
             activation(kind, &x, &mut expected);
             // No activation is steeper than 1.2.
