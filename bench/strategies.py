@@ -1,15 +1,19 @@
 """What each strategy trains of a model, and at what price, on examples/contracts: MiniLM, which tells the classes apart, or
 with --clm a GPT that scripts/pretrain-demo has made, which goes on with the text.
 
-    python bench/strategies.py MODEL [STRATEGY...] [--epochs 6] [--clm] [--precision bf16] [--table | --steps]
+    python bench/strategies.py MODEL [STRATEGY...] [--epochs 6] [--clm] [--precision bf16] [--base nf4]
+                               [--table | --steps | --rates 1e-3,3e-3]
 
 Runs each strategy (all of them without names) and keeps its run under target/strategies; with --table, prints a row for
 each run that is there and trains nothing. The time of a step is the median over the steps of the last epoch, so that what
 is kept of frozen layers counts; planned is what `trainer plan` says of the tensors. With --steps, short runs that follow
-each other give the times of steps alone, on a machine that is equally busy for all of them.
+each other give the times of steps alone, on a machine that is equally busy for all of them. With --rates, each strategy is
+trained at each rate on four fifths of the training file and scored on the last fifth of each class, so that rates are
+chosen without the test set.
 """
 
 import argparse
+import collections
 import json
 import os
 import statistics
@@ -19,89 +23,119 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 TARGET = Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target"))
-DATA = ["--train", ROOT / "examples/contracts/train.jsonl", "--eval", ROOT / "examples/contracts/test.jsonl"]
+TRAIN, TEST = ROOT / "examples/contracts/train.jsonl", ROOT / "examples/contracts/test.jsonl"
 
-# Peak rates; None is the one that the trainer takes where none is given.
+# Peak rates for MiniLM and for the small GPT; None is the one that the trainer takes where none is given.
 STRATEGIES = {
-    "head": None,
-    "norms": None,
-    "bitfit": None,
-    "norms+bitfit": None,
-    "ia3": None,
-    "lora": None,
-    "rslora": None,
-    "dora": None,
-    "adapter": None,
-    "prefix": None,
-    "prompt": None,
-    "last:2": "5e-4",
-    "last:2+llrd:0.8": "5e-4",
-    "full": "2e-4",
-    "full+llrd:0.8": "3e-4",
-    "full+gradual": "3e-4",
+    "head": (None, None),
+    "norms": (None, None),
+    "bitfit": (None, None),
+    "norms+bitfit": (None, None),
+    "ia3": (None, None),
+    "lora": (None, None),
+    "rslora": (None, None),
+    "dora": (None, None),
+    "adapter": (None, None),
+    "prefix": (None, None),
+    "prompt": (None, None),
+    "lora+head+norms": (None, None),
+    "last:2": ("5e-4", None),
+    "last:2+llrd:0.8": ("5e-4", None),
+    "full": ("2e-4", None),
+    "full+llrd:0.8": ("3e-4", None),
+    "full+gradual": ("3e-4", None),
 }
 
 
-def arguments(args: argparse.Namespace, strategy: str, epochs: str) -> list:
-    lr = STRATEGIES[strategy]
-    words = ["--model", args.model, *DATA, "--strategy", strategy, "--epochs", epochs, "--seed", "1"]
+def arguments(args: argparse.Namespace, strategy: str, epochs: str, lr: str | None) -> list:
+    words = ["--model", args.model, "--strategy", strategy, "--epochs", epochs, "--seed", "1"]
     words += ["--lr", lr] if lr else []
     words += ["--task", "clm", "--batch-size", "8"] if args.clm else []
+    words += ["--base", args.base] if args.base else []
     return words + ["--precision", args.precision]
+
+
+def data(train: Path, test: Path) -> list:
+    return ["--train", train, "--eval", test]
 
 
 def trainer(*words: object) -> str:
     command = [TARGET / "release/trainer", *words]
-    done = subprocess.run([str(word) for word in command], cwd=ROOT, check=True, capture_output=True, text=True)
+    done = subprocess.run([str(word) for word in command], cwd=ROOT, capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(done.stderr)
     return done.stdout
 
 
 def place(args: argparse.Namespace, strategy: str) -> Path:
-    return TARGET / "strategies" / ("clm" if args.clm else "classify") / strategy.replace(":", "-")
+    base = f"-{args.base}" if args.base else ""
+    return TARGET / "strategies" / ("clm" if args.clm else "classify") / (strategy.replace(":", "-") + base)
+
+
+def records(folder: Path, kind: str) -> list:
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    return [record for record in map(json.loads, lines) if record["kind"] == kind]
 
 
 def row(args: argparse.Namespace, strategy: str) -> str:
     folder = place(args, strategy)
-    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     resolved = (folder / "config.resolved.toml").read_text()
     rate = [line.split(" = ")[1] for line in resolved.splitlines() if line.startswith("lr = ")][0]
-    of = lambda kind: [r for r in records if r["kind"] == kind]
-    start, end = of("start")[0], of("end")[0]
-    best = [r for r in of("eval") if r["best"]][-1]
-    said = trainer("plan", *arguments(args, strategy, args.epochs))
+    start, end = records(folder, "start")[0], records(folder, "end")[0]
+    words = arguments(args, strategy, args.epochs, rate)
+    said = trainer("plan", *words, *data(TRAIN, TEST), "--out", folder.with_suffix(".plan"))
     planned = [line.split()[-2] for line in said.splitlines() if "at the worst moment" in line][0]
     share = 100 * start["trainable"] / start["parameters"]
     mib = lambda n: f"{n / 2**20:.1f}"
     return (
-        f"| {strategy} | {rate} | {start['trainable']:,} | {share:.2f} % | {score(best)} "
+        f"| {strategy} | {float(rate):g} | {start['trainable']:,} | {share:.2f} % | {score(best(folder))} "
         f"| {step_seconds(folder):.4f} | {end['seconds']:.1f} "
         f"| {mib(end['peak_tensors'])} | {planned} | {mib(end['peak_rss'])} |"
     )
 
 
+def best(folder: Path) -> dict:
+    return [record for record in records(folder, "eval") if record["best"]][-1]
+
+
 def score(best: dict) -> str:
     if "perplexity" in best:
-        return f"{best['perplexity']:.3f}"
+        return f"{best['perplexity']:.2f}"
     return f"{best['accuracy']:.4f} | {best['macro_f1']:.4f}"
 
 
 def step_seconds(folder: Path) -> float:
-    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    steps = [r for r in records if r["kind"] == "step"]
+    steps = records(folder, "step")
     last = max(r["epoch"] for r in steps)
     return statistics.median(r["tokens"] / r["tokens_per_second"] for r in steps if r["epoch"] == last)
 
 
 def steps(args: argparse.Namespace, chosen: list) -> None:
-    print("| strategy | s a step |")
-    print("|---|---|")
     for strategy in chosen:
         # What lies below the trained layers is run in the first epoch alone.
         epochs = "2" if strategy.startswith(("head", "last")) or "gradual" in strategy else "1"
         with tempfile.TemporaryDirectory() as folder:
             out = Path(folder) / "run"
-            trainer("train", *arguments(args, strategy, epochs), "--out", out)
+            trainer("train", *arguments(args, strategy, epochs, None), *data(TRAIN, TEST), "--out", out)
             print(f"| {strategy} | {step_seconds(out):.4f} |", flush=True)
+
+
+def rates(args: argparse.Namespace, chosen: list) -> None:
+    rows = TRAIN.read_text().splitlines()
+    classes = collections.defaultdict(list)
+    for text in rows:
+        classes[json.loads(text)["label"]].append(text)
+    held_out = {text for texts in classes.values() for text in texts[-len(texts) // 5 :]}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        parts = folder / "train.jsonl", folder / "held-out.jsonl"
+        for part, wanted in zip(parts, (False, True)):
+            part.write_text("".join(text + "\n" for text in rows if (text in held_out) == wanted))
+        for strategy in chosen:
+            for rate in args.rates.split(","):
+                out = folder / f"run-{strategy.replace(':', '-')}-{rate}"
+                trainer("train", *arguments(args, strategy, args.epochs, rate), *data(*parts), "--out", out)
+                print(f"| {strategy} | {rate} | {score(best(out))} |", flush=True)
 
 
 def main() -> None:
@@ -111,17 +145,23 @@ def main() -> None:
     parser.add_argument("--epochs", default="6")
     parser.add_argument("--clm", action="store_true")
     parser.add_argument("--precision", default="f32")
+    parser.add_argument("--base")
     parser.add_argument("--table", action="store_true")
     parser.add_argument("--steps", action="store_true")
+    parser.add_argument("--rates")
     args = parser.parse_args()
     chosen = args.strategy or list(STRATEGIES)
     if args.steps:
         return steps(args, chosen)
+    if args.rates:
+        return rates(args, chosen)
     if not args.table:
         for strategy in chosen:
-            place(args, strategy).parent.mkdir(parents=True, exist_ok=True)
-            trainer("train", *arguments(args, strategy, args.epochs), "--out", place(args, strategy))
-            trainer("verify", place(args, strategy))
+            out = place(args, strategy)
+            out.parent.mkdir(parents=True, exist_ok=True)
+            lr = STRATEGIES.get(strategy, (None, None))[args.clm]
+            trainer("train", *arguments(args, strategy, args.epochs, lr), *data(TRAIN, TEST), "--out", out)
+            trainer("verify", out)
     scores = "perplexity" if args.clm else "accuracy | macro-F1"
     columns = f"strategy | rate | trained | share | {scores} | s a step | s in all | tensors MiB | planned MiB | process MiB"
     print(f"| {columns} |")
