@@ -151,7 +151,7 @@ pub const KEYS: &[Key] = &[
     key("optimizer.kind", "\"adamw\" or \"sgd\"; \"adamw\""),
     key(
         "optimizer.lr",
-        "peak learning rate; adamw: head, bitfit and norms 1e-3, last:K 1e-4, lora, dora and adapter 2e-3, rslora 1e-3, ia3 3e-3, prompt and prefix 3e-2, full 5e-5, random weights 6e-4; sgd: a hundred times as much",
+        "peak learning rate; adamw: head 1e-3, bitfit and norms 2e-3, last:K 1e-4, lora, rslora, dora and adapter 2e-3, ia3, prompt and prefix 3e-2, full 5e-5, random weights 6e-4; sgd: a hundred times as much",
     ),
     key(
         "optimizer.weight_decay",

@@ -136,24 +136,27 @@ impl OptimizerConfig {
     /// much.
     pub fn default_lr(kind: &OptimizerKind, strategy: &Strategy) -> f64 {
         let of = |part: &Part| match (kind, part) {
+            (OptimizerKind::AdamW { .. }, Part::Head) => 1e-3,
             // Biases and norms are few and cannot do much harm.
-            (OptimizerKind::AdamW { .. }, Part::Head | Part::Bitfit | Part::Norms) => 1e-3,
+            (OptimizerKind::AdamW { .. }, Part::Bitfit | Part::Norms) => 2e-3,
             (OptimizerKind::AdamW { .. }, Part::Last(_)) => 1e-4,
             (OptimizerKind::AdamW { .. }, Part::Full) => 5e-5,
-            (OptimizerKind::Sgd { .. }, Part::Head | Part::Bitfit | Part::Norms) => 1e-1,
+            (OptimizerKind::Sgd { .. }, Part::Head) => 1e-1,
+            (OptimizerKind::Sgd { .. }, Part::Bitfit | Part::Norms) => 2e-1,
             (OptimizerKind::Sgd { .. }, Part::Last(_)) => 1e-2,
             (OptimizerKind::Sgd { .. }, Part::Full) => 5e-3,
         };
         let adapter = strategy.adapter.map(|adapter| match (kind, adapter) {
-            // Its scale is larger by the root of the rank.
-            (OptimizerKind::AdamW { .. }, AdapterKind::RsLora) => 1e-3,
-            (OptimizerKind::AdamW { .. }, AdapterKind::Ia3) => 3e-3,
-            // What nothing but the loss ties to the weights has far to go.
-            (OptimizerKind::AdamW { .. }, AdapterKind::Prompt | AdapterKind::Prefix) => 3e-2,
+            // What nothing but the loss ties to the weights has far to go, and so have factors that begin at 1.
+            (
+                OptimizerKind::AdamW { .. },
+                AdapterKind::Ia3 | AdapterKind::Prompt | AdapterKind::Prefix,
+            ) => 3e-2,
             (OptimizerKind::AdamW { .. }, _) => 2e-3,
-            (OptimizerKind::Sgd { .. }, AdapterKind::RsLora) => 1e-1,
-            (OptimizerKind::Sgd { .. }, AdapterKind::Ia3) => 3e-1,
-            (OptimizerKind::Sgd { .. }, AdapterKind::Prompt | AdapterKind::Prefix) => 3.0,
+            (
+                OptimizerKind::Sgd { .. },
+                AdapterKind::Ia3 | AdapterKind::Prompt | AdapterKind::Prefix,
+            ) => 3.0,
             (OptimizerKind::Sgd { .. }, _) => 2e-1,
         });
         let parts = strategy.parts.iter().map(of);
