@@ -406,4 +406,18 @@ fn inspect_shows_what_an_adapter_trains() {
         .find(|l| l.contains("layer.0.attention.self.query.lora_A.default.weight"));
     assert!(line.unwrap().ends_with("train"), "{said}");
     assert!(said.contains("lora trains 10 tensors"), "{said}");
+
+    let task = Task::new(24, 6);
+    let few = ["--epochs", "1", "--rank", "2", "--alpha", "7"];
+    TRAINER.succeeds(task.train(&base, "run", &[&few[..], &["--strategy", "dora"]].concat()));
+    let run = task.text("run");
+    let said = TRAINER.succeeds(["inspect", &run]).out;
+    let title = format!("{run}: dora of rank 2 and alpha 7, beside {model}");
+    assert!(said.starts_with(&title), "{said}");
+    let matrix = "base_model.model.bert.encoder.layer.0.attention.self.query.lora_A.weight";
+    let line = said.lines().find(|line| line.starts_with(matrix)).unwrap();
+    assert!(line.contains("[2, 32]") && line.ends_with("64"), "{line}");
+    assert!(said.trim_end().ends_with("parameters"), "{said}");
+    let refused = TRAINER.refuses(["inspect", &run, "--strategy", "head"]);
+    assert!(refused.contains("is an adapter"), "{refused}");
 }

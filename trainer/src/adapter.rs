@@ -350,6 +350,11 @@ impl AdapterDir {
         &self.dir
     }
 
+    /// What it is made of.
+    pub fn method(&self) -> &Method {
+        &self.stored.config.method
+    }
+
     /// The model that it belongs to, as its configuration names it.
     ///
     /// # Errors

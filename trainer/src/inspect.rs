@@ -2,34 +2,44 @@
 
 use std::fmt::Write as _;
 
+use graft_models::adapter::ADAPTER_WEIGHTS_FILE;
 use graft_models::{
     CausalLm, Classifier, Config, DecoderClassifier, Labels, MaskedConfig, MaskedLm, ModelSource,
-    ProblemType,
+    ProblemType, SafetensorsFile,
 };
+use graft_nn::adapters::Method;
 use graft_nn::{Parameters, Rates, TrainableSet};
 use graft_tensor::{DType, Memory};
 
-use crate::adapter;
+use crate::adapter::{self, AdapterDir};
 use crate::config::{
     AdapterSettings, OptimizerConfig, OptimizerKind, Rule, Strategy, StrategyConfig,
 };
 use crate::course::{policy, rates};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::network::Network;
 use crate::report::thousands;
 
 /// A table of a model's tensors: name, shape, elements, and whether `strategy` and `rules` would train it. With `labels`
 /// it is shown with a head for so many; without, as the classifier or language model that it is, and an encoder that is
-/// neither as a classifier. No weight is read.
+/// neither as a classifier. Of a directory with an adapter, the adapter's own tensors. No weight is read.
 ///
 /// # Errors
-/// A model that cannot be used, a rule that matches nothing.
+/// A model that cannot be used, a rule that matches nothing, a strategy for an adapter.
 pub fn inspect(
     spec: &str,
     strategy: Option<Strategy>,
     rules: &[Rule],
     labels: Option<usize>,
 ) -> Result<String> {
+    if let Some(dir) = AdapterDir::at(spec)? {
+        if let Some(strategy) = strategy {
+            let what = format!("`{strategy}` trains parts of a model, and {spec} is an adapter");
+            let help = "name the adapter's base, or leave the strategy out";
+            return Err(Error::config("--strategy", what, help));
+        }
+        return list_adapter(spec, &dir);
+    }
     let source = ModelSource::resolve(spec)?;
     let stored = source.checkpoint()?.len();
     match Config::load(&source)? {
@@ -78,6 +88,46 @@ pub fn inspect(
             }
         }
     }
+}
+
+/// The tensors of an adapter, as its file names them.
+fn list_adapter(spec: &str, dir: &AdapterDir) -> Result<String> {
+    let file = SafetensorsFile::open(dir.path().join(ADAPTER_WEIGHTS_FILE))?;
+    let what = match dir.method() {
+        Method::LowRank(c) => {
+            let name = match (c.magnitude, c.rank_stabilised) {
+                (true, _) => "dora",
+                (false, true) => "rslora",
+                (false, false) => "lora",
+            };
+            format!("{name} of rank {} and alpha {}", c.rank, c.alpha)
+        }
+        Method::Ia3 { .. } => "ia3".to_owned(),
+        Method::Bottleneck { size } => format!("adapter of size {size}"),
+        Method::Prompt { tokens } => format!("prompt of {tokens} tokens"),
+        Method::Prefix { tokens, .. } => format!("prefix of {tokens} tokens"),
+    };
+    let mut text = format!("{spec}: {what}, beside {}\n\n", dir.base()?);
+    let mut tensors: Vec<_> = file.tensors().collect();
+    tensors.sort_by(|a, b| a.name.cmp(&b.name));
+    let width = tensors.iter().map(|tensor| tensor.name.len()).max();
+    let width = width.unwrap_or(0);
+    let mut total = 0;
+    for tensor in &tensors {
+        let count: u64 = tensor.shape.iter().product();
+        total += count;
+        // Writing to a String cannot fail.
+        let _ = writeln!(
+            text,
+            "{:<width$}  {:<14}  {:>12}",
+            tensor.name,
+            format!("{:?}", tensor.shape),
+            thousands(count)
+        );
+    }
+    let (stored, total) = (tensors.len(), thousands(total));
+    let _ = writeln!(text, "\n{stored} tensors, {total} parameters");
+    Ok(text)
 }
 
 /// The learning rate of a run that says none.

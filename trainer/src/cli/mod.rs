@@ -246,10 +246,10 @@ pub struct PredictArgs {
   trainer inspect DIR
   trainer inspect DIR --strategy last:2 --labels 12")]
 pub struct InspectArgs {
-    /// Model: a directory, a .whl or .zip with one in it, or a hub id in the local cache.
+    /// Model: a directory, a .whl or .zip with one in it, or a hub id in the local cache; or the directory of an adapter.
     #[arg(value_name = "DIR")]
     pub model: String,
-    /// Mark what this strategy would train: head, last:K, bitfit, norms, lora, rslora, dora, ia3 or full, with llrd, joined by +.
+    /// Mark what this strategy would train: head, last:K, bitfit, norms, lora, rslora, dora, ia3, adapter, prompt, prefix or full, with llrd, joined by +.
     #[arg(long, value_name = "STRATEGY")]
     pub strategy: Option<String>,
     /// A rule to refine the strategy with, `train GLOB`, `freeze GLOB`, `lr GLOB x0.5` or `decay GLOB 0.1`; may be
