@@ -50,9 +50,12 @@ impl Gradients {
             Some(sum) => add(sum, gradient)?,
             None => gradient,
         };
-        let memory = sum.memory().clone();
-        let sum = sum.contiguous(&memory)?.recount(Category::Gradients)?;
-        self.by_key.insert(key, sum);
+        // What is part of something else would keep all of that.
+        let sum = match sum.is_whole() {
+            true => sum,
+            false => sum.copy(sum.memory())?,
+        };
+        self.by_key.insert(key, sum.recount(Category::Gradients)?);
         Ok(())
     }
 

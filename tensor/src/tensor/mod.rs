@@ -256,6 +256,11 @@ impl Tensor {
         true
     }
 
+    /// True if the elements are all that the storage holds, side by side in row-major order.
+    pub fn is_whole(&self) -> bool {
+        self.is_contiguous() && self.count() == self.storage.count
+    }
+
     /// True if both are views of one storage.
     pub fn shares_storage(&self, other: &Tensor) -> bool {
         Arc::ptr_eq(&self.storage, &other.storage)

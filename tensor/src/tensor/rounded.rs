@@ -64,7 +64,7 @@ impl Tensor {
     /// # Errors
     /// As [`Tensor::rounded`].
     pub(crate) fn rounded_with_rows(&self, rows: usize) -> Result<Option<Tensor>> {
-        let whole = self.is_contiguous() && self.count() == self.storage.count;
+        let whole = self.is_whole();
         if !whole || self.shape.rank() == 0 || rows < self.shape[0] {
             return Ok(None);
         }
