@@ -343,22 +343,14 @@ impl<'a> Loop<'a> {
         (task, set): (&T, &TrainableSet),
     ) -> Result<(f64, f64, Step)> {
         let mut gradients = Gradients::new();
-        let mut loss = 0.0;
+        let mut shares = Vec::new();
         for batch in batches {
             let seed = self.config.train.seed;
             let mut f = Forward::train(&model.parameters, set, seed, self.counters.passes);
             self.counters.passes += 1;
             let share = task.loss(&mut f, model, batch, targets)?;
-            let value = share.value().clone();
+            shares.push(share.value().clone());
             f.backward(share, &mut gradients)?;
-            // A GPU has all of its work by now, before this machine waits for it.
-            loss += read_one(&value)?;
-        }
-        if !loss.is_finite() {
-            return Err(diverged(
-                self.counters.step + 1,
-                format!("the loss is {loss}"),
-            ));
         }
         let lr = self.config.optimizer.lr * self.schedule.factor(self.counters.step);
         let clip = Some(self.config.optimizer.clip_norm).filter(|&norm| norm > 0.0);
@@ -367,7 +359,20 @@ impl<'a> Loop<'a> {
         }
         let done = self
             .optimizer
-            .step(&mut model.parameters, set, &mut gradients, lr, clip)?;
+            .step(&mut model.parameters, set, &mut gradients, lr, clip);
+        // A GPU has all of its work by now, before this machine waits for it.
+        let mut loss = 0.0;
+        for share in &shares {
+            loss += read_one(share)?;
+        }
+        // Where the loss is not finite its gradients mostly are not either; the loss says more.
+        if !loss.is_finite() {
+            return Err(diverged(
+                self.counters.step + 1,
+                format!("the loss is {loss}"),
+            ));
+        }
+        let done = done?;
         self.audit(model, loss, done.gradient_norm, lr)?;
         self.counters.step += 1;
         Ok((loss, lr, done))
