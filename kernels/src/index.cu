@@ -30,7 +30,8 @@ GATHER(u128)
 // are summed apart and joined in order.
 
 // Positions order[first .. end] of the gradient, for row `to` of the table, or, if that is
-// negative, for row -1 - to of the parts.
+// negative, for row -1 - to of the parts. There are blocks for as many pieces and joins as there can
+// be: of those that there are not, `first` is `end`.
 struct Piece {
     int first, end, to;
 };
@@ -55,6 +56,7 @@ __device__ void scatter_pieces(const T *dy, const int *order, const Piece *piece
     i64 column = ((i64)blockIdx.y * THREADS + threadIdx.x) * V;
     if (column >= columns) return;
     Piece piece = pieces[blockIdx.x];
+    if (piece.first == piece.end) return;
     float sum[V];
 #pragma unroll
     for (int v = 0; v < V; v++) sum[v] = 0;
@@ -75,6 +77,7 @@ __device__ void scatter_joins(const float *parts, const Join *joins, T *table, i
     i64 column = ((i64)blockIdx.y * THREADS + threadIdx.x) * V;
     if (column >= columns) return;
     Join join = joins[blockIdx.x];
+    if (join.first == join.end) return;
     float sum[V];
 #pragma unroll
     for (int v = 0; v < V; v++) sum[v] = 0;

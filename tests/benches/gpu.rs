@@ -5,7 +5,7 @@
 //! ```
 //! `gpt2` is GPT-2 with 124 million weights on 64 sequences of 1024 tokens, `bert` BERT-base with a classifier on 32
 //! of 128; `-f32` behind the name computes in f32 instead of bf16. Prints a JSON object: the median time of the steps
-//! after the first three, tokens in a second, and the peak memory by category.
+//! after the first three, tokens in a second, what the last step sent, and the peak memory by category.
 
 use std::time::Instant;
 
@@ -105,8 +105,11 @@ fn main() {
         .collect();
     let batch = TokenBatch::of_ids(ids.chunks(tokens));
     let (mut times, mut recorded, mut losses) = (Vec::new(), Vec::new(), Vec::new());
+    let device = memory.opened_gpu().expect("it was opened").clone();
+    let mut before = device.sent();
     for step in 0..STEPS {
         memory.synchronize().expect("the step before succeeded");
+        before = device.sent();
         let started = Instant::now();
         let mut f = Forward::train(&parameters, &set, 0, step as u64);
         let loss = network.loss(&mut f, &batch);
@@ -127,6 +130,7 @@ fn main() {
         times.sort_by(f64::total_cmp);
         times[times.len() / 2]
     };
+    let sent = device.sent();
     let usage = memory.usage();
     let categories: serde_json::Map<String, serde_json::Value> = Category::ALL
         .iter()
@@ -136,10 +140,16 @@ fn main() {
         "{}",
         json!({
             "mode": mode,
-            "gpu": memory.opened_gpu().map(|gpu| gpu.limits().name.clone()),
+            "gpu": device.limits().name,
             "median_step_s": median(&times),
             "median_until_launched_s": median(&recorded),
             "tokens_per_s": (sequences * tokens) as f64 / median(&times),
+            "sent": {
+                "alone": sent.alone - before.alone,
+                "in_graphs": sent.in_graphs - before.in_graphs,
+                "graphs": sent.graphs - before.graphs,
+                "arguments_set": sent.set - before.set,
+            },
             "first_loss": losses[0],
             "last_loss": losses[STEPS - 1],
             "tensors_mib": categories,

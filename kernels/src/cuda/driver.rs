@@ -223,35 +223,21 @@ impl Driver {
         self.synchronize()
     }
 
-    pub fn copy(&self, from: Slice<'_>, to: SliceMut<'_>) -> Result<()> {
+    pub fn copy(&self, from: u64, to: u64, bytes: usize) -> Result<()> {
         self.enter()?;
         // SAFETY: both ranges hold that many bytes.
-        unsafe {
-            call!(cuMemcpyDtoDAsync_v2(
-                to.address(),
-                from.address(),
-                from.bytes(),
-                self.stream,
-            ))
-        }
+        unsafe { call!(cuMemcpyDtoDAsync_v2(to, from, bytes, self.stream)) }
     }
 
-    pub fn set_bytes(&self, to: SliceMut<'_>, value: u8) -> Result<()> {
+    /// Sets `count` elements of `size` bytes to the low bytes of `value`.
+    pub fn fill(&self, to: u64, count: usize, size: usize, value: u32) -> Result<()> {
         self.enter()?;
-        let bytes = to.as_slice().bytes();
-        // SAFETY: the range holds that many bytes.
-        unsafe { call!(cuMemsetD8Async(to.address(), value, bytes, self.stream)) }
-    }
-
-    pub fn fill(&self, to: SliceMut<'_>, value: u32) -> Result<()> {
-        self.enter()?;
-        let (address, count, stream) = (to.address(), to.count(), self.stream);
         // SAFETY: the range holds that many elements of the size that is set.
         unsafe {
-            match to.scalar().size() {
-                1 => call!(cuMemsetD8Async(address, value as u8, count, stream)),
-                2 => call!(cuMemsetD16Async(address, value as u16, count, stream)),
-                _ => call!(cuMemsetD32Async(address, value, count, stream)),
+            match size {
+                1 => call!(cuMemsetD8Async(to, value as u8, count, self.stream)),
+                2 => call!(cuMemsetD16Async(to, value as u16, count, self.stream)),
+                _ => call!(cuMemsetD32Async(to, value, count, self.stream)),
             }
         }
     }
@@ -299,6 +285,10 @@ impl Driver {
         self.stream.cast()
     }
 
+    pub(super) fn context(&self) -> sys::CUcontext {
+        self.context
+    }
+
     pub fn launch(
         &self,
         limits: &Limits,
@@ -337,7 +327,7 @@ impl Driver {
     }
 
     /// A kernel that may have `shared` bytes of dynamic shared memory.
-    fn function(
+    pub(super) fn function(
         &self,
         limits: &Limits,
         file: &'static str,

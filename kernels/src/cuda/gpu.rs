@@ -6,13 +6,16 @@ use std::path::Path;
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
+use super::backend::Backend;
 use super::driver::{self, Driver};
 use super::gemm::Library;
 use super::launch::{Arg, Launch};
 use super::module::Target;
 use super::profile::Profile;
+use super::queue::{Queue, Sent};
 use super::record::{Asked, Record};
 use super::simulation::{self, Simulation};
+use super::work::Task;
 use super::{Error, Result, Scalar, Slice, SliceMut};
 
 /// What a device has, as far as kernels choose by it.
@@ -48,12 +51,8 @@ struct Inner {
     record: Record,
     /// Loaded when it is asked for
     library: OnceLock<Result<Library>>,
+    queue: Queue,
     backend: Backend,
-}
-
-enum Backend {
-    Driver(Driver),
-    Simulation(Simulation),
 }
 
 impl Gpu {
@@ -76,11 +75,14 @@ impl Gpu {
             }
         };
         let profile = Profile::wanted();
+        // Both want to know of each kernel what it does.
+        let alone = profile.is_some() || cfg!(feature = "cuda-checks");
         Ok(Gpu(Arc::new(Inner {
             limits,
             profile,
             record: Record::default(),
             library: OnceLock::new(),
+            queue: Queue::new(alone),
             backend,
         })))
     }
@@ -109,6 +111,36 @@ impl Gpu {
     /// What the device has.
     pub fn limits(&self) -> &Limits {
         &self.0.limits
+    }
+
+    /// How what was asked for was sent so far.
+    pub fn sent(&self) -> Sent {
+        self.0.queue.sent()
+    }
+
+    /// From now on at most so many tasks are sent together; how many it was before. With 1, each is sent at once.
+    ///
+    /// # Errors
+    /// What failed of those that were not sent yet.
+    pub fn send_together(&self, most: usize) -> Result<usize> {
+        let Inner {
+            queue,
+            limits,
+            backend,
+            ..
+        } = &*self.0;
+        queue.send(limits, backend)?;
+        Ok(queue.limit(most.max(1)))
+    }
+
+    fn ask(&self, task: Task) -> Result<()> {
+        let (limits, backend) = (&self.0.limits, &self.0.backend);
+        self.0.queue.task((limits, backend), task)
+    }
+
+    /// Sends what was asked for before this machine waits for it.
+    fn send_and_wait(&self) -> Result<()> {
+        self.0.queue.send_and_wait(&self.0.limits, &self.0.backend)
     }
 
     /// `bytes` of device memory, with unspecified contents.
@@ -156,6 +188,7 @@ impl Gpu {
             return Ok(());
         }
         self.0.record.add(Asked::Upload(from.len()));
+        self.0.queue.send(&self.0.limits, &self.0.backend)?;
         match &self.0.backend {
             Backend::Driver(driver) => driver.upload(from, to),
             Backend::Simulation(simulation) => {
@@ -178,6 +211,7 @@ impl Gpu {
             return Ok(());
         }
         self.0.record.add(Asked::Download(to.len()));
+        self.send_and_wait()?;
         match &self.0.backend {
             Backend::Driver(driver) => driver.download(from, to),
             Backend::Simulation(simulation) => {
@@ -200,13 +234,11 @@ impl Gpu {
             return Ok(());
         }
         self.0.record.add(Asked::Copy(from.bytes()));
-        match &self.0.backend {
-            Backend::Driver(driver) => driver.copy(from, to),
-            Backend::Simulation(simulation) => {
-                simulation.copy(from.address(), to.address(), from.bytes());
-                Ok(())
-            }
-        }
+        self.ask(Task::Copy {
+            from: from.address(),
+            to: to.address(),
+            bytes: from.bytes(),
+        })
     }
 
     /// Sets every byte.
@@ -218,13 +250,12 @@ impl Gpu {
             return Ok(());
         }
         self.0.record.add(Asked::Set(to.as_slice().bytes()));
-        match &self.0.backend {
-            Backend::Driver(driver) => driver.set_bytes(to, value),
-            Backend::Simulation(simulation) => {
-                simulation.set(to.address(), to.as_slice().bytes(), value);
-                Ok(())
-            }
-        }
+        self.ask(Task::Fill {
+            to: to.address(),
+            count: to.as_slice().bytes(),
+            size: 1,
+            value: u32::from(value),
+        })
     }
 
     /// Sets every element, of at most four bytes, to the low bytes of `value`.
@@ -240,14 +271,12 @@ impl Gpu {
             return Ok(());
         }
         self.0.record.add(Asked::Set(to.as_slice().bytes()));
-        match &self.0.backend {
-            Backend::Driver(driver) => driver.fill(to, value),
-            Backend::Simulation(simulation) => {
-                let size = to.scalar().size();
-                simulation.fill(to.address(), to.count(), &value.to_le_bytes()[..size]);
-                Ok(())
-            }
-        }
+        self.ask(Task::Fill {
+            to: to.address(),
+            count: to.count(),
+            size: to.scalar().size(),
+            value,
+        })
     }
 
     /// Copies `rows` rows of `length` elements, each slice with its number of elements from one row
@@ -283,20 +312,12 @@ impl Gpu {
         }
         let size = from.scalar().size();
         self.0.record.add(Asked::Copy(rows * length * size));
-        match &self.0.backend {
-            Backend::Driver(driver) => {
-                let from = (from.address(), from_step * size);
-                driver.copy_rows(rows, length * size, from, (to.address(), to_step * size))
-            }
-            Backend::Simulation(simulation) => {
-                for row in 0..rows as u64 {
-                    let at = |address: u64, step: usize| address + row * (step * size) as u64;
-                    let (from, to) = (at(from.address(), from_step), at(to.address(), to_step));
-                    simulation.copy(from, to, length * size);
-                }
-                Ok(())
-            }
-        }
+        self.ask(Task::Rows {
+            rows,
+            length: length * size,
+            from: (from.address(), from_step * size),
+            to: (to.address(), to_step * size),
+        })
     }
 
     /// Waits until everything that was asked for is done.
@@ -304,14 +325,16 @@ impl Gpu {
     /// # Errors
     /// What failed since the last time.
     pub fn synchronize(&self) -> Result<()> {
+        self.send_and_wait()?;
         match &self.0.backend {
             Backend::Driver(driver) => driver.synchronize(),
             Backend::Simulation(_) => Ok(()),
         }
     }
 
-    /// The driver's stream, for libraries that take one; null if the device is simulated.
+    /// The driver's stream, for libraries that take one, behind all that was asked for; null if the device is simulated.
     pub fn stream(&self) -> *mut c_void {
+        self.0.queue.send_silently(&self.0.limits, &self.0.backend);
         match &self.0.backend {
             Backend::Driver(driver) => driver.stream(),
             Backend::Simulation(_) => std::ptr::null_mut(),
@@ -360,20 +383,9 @@ impl Gpu {
             return Ok(()); // nothing to do
         }
         self.0.record.add(Asked::Launch(name));
-        let mut parameters: [*mut c_void; 32] = [std::ptr::null_mut(); 32];
-        assert!(args.len() <= parameters.len(), "{name}: arguments");
-        for (parameter, arg) in parameters.iter_mut().zip(args) {
-            *parameter = match arg {
-                Arg::Word(word) => std::ptr::from_ref(word).cast_mut().cast(),
-                Arg::Bytes(bytes) => bytes.as_ptr().cast_mut().cast(),
-            };
-        }
-        let parameters = parameters.as_mut_ptr();
-        let run = || match &self.0.backend {
-            Backend::Driver(driver) => {
-                driver.launch(&self.0.limits, file, name, launch, parameters)
-            }
-            Backend::Simulation(simulation) => simulation.launch(name, launch, parameters),
+        let run = || {
+            let device = (&self.0.limits, &self.0.backend);
+            self.0.queue.kernel(device, (file, name), launch, args)
         };
         let Some(profile) = &self.0.profile else {
             return run();
@@ -384,6 +396,13 @@ impl Gpu {
         self.synchronize()?;
         profile.add(name, started.elapsed());
         Ok(())
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        // Nobody can see any more what was not sent: whoever holds memory of the device holds the device.
+        self.queue.close(&self.backend);
     }
 }
 
@@ -460,7 +479,14 @@ impl Buffer {
 
 impl Drop for Buffer {
     fn drop(&mut self) {
-        match &self.gpu.0.backend {
+        let Inner {
+            queue,
+            limits,
+            backend,
+            ..
+        } = &*self.gpu.0;
+        queue.send_silently(limits, backend);
+        match backend {
             Backend::Driver(driver) => driver.free(self.address),
             Backend::Simulation(simulation) => simulation.free(self.address, self.bytes),
         }

@@ -68,13 +68,11 @@ pub fn gather_rows(
 /// pieces that blocks of a GPU sum.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Scatter {
-    /// Positions of the index by row, those of a row in order; then the pieces, then the joins, of
-    /// three numbers each: see the source; then zeros
+    /// Positions of the index by row, those of a row in order; then room for as many pieces and joins as so many
+    /// positions can have, of three numbers each: see the source; zeros are none
     pub numbers: Vec<i32>,
     positions: usize,
-    pieces: usize,
-    joins: usize,
-    parts: usize,
+    rows: usize,
 }
 
 impl Scatter {
@@ -95,12 +93,16 @@ impl Scatter {
         for &row in index {
             ends[row as usize] += 1;
         }
-        // Pieces go behind the positions at once: a step waits for this.
-        let count = Scatter::numbers(index.len(), rows);
-        let mut numbers = Vec::with_capacity(count);
-        numbers.resize(index.len(), 0i32);
-        let (mut joins, mut parts) = (Vec::new(), 0i32);
-        let mut first = 0;
+        // Everything is written to its place at once: a step waits for this.
+        let at_pieces = index.len();
+        let at_joins = at_pieces + 3 * Scatter::pieces(index.len(), rows);
+        let mut numbers = vec![0i32; at_joins + 3 * Scatter::joins(index.len())];
+        let (order, rest) = numbers.split_at_mut(at_pieces);
+        let (pieces, joins) = rest.split_at_mut(at_joins - at_pieces);
+        let mut pieces = pieces.as_chunks_mut::<3>().0.iter_mut();
+        let mut joins = joins.as_chunks_mut::<3>().0.iter_mut();
+        let mut piece = |numbers| *pieces.next().expect("there are no more pieces") = numbers;
+        let (mut parts, mut first) = (0i32, 0);
         for (row, end) in ends.iter_mut().enumerate() {
             let last = first + *end as usize;
             *end = first as u32; // where the row's next position goes
@@ -108,29 +110,26 @@ impl Scatter {
                 let before = parts;
                 for start in (first..last).step_by(PIECE) {
                     let stop = (start + PIECE).min(last);
-                    numbers.extend([start as i32, stop as i32, -1 - parts]);
+                    piece([start as i32, stop as i32, -1 - parts]);
                     parts += 1;
                 }
-                joins.extend([before, parts, row as i32]);
+                let join = joins.next().expect("there are no more joins");
+                *join = [before, parts, row as i32];
             } else if last > first {
-                numbers.extend([first as i32, last as i32, row as i32]);
+                piece([first as i32, last as i32, row as i32]);
             }
             first = last;
         }
         for (position, &row) in index.iter().enumerate() {
             let at = &mut ends[row as usize];
-            numbers[*at as usize] = position as i32;
+            order[*at as usize] = position as i32;
             *at += 1;
         }
-        let (of_pieces, of_joins) = ((numbers.len() - index.len()) / 3, joins.len() / 3);
-        numbers.extend(joins);
-        numbers.resize(count, 0);
+        let positions = index.len();
         Ok(Scatter {
             numbers,
-            positions: index.len(),
-            pieces: of_pieces,
-            joins: of_joins,
-            parts: parts as usize,
+            positions,
+            rows,
         })
     }
 
@@ -140,10 +139,14 @@ impl Scatter {
         2 * positions / (PIECE + 1)
     }
 
-    /// How many numbers there are for an index of so many positions, whatever it holds.
-    fn numbers(positions: usize, rows: usize) -> usize {
-        let parts = Scatter::parts(positions);
-        positions + 3 * (positions.min(rows) + parts) + 3 * (parts / 2)
+    /// The most pieces that so many positions over so many rows have.
+    fn pieces(positions: usize, rows: usize) -> usize {
+        positions.min(rows) + Scatter::parts(positions)
+    }
+
+    /// The most rows that so many positions cut into parts.
+    fn joins(positions: usize) -> usize {
+        Scatter::parts(positions) / 2
     }
 
     /// Elements (f32) of workspace for [`scatter_add_rows`], whatever the index holds.
@@ -181,7 +184,7 @@ pub fn scatter_add_rows(
         (scatter.numbers.len(), Scalar::I32),
         "scatter_add_rows: numbers"
     );
-    let need = scatter.parts * columns;
+    let need = Scatter::workspace(scatter.positions, columns);
     assert!(
         workspace.count() >= need && (need == 0 || workspace.scalar() == Scalar::F32),
         "scatter_add_rows: workspace"
@@ -210,22 +213,27 @@ pub fn scatter_add_rows(
         block: [THREADS, 1, 1],
         shared: 0,
     };
+    // As many blocks as the index could need, whatever it holds, so that the launches of a step are those of the next.
+    let (of_pieces, of_joins) = (
+        Scatter::pieces(scatter.positions, scatter.rows),
+        Scatter::joins(scatter.positions),
+    );
     let at_pieces = scatter.positions;
-    let at_joins = at_pieces + 3 * scatter.pieces;
+    let at_joins = at_pieces + 3 * of_pieces;
     let order = numbers.part(0..at_pieces);
-    let of_pieces = numbers.part(at_pieces..at_joins);
+    let all_pieces = numbers.part(at_pieces..at_joins);
     gpu.launch(
         "index",
         pieces,
-        launch(scatter.pieces),
-        args![dy, order, of_pieces, table.reborrow(), &workspace, columns],
+        launch(of_pieces),
+        args![dy, order, all_pieces, table.reborrow(), &workspace, columns],
     )?;
-    let of_joins = numbers.part(at_joins..at_joins + 3 * scatter.joins);
+    let all_joins = numbers.part(at_joins..at_joins + 3 * of_joins);
     gpu.launch(
         "index",
         joins,
-        launch(scatter.joins),
-        args![workspace, of_joins, table, columns],
+        launch(of_joins),
+        args![workspace, all_joins, table, columns],
     )
 }
 
@@ -244,14 +252,13 @@ mod tests {
         ) {
             let index: Vec<i64> = picks.iter().map(|p| (p % rows / 2) as i64).collect();
             let s = Scatter::new(&index, rows).unwrap();
-            let (order, rest) = s.numbers.split_at(s.positions);
-            let (pieces, rest) = rest.split_at(3 * s.pieces);
-            let joins = &rest[..3 * s.joins];
-            prop_assert!(s.parts <= Scatter::parts(index.len()));
-            prop_assert_eq!(s.numbers.len(), Scatter::numbers(index.len(), rows));
+            let (order, rest) = s.numbers.split_at(index.len());
+            let (pieces, joins) = rest.split_at(3 * Scatter::pieces(index.len(), rows));
+            prop_assert_eq!(joins.len(), 3 * Scatter::joins(index.len()));
             let mut table = vec![Vec::new(); rows];
-            let mut parts = vec![Vec::new(); s.parts];
-            for piece in pieces.as_chunks::<3>().0 {
+            let mut parts = vec![Vec::new(); Scatter::parts(index.len())];
+            let some = |numbers: &&[i32; 3]| numbers[0] < numbers[1];
+            for piece in pieces.as_chunks::<3>().0.iter().filter(some) {
                 let sum = order[piece[0] as usize..piece[1] as usize].to_vec();
                 prop_assert!(!sum.is_empty() && sum.len() <= PIECE);
                 let to = match usize::try_from(piece[2]) {
@@ -261,7 +268,7 @@ mod tests {
                 prop_assert!(to.is_empty(), "written once");
                 *to = sum;
             }
-            for join in joins.as_chunks::<3>().0 {
+            for join in joins.as_chunks::<3>().0.iter().filter(some) {
                 let to = &mut table[join[2] as usize];
                 prop_assert!(to.is_empty(), "written once");
                 *to = parts[join[0] as usize..join[1] as usize].concat();

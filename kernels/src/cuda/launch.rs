@@ -3,7 +3,7 @@
 use super::{Slice, SliceMut};
 
 /// How many threads run a kernel, and with how much shared memory.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Launch {
     /// Blocks along x, y, z
     pub grid: [u32; 3],

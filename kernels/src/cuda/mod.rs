@@ -11,6 +11,7 @@
 
 pub mod activation;
 pub mod attention;
+mod backend;
 pub mod binary;
 pub mod copy;
 pub mod cross_entropy;
@@ -19,6 +20,7 @@ pub mod dropout;
 mod error;
 pub mod gemm;
 mod gpu;
+mod graph;
 pub mod index;
 mod launch;
 mod module;
@@ -29,6 +31,7 @@ pub mod optimizer;
 mod pointwise;
 pub mod pool;
 mod profile;
+mod queue;
 mod record;
 pub mod reduce;
 pub mod rope;
@@ -40,10 +43,12 @@ pub mod softmax;
 mod staging;
 mod tensor_map;
 mod timer;
+mod work;
 
 pub use error::{Error, Result};
 pub use gpu::{Buffer, Gpu, Limits};
 pub use launch::{Arg, Launch};
 pub use module::{SOURCES, Source, Target};
+pub use queue::Sent;
 pub use record::Asked;
 pub use slice::{Scalar, Slice, SliceMut};

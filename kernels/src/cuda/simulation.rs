@@ -133,12 +133,6 @@ impl Simulation {
         }
     }
 
-    /// Sets bytes.
-    pub fn set(&self, to: u64, bytes: usize, value: u8) {
-        // SAFETY: as in `write`.
-        unsafe { std::ptr::write_bytes(to as *mut u8, value, bytes) };
-    }
-
     /// Runs a kernel to its end.
     pub fn launch(
         &self,

@@ -42,6 +42,17 @@ pub struct Model {
 }
 
 pub fn load(name: &'static str, memory: &Memory, compute: DType, trained: Trained) -> Model {
+    load_dropping(name, memory, compute, trained, 0.0)
+}
+
+/// The same with dropout everywhere, of which the fixtures themselves have none.
+pub fn load_dropping(
+    name: &'static str,
+    memory: &Memory,
+    compute: DType,
+    trained: Trained,
+    dropout: f64,
+) -> Model {
     let dir = fixture(name);
     let expected = tensors(&dir.join("expected.safetensors"));
     let source = ModelSource::directory(&dir).unwrap();
@@ -49,13 +60,18 @@ pub fn load(name: &'static str, memory: &Memory, compute: DType, trained: Traine
     let mut checkpoint = Checkpoint::open(&dir).unwrap();
     let p = &mut parameters;
     let (network, set, (batch, targets)) = if ENCODERS.contains(&name) {
-        let config = ModelConfig::load(&source).unwrap();
+        let mut config = ModelConfig::load(&source).unwrap();
+        config.dropout.hidden = dropout;
+        config.dropout.attention = dropout;
         let classifier = Classifier::new(p, &config).unwrap();
         load_parameters(p, &config, &mut checkpoint, None).unwrap();
         let set = resolve(p, &config, trained, |s| classifier.policy(s).unwrap());
         (Network::Encoder(classifier), set, batch(&expected))
     } else {
-        let config = DecoderConfig::load(&source).unwrap();
+        let mut config = DecoderConfig::load(&source).unwrap();
+        config.dropout.embedding = dropout;
+        config.dropout.residual = dropout;
+        config.dropout.attention = dropout;
         let lm = CausalLm::new(p, &config).unwrap();
         load_parameters(p, &config, &mut checkpoint, None).unwrap();
         let set = resolve(p, &config, trained, |s| lm.policy(s).unwrap());
@@ -108,6 +124,13 @@ impl Model {
     }
 
     pub fn gradients_of(&self, set: &TrainableSet, number: u64) -> (f64, Gradients) {
+        let mut gradients = Gradients::new();
+        let loss = self.add_gradients(set, number, &mut gradients);
+        (loss, gradients)
+    }
+
+    /// Adds those of another pass to gradients.
+    pub fn add_gradients(&self, set: &TrainableSet, number: u64, gradients: &mut Gradients) -> f64 {
         let mut f = Forward::train(&self.parameters, set, 0, number);
         let loss = match &self.network {
             Network::Encoder(classifier) => {
@@ -124,13 +147,11 @@ impl Model {
             }
         };
         let value = loss.value().clone();
-        let mut gradients = Gradients::new();
-        f.backward(loss, &mut gradients).unwrap();
-        let value = match value.is_planned() {
+        f.backward(loss, gradients).unwrap();
+        match value.is_planned() {
             true => 0.0,
             false => value.item().unwrap(),
-        };
-        (value, gradients)
+        }
     }
 
     /// One step of AdamW; the loss before it, and the norm of its gradients.

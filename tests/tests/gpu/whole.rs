@@ -7,7 +7,7 @@ use graft_tensor::{DType, Memory};
 use graft_tests::parity::{assert_gradients, is_noise};
 use graft_tests::{DECODERS, ENCODERS, fixture, json, max_distance, numbers, tensors};
 
-use crate::model::{Trained, gpu, load};
+use crate::model::{Trained, gpu, load, load_dropping};
 
 fn all() -> impl Iterator<Item = &'static str> {
     ENCODERS.into_iter().chain(DECODERS)
@@ -56,7 +56,7 @@ fn ten_steps_with_dropout_equal_those_of_the_cpu() {
     let memory = gpu();
     for name in all() {
         let run = |memory: &Memory| {
-            let mut model = load(name, memory, DType::F32, Trained::Full);
+            let mut model = load_dropping(name, memory, DType::F32, Trained::Full, 0.1);
             model.train(1e-3, 0.01, |step| step)
         };
         let (here, there) = (run(&Memory::cpu()), run(&memory));

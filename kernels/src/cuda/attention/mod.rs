@@ -215,6 +215,8 @@ fn options(p: &Attention, longest: usize, blocks: usize) -> [u8; 48] {
     let window = p.window.unwrap_or(longest).min(longest).max(1) as i32;
     let low = if p.causal { 0 } else { 1 - window };
     let dropped = p.dropout > 0.0;
+    // A key that nothing is drawn from would make each step's launches differ from the last one's.
+    let [key0, key1] = if dropped { p.key.0 } else { [0; 2] };
     bytemuck::cast([
         p.heads as u32,
         (p.heads / p.kv_heads) as u32,
@@ -225,8 +227,8 @@ fn options(p: &Attention, longest: usize, blocks: usize) -> [u8; 48] {
         (p.softcap.unwrap_or(0.0) as f32).to_bits(),
         if dropped { keep_from(p.dropout) } else { 0 },
         (kept_scale(p.dropout) as f32).to_bits(),
-        p.key.0[0],
-        p.key.0[1],
+        key0,
+        key1,
         blocks as u32,
     ])
 }

@@ -7,6 +7,7 @@
 //   GRAFT_DRIVER_VERSION      the driver's version, as 12090 for 12.9 (13000)
 //   GRAFT_DRIVER_PTX          the latest PTX that it knows, as 88 for 8.8 (90)
 //   GRAFT_DRIVER_MEMORY       bytes of a device (4 GiB)
+//   GRAFT_DRIVER_GRAPHS       0: there is no memory for graphs (1)
 //   GRAFT_CUDA_ORDER          the order in which threads run, as in scheduler.cpp
 //
 // A stream is what it is on a device: calls are put into a queue and done when somebody waits for them. Who changes pinned
@@ -382,18 +383,22 @@ CU cuModuleGetFunction(void **function, void *, const char *name) {
 }
 CU cuFuncSetAttribute(void *, int, int) { return SUCCESS; }
 
-CU cuLaunchKernel(void *function, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz,
-                  unsigned shared, void *, void **parameters, void **) {
-    Guard guard(lock);
-    if (int result = entered()) return result;
-    const char *name = (const char *)function;
+// As cuda.h has it.
+struct KernelNode {
+    void *function;
+    unsigned grid[3], block[3], shared;
+    void **parameters, **extra;
+    void *kernel, *context;
+};
+// A launch, with copies of its parameters; nothing if it cannot be.
+static Work launch(const KernelNode &node) {
+    const char *name = (const char *)node.function;
     size_t sizes[32];
     int count = graft_simulation_parameters(name, sizes, 32);
-    if (count < 0 || count > 32) return INVALID_VALUE;
+    if (count < 0 || count > 32) return nullptr;
     std::vector<std::string> bytes;
-    for (int i = 0; i < count; i++) bytes.emplace_back((const char *)parameters[i], sizes[i]);
-    put([=] {
-        unsigned grid[3] = {gx, gy, gz}, block[3] = {bx, by, bz};
+    for (int i = 0; i < count; i++) bytes.emplace_back((const char *)node.parameters[i], sizes[i]);
+    return [=] {
         std::vector<std::vector<uint64_t>> places;
         std::vector<void *> given;
         for (const std::string &one : bytes) {
@@ -403,9 +408,144 @@ CU cuLaunchKernel(void *function, unsigned gx, unsigned gy, unsigned gz, unsigne
         }
         char text[512];
         unsigned order = (unsigned)setting("GRAFT_CUDA_ORDER", 0);
-        if (!graft_simulation_launch(name, grid, block, shared, given.data(), order, text, sizeof text)) return 0;
+        if (!graft_simulation_launch(name, node.grid, node.block, node.shared, given.data(), order, text, sizeof text))
+            return 0;
         fprintf(stderr, "simulated driver: %s\n", text);
         return (int)LAUNCH_FAILED;
-    });
+    };
+}
+
+CU cuLaunchKernel(void *function, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz,
+                  unsigned shared, void *, void **parameters, void **) {
+    Guard guard(lock);
+    if (int result = entered()) return result;
+    KernelNode node = {function, {gx, gy, gz}, {bx, by, bz}, shared, parameters, nullptr, nullptr, nullptr};
+    Work work = launch(node);
+    if (!work) return INVALID_VALUE;
+    put(std::move(work));
+    return SUCCESS;
+}
+
+// --- Graphs: a chain of nodes, each behind the one before it. What is ready to be launched has copies of the nodes.
+
+struct Node {
+    Work work;
+    bool kernel;
+};
+struct Graph {
+    std::vector<Node *> nodes;
+};
+struct Ready {
+    std::vector<std::pair<Node *, Work>> works;
+};
+
+static int add(Node **to, Graph *graph, Node *const *behind, size_t count, Work work, bool kernel) {
+    if (!work || count > 1 || (count == 1) == graph->nodes.empty()) return INVALID_VALUE;
+    if (count == 1 && *behind != graph->nodes.back()) return INVALID_VALUE;
+    *to = new Node{std::move(work), kernel};
+    graph->nodes.push_back(*to);
+    return SUCCESS;
+}
+
+CU cuGraphCreate(Graph **to, unsigned) {
+    *to = new Graph;
+    return entered();
+}
+CU cuGraphDestroy(Graph *graph) {
+    for (Node *node : graph->nodes) delete node;
+    delete graph;
+    return SUCCESS;
+}
+CU cuGraphAddKernelNode_v2(Node **to, Graph *graph, Node *const *behind, size_t count, const KernelNode *node) {
+    Guard guard(lock);
+    if (int result = entered()) return result;
+    return add(to, graph, behind, count, launch(*node), true);
+}
+
+// As cuda.h has it.
+struct Copy3D {
+    size_t from_x, from_y, from_z, from_level;
+    int from_type;
+    const void *from_host;
+    uint64_t from_device;
+    void *from_array, *reserved0;
+    size_t from_pitch, from_height;
+    size_t to_x, to_y, to_z, to_level;
+    int to_type;
+    void *to_host;
+    uint64_t to_device;
+    void *to_array, *reserved1;
+    size_t to_pitch, to_height;
+    size_t width, height, depth;
+};
+CU cuGraphAddMemcpyNode(Node **to, Graph *graph, Node *const *behind, size_t count, const Copy3D *given, void *) {
+    Guard guard(lock);
+    if (int result = entered()) return result;
+    Copy3D copy = *given;
+    constexpr int DEVICE = 2;
+    if (copy.from_type != DEVICE || copy.to_type != DEVICE || copy.height == 0 || copy.depth != 1) return INVALID_VALUE;
+    if (copy.from_pitch < copy.width || copy.to_pitch < copy.width) return INVALID_VALUE;
+    size_t from_bytes = (copy.height - 1) * copy.from_pitch + copy.width;
+    size_t to_bytes = (copy.height - 1) * copy.to_pitch + copy.width;
+    if (!is_device(copy.from_device, from_bytes)) return outside("rows", copy.from_device, from_bytes);
+    if (!is_device(copy.to_device, to_bytes)) return outside("rows", copy.to_device, to_bytes);
+    Work work = [=] {
+        for (size_t row = 0; row < copy.height; row++)
+            memmove((char *)copy.to_device + row * copy.to_pitch, (char *)copy.from_device + row * copy.from_pitch,
+                    copy.width);
+        return 0;
+    };
+    return add(to, graph, behind, count, std::move(work), false);
+}
+
+// As cuda.h has it.
+struct Memset {
+    uint64_t to;
+    size_t pitch;
+    unsigned value, size;
+    size_t width, height;
+};
+CU cuGraphAddMemsetNode(Node **to, Graph *graph, Node *const *behind, size_t count, const Memset *given, void *) {
+    Guard guard(lock);
+    if (int result = entered()) return result;
+    Memset set = *given;
+    bool fits = set.size == 4 || ((set.size == 1 || set.size == 2) && set.value >> 8 * set.size == 0);
+    if (!fits || set.height != 1) return INVALID_VALUE;
+    if (!is_device(set.to, set.width * set.size)) return outside("a memset", set.to, set.width * set.size);
+    Work work = [=] {
+        for (size_t i = 0; i < set.width; i++) memcpy((char *)set.to + i * set.size, &set.value, set.size);
+        return 0;
+    };
+    return add(to, graph, behind, count, std::move(work), false);
+}
+
+CU cuGraphInstantiateWithFlags(Ready **to, Graph *graph, unsigned long long) {
+    Guard guard(lock);
+    if (int result = entered()) return result;
+    if (setting("GRAFT_DRIVER_GRAPHS", 1) == 0) return OUT_OF_MEMORY;
+    *to = new Ready;
+    for (Node *node : graph->nodes) (*to)->works.emplace_back(node, node->work);
+    return SUCCESS;
+}
+CU cuGraphExecDestroy(Ready *ready) {
+    delete ready;
+    return SUCCESS;
+}
+CU cuGraphExecKernelNodeSetParams_v2(Ready *ready, Node *node, const KernelNode *given) {
+    Guard guard(lock);
+    if (int result = entered()) return result;
+    for (auto &[of, work] : ready->works) {
+        if (of != node) continue;
+        Work other = node->kernel ? launch(*given) : nullptr;
+        if (!other) return INVALID_VALUE;
+        work = std::move(other);
+        return SUCCESS;
+    }
+    return INVALID_VALUE;
+}
+CU cuGraphLaunch(Ready *ready, void *) {
+    Guard guard(lock);
+    if (int result = entered()) return result;
+    for (auto &[node, work] : ready->works) put(work);
     return SUCCESS;
 }

@@ -1,0 +1,224 @@
+//! Work as a graph of the driver's: sent by one call, with arguments that can be set anew.
+
+use cudarc::driver::sys::{self, CUgraph, CUgraphExec, CUgraphNode, CUmemorytype, CUresult};
+
+use super::Result;
+use super::driver::{Driver, check};
+use super::gpu::Limits;
+use super::work::{Task, Work};
+
+/// A graph, ready to be launched. [`Driver::forget`] gives it back.
+#[derive(Debug)]
+pub(super) struct Graph {
+    /// Names the nodes
+    plan: CUgraph,
+    ready: CUgraphExec,
+    /// A node for each task
+    nodes: Vec<CUgraphNode>,
+}
+
+// SAFETY: handles of the driver may be used from any thread, one at a time.
+unsafe impl Send for Graph {}
+
+fn device_to_device(
+    from: (u64, usize),
+    to: (u64, usize),
+    rows: usize,
+    length: usize,
+) -> sys::CUDA_MEMCPY3D {
+    let device = CUmemorytype::CU_MEMORYTYPE_DEVICE;
+    sys::CUDA_MEMCPY3D {
+        srcXInBytes: 0,
+        srcY: 0,
+        srcZ: 0,
+        srcLOD: 0,
+        srcMemoryType: device,
+        srcHost: std::ptr::null(),
+        srcDevice: from.0,
+        srcArray: std::ptr::null_mut(),
+        reserved0: std::ptr::null_mut(),
+        srcPitch: from.1,
+        srcHeight: rows,
+        dstXInBytes: 0,
+        dstY: 0,
+        dstZ: 0,
+        dstLOD: 0,
+        dstMemoryType: device,
+        dstHost: std::ptr::null_mut(),
+        dstDevice: to.0,
+        dstArray: std::ptr::null_mut(),
+        reserved1: std::ptr::null_mut(),
+        dstPitch: to.1,
+        dstHeight: rows,
+        WidthInBytes: length,
+        Height: rows,
+        Depth: 1,
+    }
+}
+
+impl Driver {
+    /// The parameters of a kernel's node, which point into `work` and `pointers`.
+    fn kernel(
+        &self,
+        limits: &Limits,
+        task: &Task,
+        parameters: *mut *mut std::ffi::c_void,
+    ) -> Result<sys::CUDA_KERNEL_NODE_PARAMS> {
+        let Task::Kernel {
+            file, name, launch, ..
+        } = *task
+        else {
+            unreachable!("the caller has seen that it is a kernel");
+        };
+        let ([gx, gy, gz], [bx, by, bz]) = (launch.grid, launch.block);
+        Ok(sys::CUDA_KERNEL_NODE_PARAMS {
+            func: self.function(limits, file, name, launch.shared)?,
+            gridDimX: gx,
+            gridDimY: gy,
+            gridDimZ: gz,
+            blockDimX: bx,
+            blockDimY: by,
+            blockDimZ: bz,
+            sharedMemBytes: launch.shared,
+            kernelParams: parameters,
+            extra: std::ptr::null_mut(),
+            kern: std::ptr::null_mut(),
+            ctx: std::ptr::null_mut(),
+        })
+    }
+
+    /// Makes a graph of `work`, each task behind the one before it.
+    ///
+    /// # Errors
+    /// A failed call: among others, no more memory for graphs.
+    pub fn graph(&self, limits: &Limits, work: &Work) -> Result<Graph> {
+        self.enter()?;
+        let mut graph = Graph {
+            plan: std::ptr::null_mut(),
+            ready: std::ptr::null_mut(),
+            nodes: Vec::with_capacity(work.tasks.len()),
+        };
+        let made = self.assemble(limits, work, &mut graph);
+        match made {
+            Ok(()) => Ok(graph),
+            Err(error) => {
+                self.forget(graph);
+                Err(error)
+            }
+        }
+    }
+
+    fn assemble(&self, limits: &Limits, work: &Work, graph: &mut Graph) -> Result<()> {
+        // SAFETY: a valid pointer.
+        check("cuGraphCreate", unsafe {
+            sys::cuGraphCreate(&mut graph.plan, 0)
+        })?;
+        for task in &work.tasks {
+            let before = graph.nodes.last().copied();
+            let (behind, count) = match &before {
+                Some(node) => (std::ptr::from_ref(node), 1),
+                None => (std::ptr::null(), 0),
+            };
+            let (plan, context) = (graph.plan, self.context());
+            let mut node = std::ptr::null_mut();
+            let copy = |node: *mut CUgraphNode, copy: sys::CUDA_MEMCPY3D| -> CUresult {
+                // SAFETY: ranges of the device, which `Gpu` checks, a graph and a node of it.
+                unsafe { sys::cuGraphAddMemcpyNode(node, plan, behind, count, &copy, context) }
+            };
+            let result = match *task {
+                Task::Kernel { first, end, .. } => {
+                    let mut pointers = work.pointers(first, end);
+                    let kernel = self.kernel(limits, task, pointers.as_mut_ptr())?;
+                    // SAFETY: as in `Driver::launch`; the driver copies what the parameters point to.
+                    unsafe { sys::cuGraphAddKernelNode_v2(&mut node, plan, behind, count, &kernel) }
+                }
+                Task::Copy { from, to, bytes } => copy(
+                    &mut node,
+                    device_to_device((from, bytes), (to, bytes), 1, bytes),
+                ),
+                Task::Rows {
+                    rows,
+                    length,
+                    from,
+                    to,
+                } => copy(&mut node, device_to_device(from, to, rows, length)),
+                Task::Fill {
+                    to,
+                    count: elements,
+                    size,
+                    value,
+                } => {
+                    let fill = sys::CUDA_MEMSET_NODE_PARAMS {
+                        dst: to,
+                        pitch: elements * size,
+                        value: value & (u32::MAX >> (32 - 8 * size)),
+                        elementSize: size as u32,
+                        width: elements,
+                        height: 1,
+                    };
+                    // SAFETY: a range of the device, a graph and a node of it.
+                    unsafe {
+                        sys::cuGraphAddMemsetNode(&mut node, plan, behind, count, &fill, context)
+                    }
+                }
+            };
+            check("adding to a graph", result)?;
+            graph.nodes.push(node);
+        }
+        // SAFETY: a valid pointer and a graph.
+        check("cuGraphInstantiate", unsafe {
+            sys::cuGraphInstantiateWithFlags(&mut graph.ready, graph.plan, 0)
+        })
+    }
+
+    /// Sets the arguments of kernel number `task` to those of `work`, for launches from now on.
+    ///
+    /// # Errors
+    /// A failed call.
+    pub fn set_arguments(
+        &self,
+        limits: &Limits,
+        graph: &mut Graph,
+        work: &Work,
+        task: usize,
+    ) -> Result<()> {
+        self.enter()?;
+        let Task::Kernel { first, end, .. } = work.tasks[task] else {
+            return Ok(()); // nothing that could differ
+        };
+        let mut pointers = work.pointers(first, end);
+        let kernel = self.kernel(limits, &work.tasks[task], pointers.as_mut_ptr())?;
+        // SAFETY: as in `Driver::launch`; a graph and its own node.
+        check("cuGraphExecKernelNodeSetParams", unsafe {
+            sys::cuGraphExecKernelNodeSetParams_v2(graph.ready, graph.nodes[task], &kernel)
+        })
+    }
+
+    /// Sends a graph's work behind what was sent before.
+    ///
+    /// # Errors
+    /// A failed call.
+    pub fn launch_graph(&self, graph: &Graph) -> Result<()> {
+        self.enter()?;
+        // SAFETY: a graph and a stream of one device.
+        check("cuGraphLaunch", unsafe {
+            sys::cuGraphLaunch(graph.ready, self.stream().cast())
+        })
+    }
+
+    /// Gives a graph back; the driver waits for it if it is at work.
+    pub fn forget(&self, graph: Graph) {
+        if self.enter().is_err() {
+            return;
+        }
+        // SAFETY: made by `graph`, or null. A failure leaves nothing to be done.
+        unsafe {
+            if !graph.ready.is_null() {
+                sys::cuGraphExecDestroy(graph.ready);
+            }
+            if !graph.plan.is_null() {
+                sys::cuGraphDestroy(graph.plan);
+            }
+        }
+    }
+}
