@@ -94,7 +94,7 @@ fn bench(gpu: &Gpu, name: &str, p: Attention, lengths: &[usize], scalar: Scalar)
         let lse = lse.slice_mut(0, tokens * p.heads, Scalar::F32);
         attention(gpu, &p, offsets, inputs, out, lse)
     })?;
-    let needed = attention_backward_workspace(&p, tokens);
+    let needed = attention_backward_workspace(&p, tokens, lengths.len());
     let workspace = empty(needed, Scalar::F32)?;
     let dq = empty(tokens * width, scalar)?;
     let dk = empty(tokens * kv_width, scalar)?;

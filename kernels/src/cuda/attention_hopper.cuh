@@ -8,6 +8,23 @@
 // What products write has other values from here on.
 __device__ __forceinline__ void wgmma_touch(float &x) { asm volatile("" : "+f"(x)::"memory"); }
 
+// What products read lasts until here.
+__device__ __forceinline__ void keep_until_here(u32 x) { asm volatile("" ::"r"(x) : "memory"); }
+
+// Bytes that follow each other to shared memory, a multiple of 16 from an address that is one. The
+// barrier gets them.
+__device__ __forceinline__ void bulk_load(void *to, const void *from, int bytes, u64 *barrier) {
+    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes "
+                 "[%0], [%1], %2, [%3];" ::"r"(shared_address(to)),
+                 "l"(from), "r"(bytes), "r"(shared_address(barrier))
+                 : "memory");
+}
+
+// Counts this thread as arrived at a `named_barrier`, at which it does not wait.
+__device__ __forceinline__ void named_arrive(int number, int threads) {
+    asm volatile("bar.arrive %0, %1;" ::"r"(number), "r"(threads) : "memory");
+}
+
 #define SUMS4(d, i) "+f"(d[i][0]), "+f"(d[i][1]), "+f"(d[i][2]), "+f"(d[i][3])
 #define SUMS16(d, i) SUMS4(d, i), SUMS4(d, i + 1), SUMS4(d, i + 2), SUMS4(d, i + 3)
 

@@ -258,13 +258,13 @@ __device__ __forceinline__ void hide_by_key(const Attention &p, float (&s)[M][N]
 
 // Bits 4 i + e: whether element e of C number i is kept, of COUNT side by side whose rows are queries
 // from `token` on and whose columns are keys from `key` on (divisible by 8). Of the four blocks that
-// a pair of lanes reads, each lane draws one.
-template <int COUNT>
+// a pair of lanes reads, each lane draws one. AT_ONCE: how many are drawn at a time.
+template <int COUNT, int AT_ONCE = 1>
 __device__ __forceinline__ u64 kept_of_queries(const Attention &p, u32 token, u32 key, u32 head) {
     static_assert(COUNT <= 16, "bits of a word");
     u32 g = threadIdx.x % 32 / 4, t = threadIdx.x % 4, odd = t & 1;
     u64 all = 0;
-#pragma unroll 1
+#pragma unroll AT_ONCE
     for (int i = 0; i < COUNT; i++) {
         u32 bits = keep_bits(p, key + 8 * i + 4 * (t / 2), token + g + 8 * odd, head) << 4 * odd;
         bits |= __shfl_xor_sync(0xffffffffu, bits, 1);
@@ -276,14 +276,14 @@ __device__ __forceinline__ u64 kept_of_queries(const Attention &p, u32 token, u3
 
 // The same for C whose rows are keys and whose columns are queries: four lanes, of which each draws
 // one of the four blocks that they read.
-template <int COUNT>
+template <int COUNT, int AT_ONCE = 1>
 __device__ __forceinline__ u64 kept_of_keys(const Attention &p, u32 token, u32 key, u32 head) {
     static_assert(COUNT <= 16, "bits of a word");
     u32 g = threadIdx.x % 32 / 4, t = threadIdx.x % 4, turn = g % 4;
     u64 all = 0;
     key += g / 4 * 4 + turn / 2 * 8;
     token += 2 * t + turn % 2;
-#pragma unroll 1
+#pragma unroll AT_ONCE
     for (int i = 0; i < COUNT; i++) {
         u32 bits = keep_bits(p, key, token + 8 * i, head) << 4 * turn;
         bits |= __shfl_xor_sync(0xffffffffu, bits, 4);

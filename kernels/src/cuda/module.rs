@@ -81,8 +81,10 @@ macro_rules! sources {
 sources! {
     "activation" for Sm70 "compute_70" Sm80 "compute_80";
     "attention_backward" for Sm80 "compute_80" Sm90a "compute_90a";
+    "attention_backward_hopper" for Sm90a "compute_90a";
     "attention_cached" for Sm70 "compute_70";
     "attention_forward" for Sm80 "compute_80" Sm90a "compute_90a";
+    "attention_forward_hopper" for Sm90a "compute_90a";
     "attention_simt" for Sm70 "compute_70";
     "binary" for Sm70 "compute_70" Sm80 "compute_80";
     "copy" for Sm70 "compute_70" Sm80 "compute_80";
@@ -106,6 +108,10 @@ pub const HEADERS: &[(&str, &str)] = &[
     ("activation.cuh", include_str!("activation.cuh")),
     ("attention.cuh", include_str!("attention.cuh")),
     ("attention_hopper.cuh", include_str!("attention_hopper.cuh")),
+    (
+        "attention_pipeline.cuh",
+        include_str!("attention_pipeline.cuh"),
+    ),
     ("attention_tensor.cuh", include_str!("attention_tensor.cuh")),
     ("common.cuh", include_str!("common.cuh")),
     ("half.cuh", include_str!("half.cuh")),

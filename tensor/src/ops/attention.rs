@@ -206,7 +206,8 @@ pub fn attention_backward(
     let mut dk = output(needs[1], &k)?;
     let mut dv = output(needs[2], &v)?;
     if let Some(on) = m.gpu() {
-        let needed = cuda::attention_backward_workspace(&p, q.shape()[0]);
+        let sequences = offsets.shape()[0].saturating_sub(1);
+        let needed = cuda::attention_backward_workspace(&p, q.shape()[0], sequences);
         let mut scratch = workspace(m, q.dtype(), needed)?;
         on.run(|gpu| {
             let inputs = [device_rows(&q)?, device_rows(&k)?, device_rows(&v)?];

@@ -152,6 +152,33 @@ fn long_sequences() {
     }
 }
 
+/// On Hopper a block has several tasks, one after the other.
+#[test]
+#[ignore = "needs a GPU"]
+fn more_tasks_than_multiprocessors() {
+    let many: Vec<usize> = (0..160).map(|i| 1 + i * 53 % 150).collect();
+    let edges = [1, 63, 64, 65, 127, 128, 129, 191, 192, 193, 255, 257, 1000];
+    for lengths in [&many[..], &edges] {
+        for (head_dim, causal, dropout) in [
+            (64, false, 0.0),
+            (64, true, 0.0),
+            (64, false, 0.1),
+            (64, true, 0.1),
+            (128, false, 0.0),
+            (128, true, 0.0),
+            (128, false, 0.1),
+        ] {
+            let p = Attention {
+                causal,
+                dropout,
+                key: Key::new(3, 4, 5),
+                ..options(4, 2, head_dim)
+            };
+            check(&p, head_dim, lengths, DType::Bf16, 11);
+        }
+    }
+}
+
 #[test]
 #[ignore = "needs a GPU"]
 fn scores_far_from_zero() {

@@ -1,15 +1,16 @@
 //! Launchers of the backward pass.
 
 use super::{
-    Kind, Offsets, Rows, THREADS, Tile, check, options, plain_shared, supported, tensor_shared,
+    Kind, Offsets, Rows, THREADS, Tile, check, hopper, options, plain_shared, supported,
+    tensor_shared,
 };
 use crate::attention::Attention;
 use crate::cuda::launch::args;
 use crate::cuda::{Gpu, Launch, Result, Scalar, Slice, SliceMut};
 
-/// Workspace of [`attention_backward`], in f32.
-pub fn attention_backward_workspace(p: &Attention, tokens: usize) -> usize {
-    p.heads * tokens
+/// Workspace of [`attention_backward`] over so many tokens in so many sequences, in f32.
+pub fn attention_backward_workspace(p: &Attention, tokens: usize, sequences: usize) -> usize {
+    hopper::workspace(p, tokens, sequences)
 }
 
 /// The gradients of [`attention`](super::attention), as [`crate::attention::attention_backward`]; those that are not
@@ -28,7 +29,7 @@ pub fn attention_backward(
     [out, dout]: [Slice<'_>; 2],
     lse: Slice<'_>,
     [dq, dk, dv]: [Option<SliceMut<'_>>; 3],
-    mut workspace: SliceMut<'_>,
+    workspace: SliceMut<'_>,
 ) -> Result<()> {
     let (who, tokens) = ("attention backward", offsets.tokens());
     let operands = [
@@ -49,39 +50,26 @@ pub fn attention_backward(
         ("dk", grads[1], kv_width, scalar),
         ("dv", grads[2], kv_width, scalar),
         ("lse", Some(lse), p.heads, Scalar::F32),
-        (
-            "workspace",
-            Some(workspace.as_slice()),
-            p.heads,
-            Scalar::F32,
-        ),
     ] {
         assert!(
             x.is_none_or(|x| x.count() == tokens * width && x.scalar() == scalar),
             "{who}: {name} does not have {width} x {scalar} for each of {tokens} tokens"
         );
     }
-    let addresses: Vec<_> = [Some(dout), grads[0], grads[1], grads[2]]
+    let needed = attention_backward_workspace(p, tokens, offsets.sequences());
+    assert!(
+        workspace.count() >= needed && workspace.scalar() == Scalar::F32,
+        "{who}: workspace of {} elements, {needed} needed",
+        workspace.count()
+    );
+    let addresses: Vec<_> = [Some(out), Some(dout), grads[0], grads[1], grads[2]]
         .map(|x| x.map(|x| x.address()))
         .into();
     let kind = Kind::of(gpu, p, &[q, k, v], &addresses)?;
     if dq.is_none() && dk.is_none() && dv.is_none() {
         return Ok(());
     }
-    let name = match scalar {
-        Scalar::Bf16 => "attention_dots_bf16",
-        _ => "attention_dots_f32",
-    };
-    let launch = Launch::cover(32 * tokens * p.heads, THREADS, 1);
-    let args = args![
-        out,
-        dout,
-        workspace.reborrow(),
-        tokens,
-        p.heads as u32,
-        p.head_dim as u32
-    ];
-    gpu.launch("attention_simt", name, launch, args)?;
+    let dots = workspace.as_slice().part(0..tokens * p.heads);
     let pass = Pass {
         gpu,
         p,
@@ -89,9 +77,19 @@ pub fn attention_backward(
         inputs: [q, k, v],
         dout,
         lse,
-        dots: workspace.as_slice(),
+        dots,
         kind,
     };
+    if hopper::takes(gpu, p, &offsets, &pass.kind)? {
+        return pass.hopper(out, workspace.as_slice(), [dq, dk, dv]);
+    }
+    let name = match scalar {
+        Scalar::Bf16 => "attention_dots_bf16",
+        _ => "attention_dots_f32",
+    };
+    let launch = Launch::cover(32 * tokens * p.heads, THREADS, 1);
+    let args = args![out, dout, dots, tokens, p.heads as u32, p.head_dim as u32];
+    gpu.launch("attention_simt", name, launch, args)?;
     if dk.is_some() || dv.is_some() {
         pass.keys(dk, dv)?;
     }
@@ -99,13 +97,13 @@ pub fn attention_backward(
 }
 
 /// What both passes over the scores are given.
-struct Pass<'a> {
-    gpu: &'a Gpu,
-    p: &'a Attention,
-    offsets: Offsets<'a>,
-    inputs: [Rows<'a>; 3],
-    dout: Slice<'a>,
-    lse: Slice<'a>,
+pub(super) struct Pass<'a> {
+    pub gpu: &'a Gpu,
+    pub p: &'a Attention,
+    pub offsets: Offsets<'a>,
+    pub inputs: [Rows<'a>; 3],
+    pub dout: Slice<'a>,
+    pub lse: Slice<'a>,
     dots: Slice<'a>,
     kind: Kind,
 }

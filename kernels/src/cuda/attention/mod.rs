@@ -1,8 +1,9 @@
-//! Launchers of `attention_forward.cu`, `attention_backward.cu`, `attention_simt.cu` and
-//! `attention_cached.cu`.
+//! Launchers of `attention_forward.cu` and `attention_backward.cu`, their like for Hopper,
+//! `attention_simt.cu` and `attention_cached.cu`.
 
 mod backward;
 mod cached;
+mod hopper;
 
 pub use backward::{attention_backward, attention_backward_workspace};
 pub use cached::{attention_cached, attention_cached_workspace};
@@ -309,6 +310,9 @@ fn forward(
     let queries = offsets.longest();
     let keys = kept.map_or(queries, |kept| most(kept.host.lengths));
     let kind = Kind::of(gpu, p, &[q, k, v], &[Some(out.address())])?;
+    if kept.is_none() && p.dropout == 0.0 && hopper::takes(gpu, p, &offsets, &kind)? {
+        return hopper::forward(gpu, p, offsets, [q, k, v], out, lse);
+    }
     let tile = match &kind {
         Kind::Tensor(tensor) => tensor.forward,
         Kind::Plain { tile, .. } => *tile,
