@@ -92,6 +92,8 @@ __device__ __forceinline__ void read_eight(const float *from, float (&to)[8]) {
 }
 
 template <class T, bool A_ALONG, bool B_ALONG> __device__ __forceinline__ void simple(const Product &p) {
+    // As many k side by side as there are registers for, beside the addresses of these orders.
+    constexpr int AT_ONCE = A_ALONG == B_ALONG ? 4 : 1;
     __shared__ __align__(16) float pool[4 * SLICE * SIDE]; // A and B, twice; then 64 rows of sums
     __shared__ Task task; // registers are for sums
     if (threadIdx.x == 0) task = task_at<SIDE, SIDE>(p, blockIdx.x);
@@ -121,7 +123,7 @@ template <class T, bool A_ALONG, bool B_ALONG> __device__ __forceinline__ void s
             for (int quarter = 0; quarter < 4; quarter++) {
                 const float *as = tile + quarter * 4 * SIDE + (4 * y ^ (quarter << 3));
                 const float *bs = tile + (SLICE + quarter * 4) * SIDE + (4 * x ^ (quarter << 3));
-#pragma unroll 1
+#pragma unroll AT_ONCE
                 for (int i = 0; i < 4; i++) {
                     float left[8], right[8];
                     read_eight(as + i * SIDE, left);

@@ -123,18 +123,10 @@ __device__ __forceinline__ void biased(const float (&sums)[96], int first, const
     }
 }
 
-// How sums become 16-bit elements, beside rounding to bf16.
-struct Short {
-    bool joins;    // the buffer holds elements that they are added to
-    bool relative; // they are f16, less these of rows r and r + 8
-    float less[2];
-};
-
-// Sums of 64 rows and 64 columns, which are `sums[FIRST ..]` of each thread, with their biases, to
-// one buffer of 16-bit elements or two of float.
+// Sums of 64 rows and 64 columns, which are `sums[FIRST ..]` of each thread, with their biases: to two
+// buffers of float, or added to what a buffer holds of bf16.
 template <bool WIDE, int FIRST>
-__device__ __forceinline__ void put(const float (&sums)[96], const float *bias, u8 *to, int t,
-                                    const Short &how) {
+__device__ __forceinline__ void put(const float (&sums)[96], const float *bias, u8 *to, int t) {
     int warp = t / 32, lane = t % 32;
 #pragma unroll
     for (int s = 0; s < 4; s++) {
@@ -152,22 +144,12 @@ __device__ __forceinline__ void put(const float (&sums)[96], const float *bias, 
         }
         u8 *at = matrix_row(to, s, t);
         u32 words[4];
-        if (how.joins) {
-            float old[8];
-            ldmatrix_x4(words, at);
-            floats_of(words, old);
+        float old[8];
+        ldmatrix_x4(words, at);
+        floats_of(words, old);
 #pragma unroll
-            for (int i = 0; i < 8; i++) x[i] += old[i];
-        }
-        if (how.relative) {
-#pragma unroll
-            for (int i = 0; i < 4; i++) {
-                float less = how.less[i % 2];
-                words[i] = pack_half(x[2 * i] - less, x[2 * i + 1] - less);
-            }
-        } else {
-            words_of(x, words);
-        }
+        for (int i = 0; i < 8; i++) x[i] += old[i];
+        words_of(x, words);
         stmatrix_x4(at, words[0], words[1], words[2], words[3]);
     }
 }
@@ -175,14 +157,14 @@ __device__ __forceinline__ void put(const float (&sums)[96], const float *bias, 
 // The same of chunk `chunk` of a tile: three to each half of its rows.
 template <bool WIDE>
 __device__ __forceinline__ void put_chunk(int chunk, const float (&sums)[2][96], const float *bias,
-                                          u8 *to, int t, const Short &how) {
+                                          u8 *to, int t) {
     switch (chunk) {
-    case 0: put<WIDE, 0>(sums[0], bias, to, t, how); break;
-    case 1: put<WIDE, 32>(sums[0], bias, to, t, how); break;
-    case 2: put<WIDE, 64>(sums[0], bias, to, t, how); break;
-    case 3: put<WIDE, 0>(sums[1], bias, to, t, how); break;
-    case 4: put<WIDE, 32>(sums[1], bias, to, t, how); break;
-    default: put<WIDE, 64>(sums[1], bias, to, t, how);
+    case 0: put<WIDE, 0>(sums[0], bias, to, t); break;
+    case 1: put<WIDE, 32>(sums[0], bias, to, t); break;
+    case 2: put<WIDE, 64>(sums[0], bias, to, t); break;
+    case 3: put<WIDE, 0>(sums[1], bias, to, t); break;
+    case 4: put<WIDE, 32>(sums[1], bias, to, t); break;
+    default: put<WIDE, 64>(sums[1], bias, to, t);
     }
 }
 
@@ -273,33 +255,22 @@ struct Way {
     }
 };
 
-// Sums of a tile to C, which is of 16 bits.
-__device__ __forceinline__ void bring_short(const Way &way, const float (&sums)[2][96]) {
-    const Product &p = way.p;
+// Sums of a tile to C, added to the bf16 that is there.
+__device__ __forceinline__ void bring_joined(const Way &way, const float (&sums)[2][96]) {
     u32 first = way.used;
-    Short how;
-    how.joins = p.accumulate;
-    how.relative = p.relative;
 #pragma unroll 1
     for (int chunk = 0; chunk < 6; chunk++) {
         int t = way.thread();
-        // The copy engine has read what the buffer held.
-        if (t == 0 && !how.joins) tensor_store_wait_read<BUFFERS - 1>();
         way.meet();
-        if (how.joins) way.wait_for(first, chunk);
-        if (how.relative) {
-            const float *less = way.less() + chunk / 3 * 64 + t / 32 * 16 + t % 32 / 4;
-            how.less[0] = less[0];
-            how.less[1] = less[8];
-        }
+        way.wait_for(first, chunk);
         u8 *to = way.buffer(first + chunk);
-        put_chunk<false>(chunk, sums, way.bias, to, t, how);
+        put_chunk<false>(chunk, sums, way.bias, to, t);
         fence_shared_async();
         way.meet();
         if (t == 0) {
             tensor_store(&way.maps.c, to, way.column(chunk), way.row(chunk), way.matrix());
             tensor_store_commit();
-            if (how.joins) way.ask_next(way.maps.c, first, chunk);
+            way.ask_next(way.maps.c, first, chunk);
         }
     }
     way.used += 6;
@@ -315,7 +286,7 @@ __device__ __forceinline__ void bring_wide(const Way &way, const float (&sums)[2
         if (t == 0) tensor_store_wait_read<BUFFERS / 2 - 1>();
         way.meet();
         u8 *to = way.buffer(way.used);
-        put_chunk<true>(chunk, sums, way.bias, to, t, Short());
+        put_chunk<true>(chunk, sums, way.bias, to, t);
         int row = way.row(chunk), column = way.column(chunk);
         if (by_hand) {
             way.meet();
@@ -350,24 +321,42 @@ __device__ __forceinline__ void apply(float (&x)[8], const float (&at)[8]) {
     }
 }
 
-// The same where bf16 elements go through GELU, or get the factor of its slope. All sums are rounded
-// first: that leaves registers to compute several elements at a time.
-template <bool SLOPE>
-__device__ __forceinline__ void bring_activated(const Way &way, const float (&sums)[2][96]) {
+// Sums to 16-bit elements of C. All of them are rounded first: their words are found by a number, in code
+// that is short enough to stay where instructions are fetched from, and leave registers to compute several
+// activations at a time. GELUS: bf16 elements may go through GELU, or with SLOPE get the factor of its
+// slope.
+template <bool GELUS, bool SLOPE>
+__device__ __forceinline__ void bring_short(const Way &way, const float (&sums)[2][96]) {
     const Product &p = way.p;
-    bool twice = !SLOPE && p.pre;
+    bool late = GELUS && p.activation, twice = late && !SLOPE && p.pre;
     u32 first = way.used;
     way.meet();
     u32 words[24][4];
+    if (!SLOPE && p.relative) {
+        const float *less = way.less() + way.t / 32 * 16 + way.t % 32 / 4;
+        float rows[2][2] = {{less[0], less[8]}, {less[64], less[72]}};
 #pragma unroll
-    for (int i = 0; i < 24; i++) {
-        float x[8];
-        biased(sums[i / 12], i % 12 * 8, way.bias, way.t, x);
-        words_of(x, words[i]);
+        for (int i = 0; i < 24; i++) {
+            float x[8];
+            biased(sums[i / 12], i % 12 * 8, way.bias, way.t, x);
+#pragma unroll
+            for (int j = 0; j < 4; j++) {
+                float row = rows[i / 12][j % 2];
+                words[i][j] = pack_half(x[2 * j] - row, x[2 * j + 1] - row);
+            }
+        }
+    } else {
+#pragma unroll
+        for (int i = 0; i < 24; i++) {
+            float x[8];
+            biased(sums[i / 12], i % 12 * 8, way.bias, way.t, x);
+            words_of(x, words[i]);
+        }
     }
 #pragma unroll 1
     for (int chunk = 0; chunk < 6; chunk++) {
         int t = way.thread();
+        // The copy engine has read what the buffers held that are next.
         if (t == 0 && !SLOPE) {
             if (twice) {
                 tensor_store_wait_read<BUFFERS / 2 - 1>();
@@ -389,34 +378,40 @@ __device__ __forceinline__ void bring_activated(const Way &way, const float (&su
         }
         u8 *before = way.buffer(way.used), *after = twice ? way.buffer(way.used + 1) : before;
         way.used += twice ? 2 : 1;
+        if (!late || twice) {
+#pragma unroll
+            for (int s = 0; s < 4; s++) {
+                stmatrix_x4(matrix_row(before, s, t), now[s][0], now[s][1], now[s][2], now[s][3]);
+            }
+        }
+        if (GELUS && late) {
 #pragma unroll 1
-        for (int s = 0; s < 4; s += 2) {
-            float x[2][8], at[2][8];
+            for (int s = 0; s < 4; s += 2) {
+                float x[2][8], at[2][8];
 #pragma unroll
-            for (int i = 0; i < 2; i++) {
-                floats_of(now[i], x[i]);
-                u8 *from = matrix_row(before, s + i, t);
-                if (SLOPE) {
-                    u32 there[4];
-                    ldmatrix_x4(there, from);
-                    floats_of(there, at[i]);
+                for (int i = 0; i < 2; i++) {
+                    floats_of(now[i], x[i]);
+                    if (SLOPE) {
+                        u32 there[4];
+                        ldmatrix_x4(there, matrix_row(before, s + i, t));
+                        floats_of(there, at[i]);
+                    }
                 }
-                if (twice) stmatrix_x4(from, now[i][0], now[i][1], now[i][2], now[i][3]);
-            }
-            if (p.activation - 1 == GELU) {
-                apply<Gelu, SLOPE>(x[0], at[0]);
-                apply<Gelu, SLOPE>(x[1], at[1]);
-            } else {
-                apply<GeluTanh, SLOPE>(x[0], at[0]);
-                apply<GeluTanh, SLOPE>(x[1], at[1]);
-            }
+                if (p.activation - 1 == GELU) {
+                    apply<Gelu, SLOPE>(x[0], at[0]);
+                    apply<Gelu, SLOPE>(x[1], at[1]);
+                } else {
+                    apply<GeluTanh, SLOPE>(x[0], at[0]);
+                    apply<GeluTanh, SLOPE>(x[1], at[1]);
+                }
 #pragma unroll
-            for (int i = 0; i < 2; i++) {
-                u32 done[4];
-                words_of(x[i], done);
-                stmatrix_x4(matrix_row(after, s + i, t), done[0], done[1], done[2], done[3]);
+                for (int i = 0; i < 2; i++) {
+                    u32 done[4];
+                    words_of(x[i], done);
+                    stmatrix_x4(matrix_row(after, s + i, t), done[0], done[1], done[2], done[3]);
 #pragma unroll
-                for (int j = 0; j < 4; j++) now[i][j] = now[i + 2][j];
+                    for (int j = 0; j < 4; j++) now[i][j] = now[i + 2][j];
+                }
             }
         }
         fence_shared_async();
@@ -501,14 +496,14 @@ __device__ __forceinline__ void multiply(const Product &p, int batches, const Ma
             forget(at);
             Task done = task_at<ROWS, COLUMNS>(p, at);
             Way way = {p, done, maps, buffers, bias, there, used, group, t};
-            if (late && p.slope_of) {
-                bring_activated<true>(way, sums);
-            } else if (late) {
-                bring_activated<false>(way, sums);
-            } else if (wide) {
+            if (wide) {
                 bring_wide(way, sums);
+            } else if (p.accumulate) {
+                bring_joined(way, sums);
+            } else if (A_ALONG && p.slope_of) {
+                bring_short<true, true>(way, sums);
             } else {
-                bring_short(way, sums);
+                bring_short<A_ALONG, false>(way, sums);
             }
         }
         slot += stages;

@@ -366,8 +366,8 @@ fn split(tiles: usize, k: usize, capacity: usize) -> (usize, usize) {
         let extra = if splits > 1 { 128 + 256 } else { 128 };
         (tiles * splits).div_ceil(capacity) * (depth + extra)
     };
-    // More blocks than two rounds of them would only make the workspace larger.
-    let most = (k / 256).min(2 * capacity / tiles.max(1)).clamp(1, 64);
+    // More blocks than five rounds of them would only make the workspace larger.
+    let most = (k / 256).min(5 * capacity / tiles.max(1)).clamp(1, 64);
     let wanted = (1..=most).min_by_key(|&splits| cost(splits)).unwrap_or(1);
     let depth = k.div_ceil(wanted).next_multiple_of(DEPTH).max(DEPTH);
     // Rounded up, fewer ranges may do.
@@ -464,7 +464,7 @@ mod tests {
                 assert!(splits * depth >= k && (splits - 1) * depth < k.max(1));
                 assert!(depth.is_multiple_of(DEPTH));
                 assert!(
-                    splits == 1 || tiles * splits <= 2 * 264,
+                    splits == 1 || tiles * splits <= 5 * 264,
                     "{tiles} {k} {splits}"
                 );
             }
@@ -472,6 +472,11 @@ mod tests {
         let (splits, _) = split(36, 65536, 264);
         assert_eq!(splits, 7, "one wave of the gradient of a 768 x 768 weight");
         assert_eq!(split(512, 768, 264).0, 1);
+        assert_eq!(
+            split(96, 65536, 132).0,
+            4,
+            "nearly three waves, not most of one"
+        );
     }
 
     #[test]
