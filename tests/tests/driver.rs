@@ -199,6 +199,13 @@ fn a_run_through_the_driver_has_the_bits_of_one_on_the_simulated_gpu() {
     assert!(output.status.success(), "{output:?}");
     let weights = |name: &str| std::fs::read(task.path(name).join("model.safetensors")).unwrap();
     assert!(weights("driver") == weights("simulation"));
+    // Without graphs, and where the driver has no memory for them.
+    for setting in [("GRAFT_CUDA_GRAPHS", "0"), ("GRAFT_DRIVER_GRAPHS", "0")] {
+        let said = run(&[setting], &arguments("alone"));
+        assert_eq!(said.code, Some(0), "{setting:?}: {}", said.err);
+        assert!(weights("alone") == weights("driver"), "{setting:?}");
+        std::fs::remove_dir_all(task.path("alone")).unwrap();
+    }
     let losses = |name: &str| -> Vec<f64> {
         let steps = records(&task.path(name), "step");
         steps
