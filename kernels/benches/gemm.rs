@@ -1,14 +1,15 @@
 //! Matrix products of the sizes of a fine-tuning step, against the processor's peak and, in f32,
 //! against the crates `gemm` and `matrixmultiply`.
 //!
-//! `cargo bench -p graft-kernels --bench gemm [-- part-of-a-name ... [peers]]`
+//! `cargo bench -p graft-kernels --bench gemm [-- part-of-a-name ... [peers] [cold]]`
 //!
 //! The peaks are measured in the same run: every thread issues independent multiply-adds from
 //! registers, and reads memory. Products of few rows (`generate`) are set against the latter: what they
 //! cost is reading the weight. Each number is the best of several repeats, since other programs may be running.
 //! `bf16` is bf16 throughout, `mixed` what a step in bf16 computes: f32 weights beside bf16
 //! activations, and the gradients of weights (TN) in f32. With `peers`, f32 products are repeated
-//! with the two crates.
+//! with the two crates. With `cold`, each repeat takes other operands, so that they come from memory,
+//! as most do in a training step.
 
 use graft_kernels::Float;
 use graft_kernels::gemm::{Activation, Epilogue, Isa, MatRef, Operands, gemm, gemm_workspace};
@@ -134,6 +135,10 @@ fn memory() -> f64 {
     (part * rayon::current_num_threads() * 8) as f64 / seconds / 1e9
 }
 
+/// Bytes of operands and results that are gone through before one is met again: more than the last
+/// level of caches holds.
+const COLD: usize = 256 << 20;
+
 /// One measured case.
 struct Case {
     group: &'static str,
@@ -165,23 +170,26 @@ fn view<T>(data: &[T], rows: usize, cols: usize, transposed: bool) -> MatRef<'_,
     }
 }
 
-fn product<A, B, C>(operands: Operands, case: &Case) -> f64
+fn product<A, B, C>(operands: Operands, case: &Case, cold: bool) -> f64
 where
     A: Float<Acc: From<f32>>,
     B: Float<Acc = A::Acc>,
     C: Float<Acc = A::Acc>,
 {
     let [m, n, k] = case.sizes;
-    let (a, b, mut c) = (
-        random::<A>(m * k),
-        random::<B>(k * n),
-        vec![C::default(); m * n],
-    );
+    let bytes = m * k * size_of::<A>() + k * n * size_of::<B>() + m * n * size_of::<C>();
+    let sets = if cold { COLD.div_ceil(bytes).max(2) } else { 1 };
+    let mut sets: Vec<(Vec<A>, Vec<B>, Vec<C>)> = (0..sets)
+        .map(|_| (random(m * k), random(k * n), vec![C::default(); m * n]))
+        .collect();
     let (bias, mut pre) = (random::<C::Acc>(n), vec![C::default(); m * n]);
     let mut workspace = vec![C::Acc::default(); gemm_workspace::<C>(operands, m, n, k)];
     let [a_t, b_t] = case.transposed;
-    let (a, b) = (view(&a, m, k, a_t), view(&b, k, n, b_t));
+    let (mut next, count) = (0, sets.len());
     best(|| {
+        let (a, b, c) = &mut sets[next];
+        next = (next + 1) % count;
+        let (a, b) = (view(a, m, k, a_t), view(b, k, n, b_t));
         let extra = case.activation.is_some();
         let epilogue = Epilogue {
             bias: extra.then_some(&bias[..]),
@@ -309,7 +317,9 @@ fn main() {
         .filter(|x| !x.starts_with("--"))
         .collect();
     let with_peers = wanted.iter().any(|part| part == "peers");
-    let wanted: Vec<String> = wanted.into_iter().filter(|part| part != "peers").collect();
+    let cold = wanted.iter().any(|part| part == "cold");
+    let option = |part: &String| part == "peers" || part == "cold";
+    let wanted: Vec<String> = wanted.into_iter().filter(|part| !option(part)).collect();
     let mut peak = peaks();
     let memory = memory();
     println!(
@@ -343,12 +353,12 @@ fn main() {
             }
             let (stored, short) = (Operands::AsStored, Operands::Bf16);
             let seconds = match dtype {
-                "f32" => product::<f32, f32, f32>(stored, case),
-                "f64" => product::<f64, f64, f64>(stored, case),
-                "f16" => product::<f16, f16, f16>(stored, case),
-                "bf16" => product::<bf16, bf16, bf16>(short, case),
-                _ if form == "TN" => product::<bf16, bf16, f32>(short, case),
-                _ => product::<bf16, f32, bf16>(short, case),
+                "f32" => product::<f32, f32, f32>(stored, case, cold),
+                "f64" => product::<f64, f64, f64>(stored, case, cold),
+                "f16" => product::<f16, f16, f16>(stored, case, cold),
+                "bf16" => product::<bf16, bf16, bf16>(short, case, cold),
+                _ if form == "TN" => product::<bf16, bf16, f32>(short, case, cold),
+                _ => product::<bf16, f32, bf16>(short, case, cold),
             };
             if case.group == "step" {
                 // Another program may have disturbed the first measurement.
