@@ -14,7 +14,7 @@ use crate::corpus::{Corpus, Pass};
 use crate::data::{Chats, Conversation};
 use crate::documents::sequence_length;
 use crate::error::{Error, Result};
-use crate::report::thousands;
+use crate::report::{counted, thousands};
 
 /// What templates that write the date take for now: a run is the same on every day. 26 July 2024, which the templates of
 /// Llama 3 write where they know no date.
@@ -151,15 +151,16 @@ impl Corpus for Conversations {
 
     fn note(&self, path: &Path) -> String {
         let count = |n: usize| thousands(n as u64);
+        let tokens = self.lengths.iter().sum();
         let cut = match self.truncated {
             0 => String::new(),
             n => format!("; {} were cut to {}", count(n), count(self.length)),
         };
         format!(
-            "{}: {} conversations, {} tokens, {} of them the assistant's{cut}",
+            "{}: {}, {}, {} of them the assistant's{cut}",
             path.display(),
-            count(self.ids.len()),
-            count(self.lengths.iter().sum()),
+            counted(self.ids.len(), "conversation"),
+            counted(tokens, "token"),
             count(self.targets.iter().sum()),
         )
     }

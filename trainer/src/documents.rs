@@ -16,7 +16,7 @@ use rayon::prelude::*;
 use crate::corpus::{Corpus, Pass};
 use crate::data::Dataset;
 use crate::error::{Error, Result};
-use crate::report::thousands;
+use crate::report::{counted, thousands};
 
 /// Longest sequence where the configuration names none.
 const DEFAULT_LENGTH: usize = 1024;
@@ -129,14 +129,13 @@ impl Corpus for Documents {
     }
 
     fn note(&self, path: &Path) -> String {
-        let count = |n: usize| thousands(n as u64);
         format!(
-            "{}: {} documents, {} tokens in {} sequences of at most {}{}",
+            "{}: {}, {} in {} of at most {}{}",
             path.display(),
-            count(self.documents),
-            count(self.lengths.iter().sum()),
-            count(self.sequences.len()),
-            count(self.length),
+            counted(self.documents, "document"),
+            counted(self.lengths.iter().sum(), "token"),
+            counted(self.sequences.len(), "sequence"),
+            thousands(self.length as u64),
             left_out(self.empty),
         )
     }

@@ -16,7 +16,7 @@ use crate::corpus::{Corpus, Pass};
 use crate::data::Dataset;
 use crate::documents::{encode_all, left_out, sequence_length, with_text};
 use crate::error::{Error, Result};
-use crate::report::thousands;
+use crate::report::{counted, thousands};
 
 /// Longest sequence where the configuration names none.
 const DEFAULT_LENGTH: usize = 512;
@@ -182,11 +182,11 @@ impl Corpus for Hidden {
     fn note(&self, path: &Path) -> String {
         let count = |n: usize| thousands(n as u64);
         format!(
-            "{}: {} documents, {} tokens in {} sequences of at most {}, {} of them to fill in{}",
+            "{}: {}, {} in {} of at most {}, {} of them to fill in{}",
             path.display(),
-            count(self.documents),
-            count(self.ids.len()),
-            count(self.sequences.len()),
+            counted(self.documents, "document"),
+            counted(self.ids.len(), "token"),
+            counted(self.sequences.len(), "sequence"),
             count(self.length),
             count(self.targets.iter().sum()),
             left_out(self.empty),

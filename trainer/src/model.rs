@@ -210,7 +210,7 @@ impl Model<MaskedLm> {
         meanwhile: impl FnOnce(&MaskedConfig, &Tokenizer) -> Result<T> + Send,
     ) -> Result<Loaded<T, MaskedLm>> {
         let source = ModelSource::resolve(spec)?;
-        let mut config = match Config::load(&source)? {
+        let mut config = match Config::load_for_encoder(&source)? {
             Config::Encoder(config) => *config,
             Config::Decoder(config) => {
                 let what = format!(
@@ -260,7 +260,7 @@ impl Model<CausalLm> {
         meanwhile: impl FnOnce(&DecoderConfig, &Tokenizer) -> Result<T> + Send,
     ) -> Result<Loaded<T, CausalLm>> {
         let source = ModelSource::resolve(spec)?;
-        let mut config = match Config::load(&source)? {
+        let mut config = match Config::load_for_decoder(&source)? {
             Config::Decoder(config) => *config,
             Config::Encoder(config) => {
                 let what = format!(

@@ -201,6 +201,12 @@ pub fn thousands(number: u64) -> String {
     text
 }
 
+/// `1 document`, `1,234 documents`.
+pub fn counted(number: usize, noun: &str) -> String {
+    let plural = if number == 1 { "" } else { "s" };
+    format!("{} {noun}{plural}", thousands(number as u64))
+}
+
 /// A duration in its two largest units: `0.8s`, `42s`, `3m 07s`, `2h 05m`.
 pub fn duration(time: Duration) -> String {
     let seconds = time.as_secs();

@@ -27,7 +27,7 @@ pub use rope::{RopeParameters, RopeScaling};
 pub const CONFIG_FILE: &str = "config.json";
 
 /// Reads the model's config.json by one of the parsers.
-fn load_with<C>(source: &ModelSource, parse: fn(&str, &[u8]) -> Result<C>) -> Result<C> {
+fn load_with<C>(source: &ModelSource, parse: impl Fn(&str, &[u8]) -> Result<C>) -> Result<C> {
     let text = source.require_file(CONFIG_FILE, "every model directory of transformers has one")?;
     parse(&source.display_file(CONFIG_FILE), &text)
 }
@@ -50,14 +50,38 @@ impl Config {
         load_with(source, Self::parse)
     }
 
+    /// [`Config::load`] where an encoder is wanted: an architecture that is not supported is named beside encoders alone.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn load_for_encoder(source: &ModelSource) -> Result<Config> {
+        let expected = Family::ALL.map(Family::model_type);
+        load_with(source, |file, text| Self::among(file, text, &expected))
+    }
+
+    /// [`Config::load`] where a decoder is wanted: an architecture that is not supported is named beside decoders alone.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn load_for_decoder(source: &ModelSource) -> Result<Config> {
+        let expected = DecoderFamily::ALL.map(DecoderFamily::model_type);
+        load_with(source, |file, text| Self::among(file, text, &expected))
+    }
+
     /// Parses and checks the text of a config.json; `file` stands for it in messages.
     ///
     /// # Errors
     /// An architecture that is not supported, named beside those that are; and as [`ModelConfig::parse`] and
     /// [`DecoderConfig::parse`].
     pub fn parse(file: &str, text: &[u8]) -> Result<Config> {
+        let encoders = Family::ALL.map(Family::model_type);
+        let decoders = DecoderFamily::ALL.map(DecoderFamily::model_type);
+        Self::among(file, text, &[&encoders[..], &decoders].concat())
+    }
+
+    fn among(file: &str, text: &[u8], expected: &[&str]) -> Result<Config> {
         let raw = parse_object(file, text)?;
-        Ok(match Reader::new(file, &raw).architecture()? {
+        Ok(match Reader::new(file, &raw).architecture(expected)? {
             Architecture::Encoder(_) => Config::Encoder(Box::new(ModelConfig::parse(file, text)?)),
             Architecture::Decoder(_) => {
                 Config::Decoder(Box::new(DecoderConfig::parse(file, text)?))

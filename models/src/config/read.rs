@@ -74,7 +74,8 @@ impl<'a> Reader<'a> {
         }
     }
 
-    pub(super) fn architecture(&self) -> Result<Architecture> {
+    /// The architecture; one that is not supported is named beside the `expected` families.
+    pub(super) fn architecture(&self, expected: &[&str]) -> Result<Architecture> {
         let named = self.get("model_type").and_then(Value::as_str);
         let encoder = Family::ALL
             .into_iter()
@@ -85,24 +86,21 @@ impl<'a> Reader<'a> {
             .find(|f| named == Some(f.model_type()))
             .map(Architecture::Decoder);
         encoder.or(decoder).ok_or_else(|| {
-            let encoders = Family::ALL.map(Family::model_type);
-            let decoders = DecoderFamily::ALL.map(DecoderFamily::model_type);
-            let supported = [&encoders[..], &decoders].concat().join(", ");
-            let help = "use a model of one of these families";
             self.wrong(
                 "model_type",
                 self.found("model_type"),
-                format!("one of {supported}"),
-                help,
+                format!("one of {}", expected.join(", ")),
+                "use a model of one of these families",
             )
         })
     }
 
     pub(super) fn encoder_family(&self) -> Result<Family> {
-        match self.architecture()? {
+        let supported = Family::ALL.map(Family::model_type);
+        match self.architecture(&supported)? {
             Architecture::Encoder(family) => Ok(family),
             Architecture::Decoder(_) => {
-                let supported = Family::ALL.map(Family::model_type).join(", ");
+                let supported = supported.join(", ");
                 Err(self.wrong(
                     "model_type",
                     self.found("model_type"),
@@ -114,17 +112,15 @@ impl<'a> Reader<'a> {
     }
 
     pub(super) fn decoder_family(&self) -> Result<DecoderFamily> {
-        match self.architecture()? {
+        let supported = DecoderFamily::ALL.map(DecoderFamily::model_type);
+        match self.architecture(&supported)? {
             Architecture::Decoder(family) => Ok(family),
-            Architecture::Encoder(_) => {
-                let supported = DecoderFamily::ALL.map(DecoderFamily::model_type);
-                Err(self.wrong(
-                    "model_type",
-                    self.found("model_type"),
-                    format!("a decoder, one of {}", supported.join(", ")),
-                    "use a model of one of these families",
-                ))
-            }
+            Architecture::Encoder(_) => Err(self.wrong(
+                "model_type",
+                self.found("model_type"),
+                format!("a decoder, one of {}", supported.join(", ")),
+                "use a model of one of these families",
+            )),
         }
     }
 

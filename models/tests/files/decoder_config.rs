@@ -390,6 +390,11 @@ fn unsupported_architectures_are_named_beside_the_supported() {
         "config.json: `model_type`: found \"mamba\", expected one of bert, roberta, distilbert, gpt2, llama, mistral, \
          qwen2, qwen3, gemma2, gemma3_text; use a model of one of these families"
     );
+    let mamba = parse(text).unwrap_err().to_string();
+    assert!(
+        mamba.contains("found \"mamba\", expected one of gpt2, llama, "),
+        "{mamba}"
+    );
     let error = ModelConfig::parse("config.json", GPT2.as_bytes())
         .unwrap_err()
         .to_string();

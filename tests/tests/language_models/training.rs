@@ -232,7 +232,7 @@ fn a_configuration_and_a_tokenizer_are_enough_to_pretrain() {
     };
     let said = run("a", &[]);
     assert!(said.err.contains("all weights are new"), "{}", said.err);
-    assert!(said.err.contains("text.txt: 1 documents"), "{}", said.err);
+    assert!(said.err.contains("text.txt: 1 document,"), "{}", said.err);
     run("b", &["--threads", "1"]);
     TRAINER.succeeds(["verify", &bench.path("a")]);
     let weights = |run: &str| std::fs::read(bench.path(run) + "/model.safetensors").unwrap();
