@@ -7,8 +7,10 @@
 
 pub mod activation;
 pub mod attention;
+mod awake;
 pub mod binary;
 pub mod copy;
+mod course;
 pub mod cross_entropy;
 pub mod cuda;
 pub mod dropout;
@@ -32,5 +34,6 @@ pub mod softmax;
 mod strided;
 mod sums;
 
+pub use awake::awake;
 pub use element::{Element, Float, Real};
 pub use simd::Isa;

@@ -19,6 +19,7 @@ mod tensor;
 pub use device::Device;
 pub use dtype::DType;
 pub use error::{Error, Result};
+pub use graft_kernels::awake;
 pub use memory::{Category, Memory, Usage};
 pub use shape::Shape;
 pub use tensor::{Tensor, TensorElement};

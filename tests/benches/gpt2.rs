@@ -4,7 +4,7 @@
 //! ```text
 //! RAYON_NUM_THREADS=2 cargo bench -p graft-tests --bench gpt2 -- step
 //! ```
-//! The modes are `step`, `step_bf16` (activations in bf16 beside f32 weights), `decode` and `decode_bf16` (weights in
+//! The modes are `step`, `step_bf16` (activations in bf16 beside f32 weights), `decode` and `decode_bf16` (matrices in
 //! bf16). Prints a JSON object: for a step the median of the steps after the first two and the peak memory, for
 //! decoding the median time of a token, how many bytes of weights were read in a second, and how many can be: the median
 //! of readings between the tokens, since what others on the machine leave of its memory's bandwidth changes.
@@ -15,7 +15,7 @@ use graft_autograd::Gradients;
 use graft_models::{CausalLm, DecoderConfig, KvCache, TokenBatch};
 use graft_nn::optimizer::Rule;
 use graft_nn::{Forward, FreezePolicy, Optimizer, Parameters};
-use graft_tensor::{DType, Memory, ops};
+use graft_tensor::{DType, Memory, awake, ops};
 use serde_json::json;
 
 const SEQUENCES: usize = 4;
@@ -42,29 +42,28 @@ fn run() {
         .find(|argument| !argument.starts_with("--"))
         .unwrap_or_else(|| "step".into());
     let config = DecoderConfig::parse("config.json", CONFIG.as_bytes()).expect("a valid config");
-    // Training computes in bf16 beside f32 weights, decoding reads bf16 weights.
-    let stored = match mode.as_str() {
-        "step" | "step_bf16" | "decode" => DType::F32,
-        "decode_bf16" => DType::Bf16,
+    let computed = match mode.as_str() {
+        "step" | "decode" => DType::F32,
+        "step_bf16" | "decode_bf16" => DType::Bf16,
         other => {
             eprintln!("unknown mode {other}: use step, step_bf16, decode or decode_bf16");
             std::process::exit(1);
         }
     };
-    let mut parameters = Parameters::new(&Memory::cpu(), stored);
+    let mut parameters = Parameters::new(&Memory::cpu(), DType::F32);
     let lm = CausalLm::new(&mut parameters, &config).expect("the model is supported");
     parameters.initialise(0).expect("memory suffices");
-    if mode == "step_bf16" {
-        parameters
-            .compute_in(DType::Bf16)
-            .expect("it goes with f32");
+    parameters.compute_in(computed).expect("it goes with f32");
+    if mode.starts_with("decode") {
+        // As `trainer generate` does: matrices are held in the type of activations.
+        parameters.hold_as_computed().expect("memory suffices");
     }
     // On a thread of the pool, as the command line does it: what is small stays there.
     let result = rayon::scope(|_| {
         if mode.starts_with("step") {
             steps(&mut parameters, &lm)
         } else {
-            decode(&parameters, &lm, &config, stored)
+            awake(|| decode(&parameters, &lm, &config, computed))
         }
     });
     println!("{result}");
@@ -135,10 +134,8 @@ fn decode(
         let batch = TokenBatch::of_ids([new.as_slice()]);
         let mut f = Forward::evaluate(parameters);
         let logits = lm.advance(&mut f, &batch, &mut cache).expect("it fits");
-        let logits = ops::cast(f.memory(), logits.value(), DType::F32).expect("memory suffices");
-        let logits = logits.slice::<f32>().expect("f32");
-        let best = |a: usize, b: usize| if logits[b] > logits[a] { b } else { a };
-        new = vec![(0..logits.len()).reduce(best).expect("a vocabulary") as i64];
+        let best = ops::argmax(f.memory(), logits.value()).expect("memory suffices");
+        new = best.slice::<i64>().expect("a number").to_vec();
         times.push(started.elapsed().as_secs_f64());
     }
     let prompt = times.remove(0);

@@ -6,11 +6,12 @@
 
 use super::plan::Plan;
 use super::right::{Right, Sums};
-use super::task::{Pass, complete};
+use super::task::{Pass, complete, narrow};
 use super::tile::{Job, Kernel};
 use super::{Epilogue, MatRef};
+use crate::course;
 use crate::element::{Float, Real, same};
-use crate::parallel::{Finished, in_lanes};
+use crate::parallel::in_lanes;
 use crate::shared::Pointer;
 use half::bf16;
 use std::mem::MaybeUninit;
@@ -77,18 +78,19 @@ pub(super) fn product<A, B, C, K>(
         .pre_activation
         .map_or(std::ptr::null_mut(), |pre| pre.as_mut_ptr());
     let (c, pre) = (Pointer(c.as_mut_ptr()), Pointer(pre));
-    let words = Pointer(workspace[..m * steps].as_mut_ptr());
+    let words = &mut workspace[..m * steps];
+    pack::<A, K>(kernel, &a, words, steps);
+    let words = Pointer(words.as_ptr());
     let (bias, activation) = (epilogue.bias, epilogue.activation);
     let strip = (ROW_BYTES / B::BYTES).min(STRIP);
     let cols = (TASK / k.max(1)).max(n / TASKS);
     let cols = cols.next_multiple_of(strip).max(strip);
     let tasks = n.div_ceil(cols);
-    let finished = Finished::default();
+    let course = parallel.then(|| course::begin(b.place()));
     in_lanes(tasks, parallel, |claim| {
-        let words = words.get();
         let pass = Pass {
             kernel,
-            a: words.cast_const(),
+            a: words.get(),
             b: std::ptr::null(),
             a_stride: steps,
             steps,
@@ -103,18 +105,9 @@ pub(super) fn product<A, B, C, K>(
             bias,
             activation,
         };
-        // The first piece packs A.
         let mut piece = claim();
-        if piece == 0 {
-            // SAFETY: the workspace has been cut to this size, and is read when this is finished.
-            let words = unsafe { std::slice::from_raw_parts_mut(words, m * steps) };
-            pack::<A, K>(&a, words, steps);
-            finished.add();
-            piece = claim();
-        }
-        while piece <= tasks {
-            finished.wait(1);
-            let first = (piece - 1) * cols;
+        while piece < tasks {
+            let first = piece * cols;
             let last = n.min(first + cols);
             for j in (first..last).step_by(strip) {
                 let width = strip.min(last - j);
@@ -131,28 +124,61 @@ pub(super) fn product<A, B, C, K>(
             piece = claim();
         }
     });
+    drop(course);
 }
 
 /// A in steps, row after row: widened numbers, or pairs of bf16.
-fn pack<A: Float, K: Kernel>(a: &MatRef<A>, words: &mut [A::Acc], steps: usize) {
-    for (i, row) in words.chunks_exact_mut(steps.max(1)).enumerate() {
-        let at = |l: usize| a.data[i * a.row_stride + l * a.col_stride];
-        for (step, word) in row.iter_mut().enumerate() {
-            *word = if K::STEP == 1 {
-                at(step).widen()
-            } else {
-                let half = |l: usize| {
-                    let x = if l < a.cols {
-                        at(l).widen()
-                    } else {
-                        A::Acc::ZERO
-                    };
-                    u32::from(bf16::narrow(x.to_f64() as f32).to_bits())
-                };
-                let bits = half(2 * step) | half(2 * step + 1) << 16;
-                // SAFETY: only the kernel of `f32` multiplies in pairs; the bits are moved as they are.
-                unsafe { std::mem::transmute_copy::<u32, A::Acc>(&bits) }
-            };
+fn pack<A: Float, K: Kernel>(kernel: K, a: &MatRef<A>, words: &mut [A::Acc], steps: usize) {
+    for (i, words) in words.chunks_exact_mut(steps.max(1)).enumerate() {
+        let first = i * a.row_stride;
+        if a.col_stride == 1 {
+            pack_row(kernel, &a.data[first..first + a.cols], words);
+            continue;
+        }
+        // As many at a time as there is room for.
+        let mut row = [A::default(); GATHERED];
+        let room = GATHERED / K::STEP;
+        for (n, words) in words.chunks_mut(room).enumerate() {
+            let l0 = n * GATHERED;
+            let count = GATHERED.min(a.cols - l0);
+            for (l, x) in row[..count].iter_mut().enumerate() {
+                *x = a.data[first + (l0 + l) * a.col_stride];
+            }
+            pack_row(kernel, &row[..count], words);
+        }
+    }
+}
+
+/// Elements of a row of A, some distance apart, that are brought together.
+const GATHERED: usize = 64;
+
+/// Elements of A that lie side by side, in steps.
+fn pack_row<A: Float, K: Kernel>(kernel: K, row: &[A], words: &mut [A::Acc]) {
+    if K::STEP == 1 {
+        for (word, x) in words.iter_mut().zip(row) {
+            *word = x.widen();
+        }
+        return;
+    }
+    assert_eq!(words.len(), row.len().div_ceil(2));
+    if let Some(word) = words.last_mut().filter(|_| row.len() % 2 == 1) {
+        *word = A::Acc::ZERO;
+    }
+    // SAFETY: only the kernel of `f32` multiplies in pairs, two of which have a word's place; what is
+    // behind the last one of an odd number has just been written.
+    let pairs =
+        unsafe { std::slice::from_raw_parts_mut(words.as_mut_ptr().cast::<bf16>(), row.len()) };
+    if same::<A, bf16>() {
+        // SAFETY: A is bf16.
+        pairs
+            .copy_from_slice(unsafe { std::slice::from_raw_parts(row.as_ptr().cast(), row.len()) });
+    } else {
+        for (pairs, row) in pairs.chunks_mut(GATHERED).zip(row.chunks(GATHERED)) {
+            let mut wide = [0.0; GATHERED];
+            for (y, x) in wide.iter_mut().zip(row) {
+                *y = x.widen().to_f64() as f32;
+            }
+            narrow(kernel, &wide[..row.len()], pairs);
         }
     }
 }

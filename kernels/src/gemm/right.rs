@@ -105,6 +105,9 @@ pub(super) trait Right: Copy + Send + Sync {
     /// room for its panels.
     fn pack<K: Kernel>(&self, panels: Panels<Self::Acc, K>, step: usize, index: usize);
 
+    /// Where it lies, for hints: an address and a number of bytes.
+    fn place(&self) -> (usize, usize);
+
     /// Whether a product of few rows reads the operand without packing it.
     fn streams<K: Kernel>(&self, rounds: bool) -> bool;
 
@@ -139,6 +142,10 @@ impl<T: Float> Right for MatRef<'_, T> {
             dst: panels.dst,
         };
         block.part(step, index);
+    }
+
+    fn place(&self) -> (usize, usize) {
+        (self.data.as_ptr().addr(), self.span() * size_of::<T>())
     }
 
     fn streams<K: Kernel>(&self, rounds: bool) -> bool {
@@ -257,6 +264,10 @@ impl Right for CodesRef<'_> {
                 block.part(width, 0);
             }
         }
+    }
+
+    fn place(&self) -> (usize, usize) {
+        self.codes.place()
     }
 
     fn streams<K: Kernel>(&self, rounds: bool) -> bool {

@@ -237,7 +237,7 @@ pub(super) unsafe fn complete<T: Float, K: Kernel>(
 
 /// Rounds a row to storage.
 #[inline(always)]
-fn narrow<T: Float, K: Kernel>(kernel: K, sums: &[T::Acc], out: &mut [T]) {
+pub(super) fn narrow<T: Float, K: Kernel>(kernel: K, sums: &[T::Acc], out: &mut [T]) {
     assert_eq!(sums.len(), out.len());
     let mut done = 0;
     if same::<T, f16>() {

@@ -129,6 +129,11 @@ impl<'a> Codes<'a> {
         }
     }
 
+    /// Where they lie, for hints: an address and a number of bytes.
+    pub(crate) fn place(&self) -> (usize, usize) {
+        (self.bytes.as_ptr().addr(), self.bytes.len())
+    }
+
     /// The same, read by a given instruction set.
     pub fn on(self, isa: Isa) -> Codes<'a> {
         Codes {

@@ -9,8 +9,8 @@ mod stop;
 
 use graft_models::{CausalLm, DecodeStream, KvCache, TokenBatch, end_tokens};
 use graft_nn::Forward;
-use graft_tensor::Memory;
 use graft_tensor::ops::random::{Key, uniform};
+use graft_tensor::{Memory, awake};
 use serde::Serialize;
 
 use crate::error::{Error, Result};
@@ -103,6 +103,16 @@ pub fn encode(model: &Model<CausalLm>, prompt: &str) -> Result<Vec<u32>> {
 /// # Errors
 /// A prompt with no token, or with more than the model has positions; as the model's passes; those of `emit`.
 pub fn generate(
+    model: &Model<CausalLm>,
+    prompts: &[Vec<u32>],
+    first: usize,
+    options: &Options,
+    emit: &mut dyn FnMut(usize, &str) -> Result<()>,
+) -> Result<Vec<Generated>> {
+    awake(|| continue_all(model, prompts, first, options, emit))
+}
+
+fn continue_all(
     model: &Model<CausalLm>,
     prompts: &[Vec<u32>],
     first: usize,

@@ -45,18 +45,11 @@ impl Sampling {
                 }
             }
         }
-        let tokens = (0..logits.len()).filter(|&i| allowed[i]);
-        if tokens
-            .clone()
-            .any(|i| logits[i].is_nan() || logits[i] == f64::INFINITY)
-        {
-            return None;
-        }
+        let likeliest = likeliest(logits, allowed)?;
         if self.temperature == 0.0 {
-            let better = |a: usize, b: usize| if logits[b] > logits[a] { b } else { a };
-            return tokens.reduce(better).map(|i| i as u32);
+            return Some(likeliest as u32);
         }
-        let mut order: Vec<usize> = tokens.collect();
+        let mut order: Vec<usize> = (0..logits.len()).filter(|&i| allowed[i]).collect();
         let rank = |a: &usize, b: &usize| logits[*b].total_cmp(&logits[*a]).then(a.cmp(b));
         if let Some(k) = self.top_k.filter(|&k| k < order.len()) {
             order.select_nth_unstable_by(k - 1, rank);
@@ -66,11 +59,7 @@ impl Sampling {
             // The most likely first; of equals the lowest, so that the order is the same every time.
             order.sort_unstable_by(rank);
         }
-        order.first()?;
-        let top = order
-            .iter()
-            .map(|&i| logits[i])
-            .fold(f64::NEG_INFINITY, f64::max);
+        let top = logits[likeliest];
         let mut weights: Vec<f64> = order
             .iter()
             .map(|&i| ((logits[i] - top) / self.temperature).exp())
@@ -92,6 +81,33 @@ impl Sampling {
         // Rounding may leave nothing: then it is the last one.
         Some(order[chosen.unwrap_or(weights.len() - 1)] as u32)
     }
+}
+
+/// The first of the largest allowed logits; none if an allowed one is no number or none is allowed.
+fn likeliest(all: &[f64], allowed: &[bool]) -> Option<usize> {
+    /// Logits that are compared without asking where the largest one is.
+    const SOME: usize = 64;
+    let mut best = allowed.iter().position(|&allowed| allowed)?;
+    let parts = all.chunks(SOME).zip(allowed.chunks(SOME));
+    for (n, (logits, allowed)) in parts.enumerate() {
+        let (mut top, mut numbers) = (f64::NEG_INFINITY, true);
+        for (&x, &allowed) in logits.iter().zip(allowed) {
+            let x = if allowed { x } else { f64::NEG_INFINITY };
+            top = if x > top { x } else { top };
+            numbers &= x < f64::INFINITY;
+        }
+        if !numbers {
+            return None;
+        }
+        if top > all[best] {
+            let at = logits
+                .iter()
+                .zip(allowed)
+                .position(|(&x, &ok)| ok && x == top);
+            best = n * SOME + at?;
+        }
+    }
+    Some(best)
 }
 
 #[cfg(test)]
