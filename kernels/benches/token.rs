@@ -72,8 +72,8 @@ impl<T: Float<Acc = f32>> Weights<T> {
 
     /// Seconds of a token, and of it those of each product of a layer, and of the head.
     fn token(&self, operands: Operands, scratch: &mut [f32]) -> [f64; 6] {
-        let x = vec![T::narrow(0.5); 3072];
-        let mut y = vec![T::default(); 50257];
+        let x = [T::narrow(0.5); 3072];
+        let mut y = [T::default(); HEAD.1];
         let mut seconds = [0.0; 6];
         let mut one = |place: usize, w: MatRef<T>| {
             let started = Instant::now();
