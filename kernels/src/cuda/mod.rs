@@ -32,6 +32,7 @@ mod pointwise;
 pub mod pool;
 mod profile;
 mod queue;
+pub mod quantised;
 mod record;
 pub mod reduce;
 pub mod rope;

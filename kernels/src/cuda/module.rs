@@ -97,6 +97,7 @@ sources! {
     "norm_held" for Sm70 "compute_70" Sm80 "compute_80";
     "optimizer" for Sm70 "compute_70" Sm80 "compute_80";
     "pool" for Sm70 "compute_70" Sm80 "compute_80";
+    "quantised" for Sm70 "compute_70" Sm80 "compute_80";
     "reduce" for Sm70 "compute_70" Sm80 "compute_80";
     "rope" for Sm70 "compute_70" Sm80 "compute_80";
     "softcap" for Sm70 "compute_70" Sm80 "compute_80";

@@ -4,6 +4,7 @@
 //! them can be copied into another order. On a CPU its codes become numbers while a product packs them; on a GPU the
 //! weight of one product becomes numbers of the type that is multiplied, in scratch memory.
 
+use graft_kernels::cuda;
 use graft_kernels::gemm::{self as kernel, CodesRef, Epilogue};
 use graft_kernels::quantised;
 use half::bf16;
@@ -57,16 +58,22 @@ pub fn quantise(m: &Memory, x: &Tensor, to: DType) -> Result<Tensor> {
     }
 }
 
-/// The numbers that codes stand for, in a float type; a view of the same strides.
+/// The numbers that codes stand for, in a float type; a view of the same strides. In bf16, f32 numbers rounded to it.
 pub(super) fn numbers(m: &Memory, x: &Tensor, to: DType) -> Result<Tensor> {
-    let op = "dequantise";
+    let Some(format) = x.dtype().format() else {
+        return cast(m, x, to);
+    };
     if !matches!(to, DType::F32 | DType::Bf16) {
         let wide = numbers(&m.with(Category::Workspace), x, DType::F32)?;
         return cast(m, &wide, to);
     }
     let mut y = Tensor::empty(m, to, &[x.stored()])?;
-    if m.gpu().is_some() {
-        return Err(Error::argument(op, NO_GPU));
+    if let Some(on) = m.gpu() {
+        on.run(|gpu| {
+            let (codes, y) = (x.device_codes()?, y.device_mut()?);
+            Ok(cuda::quantised::dequantise(gpu, format, codes, y)?)
+        })?;
+        return Ok(y.seen_as(x));
     }
     if !y.is_planned() {
         let codes = x.codes()?;
@@ -77,10 +84,6 @@ pub(super) fn numbers(m: &Memory, x: &Tensor, to: DType) -> Result<Tensor> {
     }
     Ok(y.seen_as(x))
 }
-
-/// Why there is no GPU for codes.
-const NO_GPU: &str =
-    "weights in nf4 and int8 are computed with on the CPU alone; hold them in f32 on a GPU";
 
 /// Checks that a weight's type goes with activations of `dtype`: as other parameters do, or short or quantised, if it is
 /// frozen.

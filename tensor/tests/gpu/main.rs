@@ -12,6 +12,7 @@ mod near;
 mod norm;
 mod optimizer;
 mod pool;
+mod quantised;
 mod reduce;
 mod rope;
 mod rounded;
