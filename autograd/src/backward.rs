@@ -326,8 +326,7 @@ fn linear_backward(
     Ok(gradients)
 }
 
-/// As [`linear_backward`]; what the adapter saw of the input is made once for both of its matrices, and freed before
-/// the input's gradient is allocated.
+/// As [`linear_backward`]; what the adapter saw of the input is freed before the input's gradient is allocated.
 fn lora_backward(
     m: &Memory,
     lora: &ops::Lora,
@@ -343,7 +342,7 @@ fn lora_backward(
     let mut gradients = vec![None; around.needs.len()];
     if let Some(kind) = lora.linear.activation {
         dy = ops::activation_backward(m, kind, &saved.extras[0], dy)?;
-        saved.extras.clear();
+        saved.extras.remove(0);
     }
     if bias && need(2) {
         gradients[2] = Some(ops::sum_to_columns(m, &dy, around.dtypes[2])?);
@@ -356,18 +355,16 @@ fn lora_backward(
         true => Some(ops::lora_low_gradient(m, lora, saved.input(b), &dy)?),
         false => None,
     };
-    if need(a) || need(b) {
+    let layout = ops::WeightLayout::OutIn;
+    if need(b) {
+        let (inner, dtype) = (&saved.extras[0], around.dtypes[b]);
+        gradients[b] = Some(ops::weight_gradient(m, layout, inner, &dy, dtype)?);
+    }
+    saved.extras.clear();
+    if let Some(low) = low.as_ref().filter(|_| need(a)) {
         let seen = ops::lora_input(m, lora, saved.input(0), key)?;
-        let layout = ops::WeightLayout::OutIn;
-        if need(b) {
-            let inner = ops::lora_low(m, lora, &seen, saved.input(a))?;
-            let dtype = around.dtypes[b];
-            gradients[b] = Some(ops::weight_gradient(m, layout, &inner, &dy, dtype)?);
-        }
-        if let Some(low) = low.as_ref().filter(|_| need(a)) {
-            let dtype = around.dtypes[a];
-            gradients[a] = Some(ops::weight_gradient(m, layout, &seen, low, dtype)?);
-        }
+        let dtype = around.dtypes[a];
+        gradients[a] = Some(ops::weight_gradient(m, layout, &seen, low, dtype)?);
     }
     saved.inputs[0] = None;
     if let Some(low) = low.filter(|_| need(0)) {

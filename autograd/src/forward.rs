@@ -57,8 +57,7 @@ pub(crate) fn forward(
             };
             let adapter = [x[at], x[at + 1]];
             let key = random.key(*stream);
-            let (y, pre) = ops::lora(m, lora, x[0], x[1], bias, adapter, key, extras)?;
-            (y, pre.into_iter().collect())
+            ops::lora(m, lora, x[0], x[1], bias, adapter, key, extras)?
         }
         Op::MatMul => plain(ops::matmul(m, x[0], x[1])?),
         Op::Binary(kind) => plain(ops::binary(m, *kind, x[0], x[1])?),

@@ -278,15 +278,15 @@ impl Op {
                 extras: linear.activation.is_some(),
                 ..inputs(&[(need(1), 0), (need(0), 1)])
             },
-            // The adapter's inner values are computed again from x: they are a small part of the products.
+            // The adapter's inner values are kept too, for what b alone needs: they are a small part of x.
             Op::Lora { lora, bias, .. } => {
                 let (a, b) = (2 + usize::from(*bias), 3 + usize::from(*bias));
                 Saves {
-                    extras: lora.linear.activation.is_some(),
+                    extras: lora.linear.activation.is_some() || need(b),
                     ..inputs(&[
-                        (need(1) || need(a) || need(b), 0),
+                        (need(1) || need(a), 0),
                         (need(0), 1),
-                        (need(0) || need(b), a),
+                        (need(0), a),
                         (need(0) || need(a), b),
                     ])
                 }

@@ -39,10 +39,16 @@ struct Barriers {
 
 struct Maps {
     TensorMap a, b, c, pre; // pre: or what the slope is of
+    TensorMap beside[2];    // a second pair of factors, if there is one
 };
 
 // Stages that a task's depth takes.
-__device__ __forceinline__ int stages_of(const Task &task) { return (task.depth + DEEP - 1) / DEEP; }
+__device__ __forceinline__ int own_stages(const Task &task) { return (task.depth + DEEP - 1) / DEEP; }
+
+// And those of a second pair of factors so deep, which are the first split's.
+__device__ __forceinline__ int stages_of(const Task &task, int beside) {
+    return own_stages(task) + (task.split == 0 ? (beside + DEEP - 1) / DEEP : 0);
+}
 
 __device__ __forceinline__ int tasks_of(const Product &p, int batches) {
     int rows = ((int)p.m + ROWS - 1) / ROWS, columns = ((int)p.n + COLUMNS - 1) / COLUMNS;
@@ -52,34 +58,38 @@ __device__ __forceinline__ int tasks_of(const Product &p, int batches) {
 // One thread asks the copy engine for every stage of every task.
 //
 // An operand that is contiguous along k lies in a stage as rows of 64 k, one for each of its sides.
-// The other kind lies there in parts of 64 sides, each of 64 rows (k) of 64 sides.
+// The other kind lies there in parts of 64 sides, each of 64 rows (k) of 64 sides. A second pair of
+// factors is more of the depth of the first: the copy engine writes zeros where it ends.
 template <bool A_ALONG, bool B_ALONG>
-__device__ __forceinline__ void load(const Product &p, int batches, const Maps &maps, u8 *shared,
-                                     Barriers &barriers) {
+__device__ __forceinline__ void load(const Product &p, int batches, int beside, const Maps &maps,
+                                     u8 *shared, Barriers &barriers) {
     u32 slot = 0;
     int tasks = tasks_of(p, batches);
     for (int index = blockIdx.x; index < tasks; index += gridDim.x) {
         Task task = task_at<ROWS, COLUMNS>(p, index);
         int row = task.row, column = task.column, k = task.begin;
         int a_matrix = p.a_batch ? task.batch : 0, b_matrix = p.b_batch ? task.batch : 0;
-        for (int left = stages_of(task); left > 0; left--, slot++, k += DEEP) {
+        int own = own_stages(task), stages = stages_of(task, beside);
+        const TensorMap *a_map = &maps.a, *b_map = &maps.b;
+        for (int i = 0; i < stages; i++, slot++, k += DEEP) {
+            if (i == own) k = 0, a_map = &maps.beside[0], b_map = &maps.beside[1];
             int stage = slot % STAGES;
             barrier_wait(&barriers.empty[stage], (slot / STAGES & 1) ^ 1);
             u64 *full = &barriers.full[stage];
             barrier_expect(full, STAGE);
             u8 *a = shared + stage * STAGE, *b = a + A_BYTES;
             if (A_ALONG) {
-                tensor_load(a, &maps.a, full, k, row, a_matrix);
+                tensor_load(a, a_map, full, k, row, a_matrix);
             } else {
-                tensor_load(a, &maps.a, full, row, k, a_matrix);
-                tensor_load(a + PART, &maps.a, full, row + 64, k, a_matrix);
+                tensor_load(a, a_map, full, row, k, a_matrix);
+                tensor_load(a + PART, a_map, full, row + 64, k, a_matrix);
             }
             if (B_ALONG) {
-                tensor_load(b, &maps.b, full, k, column, b_matrix);
+                tensor_load(b, b_map, full, k, column, b_matrix);
             } else {
-                tensor_load(b, &maps.b, full, column, k, b_matrix);
-                tensor_load(b + PART, &maps.b, full, column + 64, k, b_matrix);
-                tensor_load(b + 2 * PART, &maps.b, full, column + 128, k, b_matrix);
+                tensor_load(b, b_map, full, column, k, b_matrix);
+                tensor_load(b + PART, b_map, full, column + 64, k, b_matrix);
+                tensor_load(b + 2 * PART, b_map, full, column + 128, k, b_matrix);
             }
         }
     }
@@ -428,8 +438,9 @@ __device__ __forceinline__ void bring_short(const Way &way, const float (&sums)[
 
 // A group multiplies every other task of its block.
 template <bool A_ALONG, bool B_ALONG>
-__device__ __forceinline__ void multiply(const Product &p, int batches, const Maps &maps,
-                                         u8 *shared, Barriers &barriers, int group) {
+__device__ __forceinline__ void multiply(const Product &p, int batches, int beside,
+                                         const Maps &maps, u8 *shared, Barriers &barriers,
+                                         int group) {
     // Rows of 64 k: 16 of them are 32 bytes further in each row. Rows that are k: 16 rows further.
     constexpr int A_NEXT = (A_ALONG ? 32 : 16 * 128) >> 4, B_NEXT = (B_ALONG ? 32 : 16 * 128) >> 4;
     // The second 64 rows of A are 64 rows, or one part, further.
@@ -443,7 +454,7 @@ __device__ __forceinline__ void multiply(const Product &p, int batches, const Ma
 #pragma unroll 1
     for (int index = blockIdx.x; index < tasks; index += gridDim.x, turn++) {
         Task task = task_at<ROWS, COLUMNS>(p, index);
-        int stages = stages_of(task);
+        int stages = stages_of(task, beside);
         if (turn % 2 == group) {
             float *bias = (float *)(shared + NUMBERS_AT) + group * (COLUMNS + ROWS);
             u8 *buffers = shared + BUFFERS_AT + group * BUFFERS * BUFFER;
@@ -513,7 +524,7 @@ __device__ __forceinline__ void multiply(const Product &p, int batches, const Ma
 }
 
 template <bool A_ALONG, bool B_ALONG>
-__device__ __forceinline__ void hopper(const Product &p, int batches, const Maps &maps) {
+__device__ __forceinline__ void hopper(const Product &p, int batches, int beside, const Maps &maps) {
     DYNAMIC_SHARED(shared);
     Barriers &barriers = *(Barriers *)(shared + BARRIERS_AT);
     if (threadIdx.x == 0) {
@@ -534,19 +545,19 @@ __device__ __forceinline__ void hopper(const Product &p, int batches, const Maps
         if (threadIdx.x == 2 * GROUP) {
             tensor_prefetch(&maps.a);
             tensor_prefetch(&maps.b);
-            load<A_ALONG, B_ALONG>(p, batches, maps, shared, barriers);
+            load<A_ALONG, B_ALONG>(p, batches, beside, maps, shared, barriers);
         }
     } else {
         more_registers<240>();
-        multiply<A_ALONG, B_ALONG>(p, batches, maps, shared, barriers, group);
+        multiply<A_ALONG, B_ALONG>(p, batches, beside, maps, shared, barriers, group);
     }
 }
 
 #define HOPPER(order, a, b)                                                                        \
     EXPORT __launch_bounds__(3 * GROUP, 1)                                                         \
-        gemm_hopper_##order(const __grid_constant__ Product p, int batches,                        \
+        gemm_hopper_##order(const __grid_constant__ Product p, int batches, int beside,            \
                             const __grid_constant__ Maps maps) {                                   \
-        hopper<a, b>(p, batches, maps);                                                            \
+        hopper<a, b>(p, batches, beside, maps);                                                    \
     }
 HOPPER(nn, true, false)
 HOPPER(nt, true, true)

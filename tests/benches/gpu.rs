@@ -4,19 +4,24 @@
 //! cargo bench -p graft-tests --bench gpu -- gpt2
 //! ```
 //! `gpt2` is GPT-2 with 124 million weights on 64 sequences of 1024 tokens, `bert` BERT-base with a classifier on 32
-//! of 128; `-f32` behind the name computes in f32 instead of bf16. Prints a JSON object: the median time of the steps
-//! after the first three, tokens in a second, what the last step sent, and the peak memory by category.
+//! of 128; `-f32` behind the name computes in f32 instead of bf16. `llama8b-lora` is LoRA beside a frozen model with the
+//! shapes of Llama 3 8B in bf16, on 8 sequences of 2048, `llama8b-qlora` the same beside its NF4 codes. Prints a JSON
+//! object: the median time of the steps after the first three, tokens in a second, what the last step sent, and the peak
+//! memory by category.
+//!
+//! `MODE plan` prints the memory alone, which needs no GPU.
+
+mod llama;
 
 use std::time::Instant;
 
 use graft_autograd::Gradients;
 use graft_models::{CausalLm, Classifier, DecoderConfig, ModelConfig, TokenBatch};
 use graft_nn::optimizer::Rule;
-use graft_nn::{Forward, FreezePolicy, Optimizer, Parameters, losses};
+use graft_nn::{Forward, FreezePolicy, Optimizer, Parameters, TrainableSet, losses};
 use graft_tensor::{Category, DType, Device, Memory, Tensor};
 use serde_json::json;
 
-const STEPS: usize = 13;
 const WARM_UP: usize = 3;
 const LABELS: usize = 2;
 
@@ -61,55 +66,109 @@ impl Network {
     }
 }
 
+/// What is trained on what.
+struct Job {
+    network: Network,
+    set: TrainableSet,
+    sequences: usize,
+    tokens: usize,
+    vocabulary: usize,
+    /// Steps that are timed
+    steps: usize,
+}
+
+fn job(p: &mut Parameters, name: &str) -> Option<Job> {
+    let everything = |network, p: &Parameters, [sequences, tokens, vocabulary]: [usize; 3]| Job {
+        network,
+        set: FreezePolicy::default().resolve(p).expect("all"),
+        sequences,
+        tokens,
+        vocabulary,
+        steps: 10,
+    };
+    Some(match name {
+        "gpt2" => {
+            let config = DecoderConfig::parse("config.json", GPT2.as_bytes()).expect("valid");
+            let lm = CausalLm::new(p, &config).expect("supported");
+            everything(Network::Causal(lm), p, [64, 1024, 50_257])
+        }
+        "bert" => {
+            let config = ModelConfig::parse("config.json", BERT.as_bytes()).expect("valid");
+            let classifier = Classifier::new(p, &config).expect("supported");
+            everything(Network::Classifier(classifier), p, [32, 128, 30_522])
+        }
+        "llama8b-lora" | "llama8b-qlora" => {
+            let base = match name {
+                "llama8b-lora" => DType::Bf16,
+                _ => DType::Nf4,
+            };
+            let (lm, set) = llama::adapted(p, base);
+            Job {
+                network: Network::Causal(lm),
+                set,
+                sequences: 8,
+                tokens: 2048,
+                vocabulary: llama::VOCABULARY,
+                steps: 5,
+            }
+        }
+        _ => return None,
+    })
+}
+
 fn main() {
-    let mode = std::env::args()
+    let mut arguments = std::env::args()
         .skip(1)
-        .find(|argument| !argument.starts_with("--"))
-        .unwrap_or_else(|| "gpt2".into());
+        .filter(|argument| !argument.starts_with("--"));
+    let mode = arguments.next().unwrap_or_else(|| "gpt2".into());
+    let planned = arguments.next().is_some_and(|argument| argument == "plan");
     let (name, compute) = match mode.strip_suffix("-f32") {
         Some(name) => (name, DType::F32),
         None => (mode.as_str(), DType::Bf16),
     };
-    let memory = match Memory::of(Device::Cuda(0)) {
-        Ok(memory) => memory,
-        Err(why) => {
+    let device = Device::Cuda(0);
+    let memory = match (planned, Memory::of(device)) {
+        (true, _) => Memory::planned_for(device),
+        (false, Ok(memory)) => memory,
+        (false, Err(why)) => {
             eprintln!("{why}");
             std::process::exit(1);
         }
     };
+    let started = Instant::now();
     let mut parameters = Parameters::new(&memory, DType::F32);
-    let (network, sequences, tokens, vocabulary) = match name {
-        "gpt2" => {
-            let config = DecoderConfig::parse("config.json", GPT2.as_bytes()).expect("valid");
-            let lm = CausalLm::new(&mut parameters, &config).expect("supported");
-            (Network::Causal(lm), 64, 1024, 50_257)
-        }
-        "bert" => {
-            let config = ModelConfig::parse("config.json", BERT.as_bytes()).expect("valid");
-            let classifier = Classifier::new(&mut parameters, &config).expect("supported");
-            (Network::Classifier(classifier), 32, 128, 30_522)
-        }
-        other => {
-            eprintln!("unknown mode {other}: use gpt2 or bert, or either with -f32");
-            std::process::exit(1);
-        }
+    let Some(job) = job(&mut parameters, name) else {
+        eprintln!(
+            "unknown mode {name}: use gpt2, bert, llama8b-lora or llama8b-qlora, or one with -f32"
+        );
+        std::process::exit(1);
     };
+    let Job {
+        network,
+        set,
+        sequences,
+        tokens,
+        vocabulary,
+        steps,
+    } = job;
     parameters.initialise(0).expect("memory suffices");
     if compute != DType::F32 {
         parameters.compute_in(compute).expect("it goes with f32");
     }
-    let set = FreezePolicy::default().resolve(&parameters).expect("all");
+    memory.synchronize().expect("it is there");
+    let made = started.elapsed().as_secs_f64();
+    memory.reset_peak();
     let mut optimizer = Optimizer::new(Rule::adamw(), 0.01, true).expect("valid settings");
     let ids: Vec<i64> = (0..sequences * tokens)
         .map(|i| (i * 7919 % (vocabulary - 300)) as i64 + 200)
         .collect();
     let batch = TokenBatch::of_ids(ids.chunks(tokens));
     let (mut times, mut recorded, mut losses) = (Vec::new(), Vec::new(), Vec::new());
-    let device = memory.opened_gpu().expect("it was opened").clone();
-    let mut before = device.sent();
-    for step in 0..STEPS {
+    let device = memory.opened_gpu().cloned();
+    let mut before = None;
+    for step in 0..WARM_UP + steps {
         memory.synchronize().expect("the step before succeeded");
-        before = device.sent();
+        before = device.as_ref().map(|device| device.sent());
         let started = Instant::now();
         let mut f = Forward::train(&parameters, &set, 0, step as u64);
         let loss = network.loss(&mut f, &batch);
@@ -119,23 +178,24 @@ fn main() {
         let done = optimizer
             .step(&mut parameters, &set, &mut gradients, 1e-4, Some(1.0))
             .expect("gradients are finite");
-        assert!(done.gradient_norm > 0.0);
         recorded.push(started.elapsed().as_secs_f64());
-        losses.push(value.item().expect("a scalar"));
+        if !planned {
+            assert!(done.gradient_norm > 0.0);
+            losses.push(value.item().expect("a scalar"));
+        }
         memory.synchronize().expect("the step succeeded");
         times.push(started.elapsed().as_secs_f64());
     }
+    let (Some(device), Some(before)) = (device, before) else {
+        println!("{}", json!({"mode": mode, "planned_mib": mib(&memory)}));
+        return;
+    };
+    let sent = device.sent();
     let median = |times: &[f64]| {
         let mut times = times[WARM_UP..].to_vec();
         times.sort_by(f64::total_cmp);
         times[times.len() / 2]
     };
-    let sent = device.sent();
-    let usage = memory.usage();
-    let categories: serde_json::Map<String, serde_json::Value> = Category::ALL
-        .iter()
-        .map(|c| (c.to_string(), (usage.peak(*c) >> 20).into()))
-        .collect();
     println!(
         "{}",
         json!({
@@ -151,10 +211,22 @@ fn main() {
                 "arguments_set": sent.set - before.set,
             },
             "first_loss": losses[0],
-            "last_loss": losses[STEPS - 1],
-            "tensors_mib": categories,
-            "tensors_peak_mib": usage.peak_total >> 20,
-            "held_mib": usage.held >> 20,
+            "last_loss": losses[losses.len() - 1],
+            "made_in_s": made,
+            "tensors_mib": mib(&memory),
         })
     );
+}
+
+/// The most that tensors of each kind, and all together, took at any moment, and what was held for them.
+fn mib(memory: &Memory) -> serde_json::Map<String, serde_json::Value> {
+    let usage = memory.usage();
+    let own = |c: Category| (c.to_string(), usage.peak(c));
+    let together = [("peak", usage.peak_total), ("held", usage.held)];
+    Category::ALL
+        .map(own)
+        .into_iter()
+        .chain(together.map(|(name, bytes)| (name.to_owned(), bytes)))
+        .map(|(name, bytes)| (name, (bytes >> 20).into()))
+        .collect()
 }

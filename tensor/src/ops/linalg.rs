@@ -169,7 +169,7 @@ pub(super) fn linear_as(
         let x = x.reshape(&[rows, inputs])?;
         let weight = factor(operands, &weight)?;
         let products = products(operands, single(rows * outputs), &x, &weight, dtype)?;
-        let mut scratch = products_workspace(m, &products)?;
+        let mut scratch = products_workspace(m, &products, None)?;
         on.run(|gpu| {
             let epilogue = cuda::gemm::Epilogue {
                 bias: bias.as_ref().map(Tensor::device).transpose()?,
@@ -389,7 +389,7 @@ pub(super) fn matmul_as(
     if let Some(on) = mem.gpu() {
         let (a, b) = (factor(operands, &a)?, factor(operands, &b)?);
         let products = products(operands, batch, &a, &b, dtype)?;
-        let mut scratch = products_workspace(mem, &products)?;
+        let mut scratch = products_workspace(mem, &products, None)?;
         on.run(|gpu| {
             let (a, b) = (a.device_strided()?, b.device_strided()?);
             let (c, scratch) = (c.device_mut()?, scratch.device_mut()?);
@@ -434,7 +434,7 @@ pub(super) fn add_product(
         return add_assign(c, &matmul_as(mem, operands, a, b, dtype)?);
     };
     let products = products(operands, single(c.count()), a, b, dtype)?;
-    let mut scratch = products_workspace(mem, &products)?;
+    let mut scratch = products_workspace(mem, &products, None)?;
     on.run(|gpu| {
         let (a, b) = (a.device_strided()?, b.device_strided()?);
         let (c, scratch) = (c.device_mut()?, scratch.device_mut()?);
@@ -492,12 +492,20 @@ pub(super) fn single(count: usize) -> Batch {
     }
 }
 
-/// Workspace for products on a GPU; a plan reckons with the latest that there are kernels for.
-pub(super) fn products_workspace(m: &Memory, products: &cuda::gemm::Products) -> Result<Tensor> {
+/// Workspace for products on a GPU, and for a second pair of factors; a plan reckons with the latest that there are
+/// kernels for.
+pub(super) fn products_workspace(
+    m: &Memory,
+    products: &cuda::gemm::Products,
+    second: Option<&cuda::gemm::Products>,
+) -> Result<Tensor> {
     let target = m
         .opened_gpu()
         .map_or(Target::Sm90a, |gpu| gpu.limits().target);
-    let bytes = products.workspace(target)?;
+    let bytes = match second {
+        None => products.workspace(target)?,
+        Some(second) => cuda::gemm::pair_workspace([products, second], target)?,
+    };
     workspace(m, DType::F32, bytes.div_ceil(size_of::<f32>()))
 }
 

@@ -2,9 +2,10 @@
 //! dropout(x)·aᵀ·bᵀ)`, forward and backward.
 //!
 //! E. Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", ICLR 2022. The adapter stays in the space of
-//! activations: `b·a`, which is as large as the weight, is never formed. The short product is written first and the
-//! large one is added to it where its blocks are still in the cache, so that the adapter costs no pass of its own over
-//! the output, and in short types it is the small summand that is rounded once more.
+//! activations: `b·a`, which is as large as the weight, is never formed. On a CPU the short product is written first and
+//! the large one is added to it where its blocks are still in the cache; on a GPU the adapter's factors are a little more
+//! of the depth of the large product, where the kernels can read them so. The adapter then costs no pass of its own over
+//! the output, and in short types it is the small summand that is rounded once more, if anything is.
 
 use super::elementwise::add_assign;
 use super::linalg::{matmul_as, narrow_product, operands};
@@ -27,7 +28,8 @@ pub struct Lora {
 }
 
 /// `activation(x·w + bias + scale * dropout(x)·aᵀ·bᵀ)`: `x [.., in]`, `a [rank, in]` and `b [out, rank]` give `[..,
-/// out]`. With `save`, also the pre-activation. `key` keys the dropout's mask.
+/// out]`. With `save`, also the pre-activation, if there is an activation, and the adapter's inner values, which
+/// [`lora_low`] gives. `key` keys the dropout's mask.
 ///
 /// # Errors
 /// As [`linear`](super::linear); an adapter whose sizes do not fit the weight's; a dropout outside `[0, 1)`.
@@ -40,7 +42,7 @@ pub fn lora(
     [a, b]: [&Tensor; 2],
     key: Key,
     save: bool,
-) -> Result<(Tensor, Option<Tensor>)> {
+) -> Result<(Tensor, Vec<Tensor>)> {
     let op = "lora";
     let w = p.linear.input_by_output(weight)?;
     let (rows, inputs, outputs) = check(op, x, &w, [a, b])?;
@@ -57,16 +59,17 @@ pub fn lora(
     let mut pre = (save && p.linear.activation.is_some())
         .then(|| Tensor::empty(m, x.dtype(), &shape))
         .transpose()?;
-    product(m, &low, &b.t()?, &mut y, false, Last::default())?;
     let flat = x.reshape(&[rows, inputs])?;
     let last = Last {
         bias: bias.as_ref(),
         activation: p.linear.activation,
         pre: pre.as_mut(),
+        beside: Some([&low, &b.t()?]),
         ..Last::default()
     };
-    product(m, &flat, &w, &mut y, true, last)?;
-    Ok((y, pre))
+    product(m, &flat, &w, &mut y, false, last)?;
+    let low = save.then_some(low);
+    Ok((y, pre.into_iter().chain(low).collect()))
 }
 
 /// What the adapter sees of the input: `x` after dropout, or `x` itself if there is none.
@@ -135,27 +138,31 @@ pub fn lora_input_gradient(
     weight_dtype(op, weight, dy.dtype())?;
     let (rows, outputs) = rows_of(op, "the gradient", dy)?;
     let sum = sum.map(|sum| summand(m, sum, dy, shape)).transpose()?;
-    let mut dx = match sum {
-        Some(mut sum) if p.dropout == 0.0 => {
-            product(m, low, a, &mut sum, true, Last::default())?;
-            sum
-        }
-        sum => {
-            let mut dx = matmul_as(m, operands(dy.dtype()), low, a, dy.dtype())?; // [rows, in]
-            if p.dropout != 0.0 {
-                dx = dropout_backward(m, dx, p.dropout, key)?;
-            }
-            if let Some(mut sum) = sum {
-                add_assign(&mut sum, &dx.reshape(shape)?)?;
-                dx = sum;
-            }
-            dx
-        }
-    };
     let w = p.linear.input_by_output(weight)?;
     let flat = dy.contiguous(m)?.reshape(&[rows, outputs])?;
+    if p.dropout == 0.0 {
+        let (mut dx, accumulate) = match sum {
+            Some(sum) => (sum, true),
+            None => (Tensor::empty(m, dy.dtype(), shape)?, false),
+        };
+        let last = Last {
+            beside: Some([low, a]),
+            ..Last::default()
+        };
+        product(m, &flat, &w.t()?, &mut dx, accumulate, last)?;
+        return Ok(dx);
+    }
+    let dx = matmul_as(m, operands(dy.dtype()), low, a, dy.dtype())?; // [rows, in]
+    let dx = dropout_backward(m, dx, p.dropout, key)?.reshape(shape)?;
+    let mut dx = match sum {
+        Some(mut sum) => {
+            add_assign(&mut sum, &dx)?;
+            sum
+        }
+        None => dx,
+    };
     product(m, &flat, &w.t()?, &mut dx, true, Last::default())?;
-    dx.reshape(shape)
+    Ok(dx)
 }
 
 /// `(rows, in, out)`, after checking that input, weight `[in, out]` and adapter fit each other.

@@ -22,6 +22,8 @@ pub(super) struct Last<'a> {
     pub pre: Option<&'a mut Tensor>,
     /// On a GPU: what the activation's slope, and not the activation itself, is taken of, as a factor
     pub slope_of: Option<&'a Tensor>,
+    /// Two factors `[rows, _]` and `[_, columns]` whose product is added before anything else is done
+    pub beside: Option<[&'a Tensor; 2]>,
 }
 
 /// `y = x·w`, or `y += x·w`, and what is to be done last: `x [rows, in]` contiguous, `w [in, out]`, `y` contiguous.
@@ -30,13 +32,20 @@ pub(super) fn product(
     x: &Tensor,
     w: &Tensor,
     y: &mut Tensor,
-    accumulate: bool,
-    last: Last,
+    mut accumulate: bool,
+    mut last: Last,
 ) -> Result<()> {
     let (rows, inner, columns) = (x.shape()[0], x.shape()[1], w.shape()[1]);
     if w.shape()[0] != inner || y.count() != rows * columns {
         let expected = format!("[{inner}, {}]", y.count() / rows.max(1));
         return Err(Error::shape("a product", "a factor", w.shape(), expected));
+    }
+    if m.gpu().is_none()
+        && let Some([a, b]) = last.beside.take()
+    {
+        // The short product first: the large one is added to it where its blocks are still in the cache.
+        product(m, a, b, y, accumulate, Last::default())?;
+        accumulate = true;
     }
     if w.dtype().is_quantised() {
         return quantised::product(m, x, w, y, accumulate, last);
@@ -44,8 +53,17 @@ pub(super) fn product(
     let (operands, dtype) = (operands(x.dtype()), y.dtype());
     if let Some(on) = m.gpu() {
         let w = &factor(operands, w)?;
-        let products = products(operands, single(rows * columns), x, w, dtype)?;
-        let mut scratch = products_workspace(m, &products)?;
+        let of = |a, b| products(operands, single(rows * columns), a, b, dtype);
+        let products = of(x, w)?;
+        let beside = match last.beside {
+            Some([a, b]) => {
+                let (a, b) = (factor(operands, a)?, factor(operands, b)?);
+                Some((of(&a, &b)?, a, b))
+            }
+            None => None,
+        };
+        let second = beside.as_ref().map(|(second, ..)| second);
+        let mut scratch = products_workspace(m, &products, second)?;
         on.run(|gpu| {
             let epilogue = cuda::gemm::Epilogue {
                 bias: last.bias.map(Tensor::device).transpose()?,
@@ -56,7 +74,14 @@ pub(super) fn product(
             };
             let (x, w) = (x.device_strided()?, w.device_strided()?);
             let (y, scratch) = (y.device_mut()?, scratch.device_mut()?);
-            cuda::gemm::gemm(gpu, &products, x, w, y, accumulate, epilogue, scratch)?;
+            match &beside {
+                None => cuda::gemm::gemm(gpu, &products, x, w, y, accumulate, epilogue, scratch)?,
+                Some((second, a, b)) => {
+                    let (a, b) = ([x, a.device_strided()?], [w, b.device_strided()?]);
+                    let pair = [&products, second];
+                    cuda::gemm::gemm_pair(gpu, pair, a, b, y, accumulate, epilogue, scratch)?;
+                }
+            }
             Ok(())
         })?;
         return Ok(());

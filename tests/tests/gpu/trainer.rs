@@ -58,6 +58,55 @@ fn every_strategy_is_certified() {
     }
 }
 
+/// Beside a base that is held in short types or as codes: trained there, verified, evaluated on either device with the
+/// same result, and merged.
+#[test]
+#[ignore = "needs a GPU"]
+fn held_bases_are_trained_evaluated_and_merged() {
+    let task = Task::new(24, 12);
+    for (base, strategy, precision) in [
+        ("nf4", "lora", "bf16"),
+        ("int8", "lora", "f32"),
+        ("bf16", "lora", "bf16"),
+        ("nf4", "dora", "f32"),
+    ] {
+        let out = format!("{base}-{strategy}");
+        let more = [
+            "--strategy",
+            strategy,
+            "--precision",
+            precision,
+            "--base",
+            base,
+        ];
+        let more = [&more[..], &["--device", "cuda:0", "--epochs", "1"]].concat();
+        let arguments = task.train(&fixture("tiny-bert"), &out, &more);
+        execute(&arguments.iter().map(String::as_str).collect::<Vec<_>>());
+        let (run, data) = (task.text(&out), task.text("eval.jsonl"));
+        let verdict = execute(&["verify", &run]);
+        assert!(verdict.contains("passed"), "{out}: {verdict}");
+        let logits = |model: &str, device: &str| -> Vec<f64> {
+            let text = execute(&[
+                "predict", "--logits", "--model", model, "--data", &data, "--device", device,
+            ]);
+            let row = |line: &str| -> Vec<f64> {
+                let value: serde_json::Value = serde_json::from_str(line).unwrap();
+                graft_tests::numbers(&value["logits"])
+            };
+            text.lines().flat_map(row).collect()
+        };
+        let (here, there) = (logits(&run, "cpu"), logits(&run, "cuda:0"));
+        let apart = graft_tests::max_distance(&here, &there);
+        assert!(apart < 1e-4, "{out}: {apart:e} apart");
+        let merged = task.text(&format!("{out}-merged"));
+        execute(&[
+            "merge", "--model", &run, "--out", &merged, "--device", "cuda:0",
+        ]);
+        let apart = graft_tests::max_distance(&logits(&merged, "cpu"), &logits(&merged, "cuda:0"));
+        assert!(apart < 1e-4, "{out} merged: {apart:e} apart");
+    }
+}
+
 /// A model of use, on data of use.
 #[test]
 #[ignore = "needs a GPU"]

@@ -1,7 +1,7 @@
 //! Launches of `gemm_hopper.cu`.
 
 use super::plan::{HOPPER_TILE, Operand, Plan};
-use super::{Sums, order};
+use super::{Second, Sums, order};
 use crate::cuda::launch::args;
 use crate::cuda::tensor_map::{TensorMap, tensor_map};
 use crate::cuda::{Gpu, Launch, Result, Scalar};
@@ -41,13 +41,14 @@ fn operand_map(
     )
 }
 
-/// Launches the products of a plan, whose operands are at `a` and `b`.
+/// Launches the products of a plan, whose operands are at `a` and `b`. `beside`: a second pair of factors, which lie as
+/// these do, beside one product.
 pub(super) fn launch(
     gpu: &Gpu,
     plan: &Plan,
     batches: usize,
-    a: u64,
-    b: u64,
+    [a, b]: [u64; 2],
+    beside: Option<&Second>,
     sums: &Sums,
 ) -> Result<()> {
     let Plan { m, n, k, .. } = *plan;
@@ -66,12 +67,25 @@ pub(super) fn launch(
         let box_dims = [128 / scalar.size(), 64, 1];
         tensor_map(address, scalar, dims, [n, stride], box_dims)
     };
+    let (depth, second) = match beside {
+        None => (0, [left, right]), // not used
+        Some(Second {
+            plan,
+            addresses: [a, b],
+        }) => {
+            let a = operand_map(*a, &plan.a, [m, plan.k], 1, rows)?;
+            let b = operand_map(*b, &plan.b, [n, plan.k], 1, columns)?;
+            (plan.k, [a, b])
+        }
+    };
     // An activation's argument is written, or read for its slope.
     let maps = [
         left,
         right,
         result(sums.c)?,
         result(sums.pre | sums.slope_of)?,
+        second[0],
+        second[1],
     ];
     let names = [
         "gemm_hopper_nn",
@@ -84,6 +98,6 @@ pub(super) fn launch(
     let launch = Launch::linear(blocks, 384).with_shared(SHARED);
     let product = sums.product(plan, batches, a, b);
     let maps: &[u8] = bytemuck::cast_slice(&maps);
-    let args = args![&product[..], batches, maps];
+    let args = args![&product[..], batches, depth, maps];
     gpu.launch("gemm_hopper", names[order(plan)], launch, args)
 }

@@ -14,7 +14,7 @@ pub use plan::{Kernels, Layout, Products};
 
 use self::plan::{Operand, Path, Plan, TILE};
 use super::launch::args;
-use super::{Gpu, Launch, Result, Scalar, Slice, SliceMut};
+use super::{Gpu, Launch, Result, Scalar, Slice, SliceMut, Target};
 use crate::activation::Activation;
 
 /// What happens to a sum on its way into C: see [`crate::gemm::Epilogue`].
@@ -53,6 +53,93 @@ pub fn gemm(
     products: &Products,
     a: Slice<'_>,
     b: Slice<'_>,
+    c: SliceMut<'_>,
+    accumulate: bool,
+    epilogue: Epilogue<'_>,
+    workspace: SliceMut<'_>,
+) -> Result<()> {
+    run(
+        gpu,
+        products,
+        [a, b],
+        None,
+        c,
+        accumulate,
+        epilogue,
+        workspace,
+    )
+}
+
+/// `C = A·B + A₂·B₂`, or that added to C, then the epilogue: a product of one pair of factors with that of another beside
+/// it, of any depth. `second` has the layouts of that; both are no batches. Where kernels can, the second pair is read as
+/// more of the depth of the first; elsewhere its product is written before, and rounded to C's type.
+///
+/// workspace: at least [`pair_workspace`].
+///
+/// # Errors
+/// As [`gemm`].
+///
+/// # Panics
+/// As [`gemm`]; if C has other sizes or types for the two.
+pub fn gemm_pair(
+    gpu: &Gpu,
+    [first, second]: [&Products; 2],
+    a: [Slice<'_>; 2],
+    b: [Slice<'_>; 2],
+    mut c: SliceMut<'_>,
+    accumulate: bool,
+    epilogue: Epilogue<'_>,
+    mut workspace: SliceMut<'_>,
+) -> Result<()> {
+    let sizes = |p: &Products| (p.a.rows, p.b.cols, p.c, p.batch.count);
+    assert_eq!(sizes(first), sizes(second), "gemm: a pair of products");
+    let target = gpu.limits().target;
+    let (plan, other) = (first.plan(target)?, second.plan(target)?);
+    let factors = [a[0], b[0]];
+    if plan.takes_beside(&other) {
+        check_factors(second, [a[1], b[1]]);
+        let beside = Second {
+            addresses: [a[1].address(), b[1].address()],
+            plan: other,
+        };
+        let beside = Some(&beside);
+        return run(
+            gpu, first, factors, beside, c, accumulate, epilogue, workspace,
+        );
+    }
+    let (to, room) = (c.reborrow(), workspace.reborrow());
+    gemm(
+        gpu,
+        second,
+        a[1],
+        b[1],
+        to,
+        accumulate,
+        Epilogue::default(),
+        room,
+    )?;
+    run(gpu, first, factors, None, c, true, epilogue, workspace)
+}
+
+/// Bytes of workspace that [`gemm_pair`] needs on devices that run kernels for `target`.
+///
+/// # Errors
+/// Element types other than f32 and bf16.
+pub fn pair_workspace([first, second]: [&Products; 2], target: Target) -> Result<usize> {
+    Ok(first.workspace(target)?.max(second.workspace(target)?))
+}
+
+/// The second pair of factors of a product.
+struct Second {
+    plan: Plan,
+    addresses: [u64; 2],
+}
+
+fn run(
+    gpu: &Gpu,
+    products: &Products,
+    [a, b]: [Slice<'_>; 2],
+    beside: Option<&Second>,
     c: SliceMut<'_>,
     accumulate: bool,
     epilogue: Epilogue<'_>,
@@ -98,7 +185,7 @@ pub fn gemm(
             .multiply(gpu, &plan, batches, a, b, &whole, room);
     }
     if plan.splits == 1 {
-        return multiply(gpu, &plan, batches, a, b, &whole);
+        return multiply(gpu, &plan, batches, [a, b], beside, &whole);
     }
     let parts = room + plan.parts as u64;
     let partial = Sums {
@@ -112,7 +199,7 @@ pub fn gemm(
         relative: 0,
         activation: 0,
     };
-    multiply(gpu, &plan, batches, a, b, &partial)?;
+    multiply(gpu, &plan, batches, [a, b], beside, &partial)?;
     let product = whole.product(&plan, batches, a, b);
     let launch = Launch::cover(batches * plan.m * plan.n.div_ceil(4), 256, 1);
     let args = args![&product[..], parts, batches];
@@ -130,9 +217,16 @@ fn order(plan: &Plan) -> usize {
 }
 
 /// Launches the products of a plan, whose operands are at `a` and `b`.
-fn multiply(gpu: &Gpu, plan: &Plan, batches: usize, a: u64, b: u64, sums: &Sums) -> Result<()> {
+fn multiply(
+    gpu: &Gpu,
+    plan: &Plan,
+    batches: usize,
+    [a, b]: [u64; 2],
+    beside: Option<&Second>,
+    sums: &Sums,
+) -> Result<()> {
     if plan.path == Path::Hopper {
-        return hopper::launch(gpu, plan, batches, a, b, sums);
+        return hopper::launch(gpu, plan, batches, [a, b], beside, sums);
     }
     let order = order(plan);
     let name = match plan.scalar {
@@ -260,15 +354,8 @@ fn extent(x: &Layout, count: usize, stride: usize) -> usize {
     (count - 1) * stride + (x.rows - 1) * x.row_stride + (x.cols - 1) * x.col_stride + 1
 }
 
-fn check(
-    products: &Products,
-    plan: &Plan,
-    a: Slice<'_>,
-    b: Slice<'_>,
-    c: &SliceMut<'_>,
-    epilogue: &Epilogue<'_>,
-    workspace: &SliceMut<'_>,
-) {
+/// Checks that factors are what their layouts say.
+fn check_factors(products: &Products, [a, b]: [Slice<'_>; 2]) {
     let batch = &products.batch;
     for (name, x, layout, stride) in [
         ("a", a, &products.a, batch.a_stride),
@@ -286,6 +373,19 @@ fn check(
             "gemm: {name} does not lie where it was said to"
         );
     }
+}
+
+fn check(
+    products: &Products,
+    plan: &Plan,
+    a: Slice<'_>,
+    b: Slice<'_>,
+    c: &SliceMut<'_>,
+    epilogue: &Epilogue<'_>,
+    workspace: &SliceMut<'_>,
+) {
+    check_factors(products, [a, b]);
+    let batch = &products.batch;
     let size = plan.m * plan.n;
     assert_eq!(c.scalar(), products.c, "gemm: type of c");
     assert!(

@@ -164,6 +164,19 @@ pub(super) struct Plan {
     pub workspace: usize,
 }
 
+impl Plan {
+    /// Whether the kernels can read the factors of `other` as more of the depth of these.
+    pub fn takes_beside(&self, other: &Plan) -> bool {
+        let alike = |own: &Operand, other: &Operand| {
+            other.packed.is_none() && own.along_depth == other.along_depth && other.batch == 0
+        };
+        self.path == Path::Hopper
+            && (other.scalar, other.k > 0) == (Scalar::Bf16, true)
+            && alike(&self.a, &other.a)
+            && alike(&self.b, &other.b)
+    }
+}
+
 /// Takes ranges from the workspace, one after the other.
 struct Room(usize);
 

@@ -4,9 +4,12 @@ mod cases;
 mod general;
 mod hopper;
 mod operations;
+mod pairs;
 
 use graft_kernels::activation::{Activation, activation, activation_backward};
-use graft_kernels::cuda::gemm::{Epilogue, Kernels, Layout, Products, gemm};
+use graft_kernels::cuda::gemm::{
+    Epilogue, Kernels, Layout, Products, gemm, gemm_pair, pair_workspace,
+};
 use graft_kernels::cuda::{Gpu, Scalar};
 use graft_kernels::gemm::{Batch, Operands};
 use graft_tensor::DType;
@@ -127,8 +130,19 @@ struct Found {
     pre: Vec<f32>,
 }
 
-/// Runs a call twice, on outputs that hold other numbers before, and returns what it wrote.
+/// Factors beside those of a call.
+struct Beside<'a> {
+    products: Products,
+    call: &'a Call,
+    numbers: &'a Numbers,
+}
+
 fn run(gpu: &Gpu, call: &Call, numbers: &Numbers) -> Found {
+    run_beside(gpu, call, numbers, None)
+}
+
+/// Runs a call twice, on outputs that hold other numbers before, and returns what it wrote.
+fn run_beside(gpu: &Gpu, call: &Call, numbers: &Numbers, beside: Option<Beside>) -> Found {
     let Numbers {
         a,
         b,
@@ -140,7 +154,10 @@ fn run(gpu: &Gpu, call: &Call, numbers: &Numbers) -> Found {
     let (products, _) = describe(call);
     let [ta, tb, tc] = call.types;
     let target = gpu.limits().target;
-    let needed = products.workspace(target).unwrap();
+    let needed = match &beside {
+        None => products.workspace(target).unwrap(),
+        Some(beside) => pair_workspace([&products, &beside.products], target).unwrap(),
+    };
     let place = |values: &[f32], scalar: Scalar| {
         let bytes = bytes(values, scalar);
         let buffer = gpu.allocate(bytes.len().max(1)).unwrap();
@@ -151,6 +168,10 @@ fn run(gpu: &Gpu, call: &Call, numbers: &Numbers) -> Found {
     let (a_there, b_there) = (place(a, ta), place(b, tb));
     let bias_there = place(bias, Scalar::F32);
     let (of_there, less_there) = (place(of, tc), place(less, Scalar::F32));
+    let second = beside.as_ref().map(|beside| {
+        let Numbers { a, b, .. } = beside.numbers;
+        (place(a, ta), place(b, tb))
+    });
     let workspace = gpu.allocate(needed.max(1)).unwrap();
     let runs = [0, 1].map(|_| {
         let (c_there, pre_there) = (place(c, tc), place(&vec![f32::NAN; c.len()], tc));
@@ -167,16 +188,20 @@ fn run(gpu: &Gpu, call: &Call, numbers: &Numbers) -> Found {
                 .relative
                 .then(|| less_there.slice(0, less.len(), Scalar::F32)),
         };
-        gemm(
-            gpu,
-            &products,
-            a_there.slice(call.gaps[0] * ta.size(), a.len() - call.gaps[0], ta),
-            b_there.slice(call.gaps[1] * tb.size(), b.len() - call.gaps[1], tb),
-            c_there.slice_mut(0, c.len(), tc),
-            call.accumulate,
-            epilogue,
-            workspace.slice_mut(0, needed, Scalar::U8),
-        )
+        let a = a_there.slice(call.gaps[0] * ta.size(), a.len() - call.gaps[0], ta);
+        let b = b_there.slice(call.gaps[1] * tb.size(), b.len() - call.gaps[1], tb);
+        let c_mut = c_there.slice_mut(0, c.len(), tc);
+        let (adds, room) = (call.accumulate, workspace.slice_mut(0, needed, Scalar::U8));
+        match (&beside, &second) {
+            (Some(beside), Some((a2, b2))) => {
+                let (own, gaps) = (beside.numbers, beside.call.gaps);
+                let a2 = a2.slice(gaps[0] * ta.size(), own.a.len() - gaps[0], ta);
+                let b2 = b2.slice(gaps[1] * tb.size(), own.b.len() - gaps[1], tb);
+                let pair = [&products, &beside.products];
+                gemm_pair(gpu, pair, [a, a2], [b, b2], c_mut, adds, epilogue, room)
+            }
+            _ => gemm(gpu, &products, a, b, c_mut, adds, epilogue, room),
+        }
         .unwrap();
         let read = |buffer: &graft_kernels::cuda::Buffer| {
             let mut bytes = vec![0; c.len() * tc.size()];
@@ -272,20 +297,25 @@ fn sums(call: &Call, numbers: &Numbers) -> Vec<Option<f64>> {
     sums
 }
 
+/// Numbers for a call.
+fn draw(call: &Call, seed: u64) -> Numbers {
+    let (products, count) = describe(call);
+    let [ta, tb, tc] = call.types;
+    let matrices = if call.shared { 1 } else { call.batches };
+    Numbers {
+        a: numbers(call.gaps[0] + call.batches * room(&products.a), ta, seed),
+        b: numbers(call.gaps[1] + matrices * room(&products.b), tb, seed + 1),
+        c: numbers(count, tc, seed + 2),
+        bias: numbers(call.sizes[1], Scalar::F32, seed + 3),
+        of: numbers(count, tc, seed + 4),
+        less: numbers(call.sizes[0], Scalar::F32, seed + 5),
+    }
+}
+
 /// Checks a call against sums in f64.
 fn check(call: Call) {
     let gpu = gpu().opened_gpu().unwrap();
-    let (products, count) = describe(&call);
-    let [ta, tb, tc] = call.types;
-    let matrices = if call.shared { 1 } else { call.batches };
-    let numbers = Numbers {
-        a: numbers(call.gaps[0] + call.batches * room(&products.a), ta, 1),
-        b: numbers(call.gaps[1] + matrices * room(&products.b), tb, 2),
-        c: numbers(count, tc, 3),
-        bias: numbers(call.sizes[1], Scalar::F32, 4),
-        of: numbers(count, tc, 5),
-        less: numbers(call.sizes[0], Scalar::F32, 6),
-    };
+    let numbers = draw(&call, 1);
     let sums = sums(&call, &numbers);
     let found = run(gpu, &call, &numbers);
     compare(&call, &found, &sums, &numbers);
