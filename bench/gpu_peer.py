@@ -49,7 +49,7 @@ def llama(checkpoint: bool) -> torch.nn.Module:
     if checkpoint:
         model.gradient_checkpointing_enable({"use_reentrant": False})
         model.enable_input_require_grads()
-    adapter = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
+    adapter = LoraConfig(r=16, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM")
     return get_peft_model(model, adapter, autocast_adapter_dtype=False)
 
 

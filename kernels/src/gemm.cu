@@ -237,11 +237,12 @@ template <bool ALONG_DEPTH, bool IS_A> struct Fragments {
             from = r * 64 + ((depth ^ (r / 2 % 4)) * 16);
         } else {
             int r = 8 * depth + row; // r % 8 == row
-            from = r * 256 + first_side * 2 + ((side ^ row) * 16);
+            from = r * 256 + (((first_side / 8 + side) ^ row) * 16);
         }
     }
 
-    // Sides first_side + 16 i .., k 16 deep ... First sides are multiples of 64.
+    // Sides first_side + 16 i .., k 16 deep ... First sides are multiples of 64, or of 32 if i is 0
+    // or 1.
     __device__ __forceinline__ void read(const u8 *stage, int i, int deep, u32 (&to)[4]) const {
         if (ALONG_DEPTH) {
             // Chunk 2 deep + depth: the bit of `deep` is exchanged by itself.
@@ -329,6 +330,167 @@ TENSOR(nn, true, false)
 TENSOR(nt, true, true)
 TENSOR(tn, false, false)
 TENSOR(tt, false, true)
+
+// --- Products with an operand of at most 16 sides, which are over when the other one has been read:
+// 128 of its sides by 4 warps, 32 each. As many blocks as a multiprocessor holds wait for it.
+
+constexpr int FEW = 16;
+constexpr int FEW_STRIP = FEW * DEEP * sizeof(bf16);
+constexpr int FEW_STAGE = STRIP + FEW_STRIP;
+
+// The 16 x 32 elements of the small operand in a stage, one chunk each for half of the threads.
+//
+// ALONG_DEPTH: as in Staged. Otherwise rows are k, of 2 chunks each; chunk c of row r is in place
+// c ^ (r / 4 % 2).
+template <bool ALONG_DEPTH> struct StagedFew {
+    const bf16 *x; // this thread's chunk
+    i64 next;      // elements to its next one
+    int sides;     // that exist from this thread's first on
+    int to;
+
+    __device__ __forceinline__ void set(const void *base, i64 batch, i64 step, i64 all, i64 begin) {
+        int t = threadIdx.x;
+        x = (const bf16 *)base + batch;
+        if (ALONG_DEPTH) {
+            int row = t / 4, chunk = t % 4;
+            x += row * step + begin + 8 * chunk;
+            next = DEEP;
+            sides = (int)all - row;
+            to = row * 64 + ((chunk ^ (row / 2 % 4)) * 16);
+        } else {
+            int row = t / 2, chunk = t % 2;
+            x += (begin + row) * step + 8 * chunk;
+            next = DEEP * step;
+            sides = (int)all - 8 * chunk;
+            to = row * 32 + ((chunk ^ (row / 4 % 2)) * 16);
+        }
+    }
+
+    // The next 32 of k, of which `left` exist.
+    __device__ __forceinline__ void copy(int left, u8 *stage) {
+        int t = threadIdx.x;
+        if (t >= FEW_STRIP / 16) return;
+        int count = ALONG_DEPTH ? (sides > 0 ? left - 8 * (t % 4) : 0) : (t / 2 < left ? sides : 0);
+        cp_async_part(stage + to, x, 2 * max(0, min(8, count)));
+        x += next;
+    }
+
+    // The fragments of 16 sides and the 16 of k from 16 deep on, as those of B.
+    __device__ __forceinline__ static void read(const u8 *stage, int deep, u32 (&to)[4]) {
+        int lane = threadIdx.x % 32, row = lane % 8, matrix = lane / 8;
+        int side = matrix / 2, depth = matrix % 2;
+        if (ALONG_DEPTH) {
+            int r = 8 * side + row, chunk = 2 * deep + depth;
+            ldmatrix_x4(to, stage + r * 64 + ((chunk ^ (r / 2 % 4)) * 16));
+        } else {
+            int r = 16 * deep + 8 * depth + row;
+            ldmatrix_x4_trans(to, stage + r * 32 + ((side ^ (r / 4 % 2)) * 16));
+        }
+    }
+};
+
+// IS_A: the small operand is A.
+template <bool A_ALONG, bool B_ALONG, bool IS_A> __device__ __forceinline__ void few(const Product &p) {
+    constexpr bool ALONG = IS_A ? B_ALONG : A_ALONG, FEW_ALONG = IS_A ? A_ALONG : B_ALONG;
+    DYNAMIC_SHARED(stages); // STAGES x (large, small); then the sums
+    Task task = IS_A ? task_at<FEW, SIDE>(p, blockIdx.x) : task_at<SIDE, FEW>(p, blockIdx.x);
+    i64 a_batch = task.batch * p.a_batch, b_batch = task.batch * p.b_batch;
+    Staged<ALONG> large;
+    StagedFew<FEW_ALONG> small;
+    if (IS_A) {
+        large.set(p.b, b_batch, p.b_step, task.column, p.n, task.begin);
+        small.set(p.a, a_batch, p.a_step, p.m, task.begin);
+    } else {
+        large.set(p.a, a_batch, p.a_step, task.row, p.m, task.begin);
+        small.set(p.b, b_batch, p.b_step, p.n, task.begin);
+    }
+    int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    Fragments<ALONG, true> left;
+    left.set(32 * warp);
+    float sums[2][2][4] = {};
+    int left_to_copy = task.depth, filled = 0;
+    auto copy = [&] {
+        if (left_to_copy > 0) {
+            large.copy(left_to_copy, stages + FEW_STAGE * filled);
+            small.copy(left_to_copy, stages + FEW_STAGE * filled + STRIP);
+            left_to_copy -= DEEP;
+            filled = filled + 1 == STAGES ? 0 : filled + 1;
+        }
+        cp_async_commit();
+    };
+#pragma unroll 1
+    for (int i = 0; i < STAGES - 1; i++) copy();
+    int stage = 0;
+#pragma unroll 1
+    for (int to_multiply = task.depth; to_multiply > 0; to_multiply -= DEEP) {
+        cp_async_wait<STAGES - 2>();
+        __syncthreads(); // this stage has arrived, and the one before has been read by all
+        copy();
+        const u8 *at = stages + FEW_STAGE * stage;
+#pragma unroll
+        for (int deep = 0; deep < 2; deep++) {
+            u32 fa[2][4], fb[4];
+#pragma unroll
+            for (int r = 0; r < 2; r++) left.read(at, r, deep, fa[r]);
+            small.read(at + STRIP, deep, fb);
+#pragma unroll
+            for (int r = 0; r < 2; r++) {
+#pragma unroll
+                for (int c = 0; c < 2; c++) {
+                    mma_bf16_16816(sums[r][c], fa[r], fb[2 * c], fb[2 * c + 1]);
+                }
+            }
+        }
+        stage = stage + 1 == STAGES ? 0 : stage + 1;
+    }
+    cp_async_wait<0>();
+    __syncthreads();
+    // As in `tensor`; rows of C are the small operand's sides if that is A.
+    float *staged = (float *)stages;
+#pragma unroll
+    for (int r = 0; r < 2; r++) {
+#pragma unroll
+        for (int c = 0; c < 2; c++) {
+#pragma unroll
+            for (int i = 0; i < 4; i++) {
+                int side = 32 * warp + 16 * r + lane / 4 + i / 2 * 8;
+                int other = 8 * c + lane % 4 * 2 + i % 2;
+                staged[IS_A ? staged_at(other, side) : side * FEW + other] = sums[r][c][i];
+            }
+        }
+    }
+    __syncthreads();
+    if (IS_A) {
+        finish_staged(p, staged, FEW, task.at(p), task.row, task.column);
+        return;
+    }
+    int column = threadIdx.x % 4 * 4, count = min(4, (int)p.n - column);
+    if (count <= 0) return;
+    bool whole = count == 4 && writes_fours(p);
+    float bias[4];
+#pragma unroll
+    for (int i = 0; i < 4; i++) bias[i] = p.bias && i < count ? p.bias[column + i] : 0;
+#pragma unroll 1
+    for (int r = threadIdx.x / 4; r < SIDE && task.row + r < p.m; r += 32) {
+        float4 four = *(const float4 *)(staged + r * FEW + column);
+        float x[4] = {four.x, four.y, four.z, four.w};
+        finish<1>(p, task.at(p) + (i64)(task.row + r) * p.n + column, count, whole, x, bias);
+    }
+}
+
+#define FEW_SIDES(order, a, b)                                                                     \
+    EXPORT __launch_bounds__(128, 5) gemm_bf16_few_rows_##order(                                   \
+        const __grid_constant__ Product p) {                                                       \
+        few<a, b, true>(p);                                                                        \
+    }                                                                                              \
+    EXPORT __launch_bounds__(128, 5) gemm_bf16_few_columns_##order(                                \
+        const __grid_constant__ Product p) {                                                       \
+        few<a, b, false>(p);                                                                       \
+    }
+FEW_SIDES(nn, true, false)
+FEW_SIDES(nt, true, true)
+FEW_SIDES(tn, false, false)
+FEW_SIDES(tt, false, true)
 
 #else
 

@@ -11,7 +11,7 @@ use graft_models::{
     save_trained,
 };
 use graft_nn::{ParamId, Parameters, Role, TrainableSet};
-use graft_tensor::{DType, Device, Memory, Tensor};
+use graft_tensor::{DType, Memory, Tensor};
 
 use crate::certificate::sha256_hex;
 use crate::config::{Base, RunConfig};
@@ -55,13 +55,6 @@ impl Changes {
 fn hold<N: Network>(parameters: &mut Parameters, network: &N, base: Base) -> Result<()> {
     if base == Base::F32 {
         return Ok(());
-    }
-    if parameters.memory().device() != Device::Cpu {
-        return Err(Error::config(
-            "model.base",
-            format!("a base in {base} is computed with on the CPU alone"),
-            "hold it in f32 on a GPU, or take the CPU: --device cpu",
-        ));
     }
     let in_layer = |id| {
         network

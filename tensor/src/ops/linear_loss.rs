@@ -393,7 +393,7 @@ fn relative_logits(
         &by,
         logits.dtype(),
     )?;
-    let mut scratch = products_workspace(m, &products)?;
+    let mut scratch = products_workspace(m, &products, None)?;
     if let Some(on) = m.gpu() {
         on.run(|gpu| {
             let bias = bias.map(Tensor::device).transpose()?;
@@ -424,7 +424,7 @@ fn product_into(
     let columns = c.shape()[1];
     let range = range.start * columns..range.end * columns;
     let products = products(operands(a.dtype()), single(range.len()), a, b, c.dtype())?;
-    let mut scratch = products_workspace(m, &products)?;
+    let mut scratch = products_workspace(m, &products, None)?;
     let Some(on) = m.gpu() else {
         return Ok(());
     };

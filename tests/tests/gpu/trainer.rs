@@ -67,7 +67,7 @@ fn held_bases_are_trained_evaluated_and_merged() {
     for (base, strategy, precision) in [
         ("nf4", "lora", "bf16"),
         ("int8", "lora", "f32"),
-        ("bf16", "lora", "bf16"),
+        ("bf16", "lora", "f32"),
         ("nf4", "dora", "f32"),
     ] {
         let out = format!("{base}-{strategy}");

@@ -12,7 +12,7 @@ mod plan;
 pub(super) use library::Library;
 pub use plan::{Kernels, Layout, Products};
 
-use self::plan::{Operand, Path, Plan, TILE};
+use self::plan::{FEW, Operand, Path, Plan, TILE};
 use super::launch::args;
 use super::{Gpu, Launch, Result, Scalar, Slice, SliceMut, Target};
 use crate::activation::Activation;
@@ -36,6 +36,8 @@ pub struct Epilogue<'a> {
 
 /// Dynamic shared memory of the kernels on tensor cores, in bytes.
 const STAGES: usize = 4 * 2 * TILE * 32 * 2;
+/// The same of those for few rows or columns.
+const FEW_STAGES: usize = 4 * (TILE + FEW) * 32 * 2;
 
 /// `C = A·B`, or `C += A·B` if `accumulate`, then the epilogue, for each product of the batch.
 ///
@@ -230,6 +232,18 @@ fn multiply(
     }
     let order = order(plan);
     let name = match plan.scalar {
+        _ if plan.path == Path::FewRows => [
+            "gemm_bf16_few_rows_nn",
+            "gemm_bf16_few_rows_nt",
+            "gemm_bf16_few_rows_tn",
+            "gemm_bf16_few_rows_tt",
+        ][order],
+        _ if plan.path == Path::FewColumns => [
+            "gemm_bf16_few_columns_nn",
+            "gemm_bf16_few_columns_nt",
+            "gemm_bf16_few_columns_tn",
+            "gemm_bf16_few_columns_tt",
+        ][order],
         Scalar::Bf16 => [
             "gemm_bf16_nn",
             "gemm_bf16_nt",
@@ -241,6 +255,7 @@ fn multiply(
     let blocks = plan.path.tiles(plan.m, plan.n) * plan.splits * batches;
     let launch = match plan.path {
         Path::Simple => Launch::linear(blocks, 256),
+        Path::FewRows | Path::FewColumns => Launch::linear(blocks, 128).with_shared(FEW_STAGES),
         _ => Launch::linear(blocks, 128).with_shared(STAGES),
     };
     let product = sums.product(plan, batches, a, b);

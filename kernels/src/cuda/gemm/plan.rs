@@ -81,7 +81,9 @@ pub struct Products {
 const PROCESSORS: usize = 132;
 /// Rows and columns of C that a block of `gemm.cu` sums.
 pub(super) const TILE: usize = 128;
-/// The same of `gemm_hopper.cu`.
+/// Rows or columns that a block of its kernels for few of them sums.
+pub(super) const FEW: usize = 16;
+/// Rows and columns of a block of `gemm_hopper.cu`.
 pub(super) const HOPPER_TILE: [usize; 2] = [128, 192];
 /// Bytes that cuBLASLt may use.
 pub(super) const LIBRARY_ROOM: usize = 32 << 20;
@@ -122,6 +124,10 @@ pub(super) enum Path {
     Simple,
     /// `mma.sync`
     TensorCores,
+    /// The same, of at most so few rows
+    FewRows,
+    /// Of at most so few columns
+    FewColumns,
     /// `wgmma`
     Hopper,
     /// cuBLASLt
@@ -133,6 +139,8 @@ impl Path {
     fn tile(self) -> ([usize; 2], usize) {
         match self {
             Path::Simple | Path::TensorCores | Path::Library => ([TILE; 2], 2 * PROCESSORS),
+            Path::FewRows => ([FEW, TILE], 4 * PROCESSORS),
+            Path::FewColumns => ([TILE, FEW], 4 * PROCESSORS),
             Path::Hopper => (HOPPER_TILE, PROCESSORS),
         }
     }
@@ -287,6 +295,8 @@ impl Products {
         let narrow = m.min(n) <= 64;
         match self.kernels {
             Kernels::General => Path::TensorCores,
+            Kernels::Auto | Kernels::CublasLt if n <= FEW => Path::FewColumns,
+            Kernels::Auto | Kernels::CublasLt if m <= FEW => Path::FewRows,
             Kernels::Auto | Kernels::CublasLt if narrow => Path::TensorCores,
             _ if possible => Path::Hopper,
             _ => Path::TensorCores,
@@ -506,7 +516,10 @@ mod tests {
         // Rows of A and B that do not begin on 16-byte boundaries are copied.
         assert_eq!(auto(4096, 1105, 1103), Path::Hopper);
         assert_eq!(auto(4096, 768, 0), Path::TensorCores);
-        assert_eq!(auto(4096, 16, 768), Path::TensorCores);
+        assert_eq!(auto(4096, 17, 768), Path::TensorCores);
+        assert_eq!(auto(4096, 16, 768), Path::FewColumns);
+        assert_eq!(auto(16, 4096, 768), Path::FewRows);
+        assert_eq!(path(8, 8, 8, Target::Sm70, Kernels::Auto), Path::Simple);
         let large = |target, kernels| path(4096, 768, 768, target, kernels);
         let general = Kernels::General;
         assert_eq!(large(Target::Sm90a, general), Path::TensorCores);

@@ -125,3 +125,42 @@ proptest! {
         });
     }
 }
+
+/// The kernels for at most 16 rows or columns: parts of what they read at a time, sums that are split, batches.
+#[test]
+#[ignore = "needs a GPU"]
+fn few_rows_or_columns() {
+    for sizes in [
+        [300, 16, 72],
+        [129, 7, 33],
+        [130, 1, 1500],
+        [16, 264, 100],
+        [5, 130, 1500],
+        [9, 12, 40],
+    ] {
+        for transposed in cases::orders() {
+            for (gaps, flags) in [([0, 0], 0), ([8, 8], 7), ([3, 1], 1)] {
+                let [accumulate, save, wide] = [0, 1, 2].map(|i| flags >> i & 1 > 0);
+                let c = if wide { Scalar::F32 } else { Scalar::Bf16 };
+                let call = Call {
+                    sizes,
+                    transposed,
+                    gaps,
+                    types: [Scalar::Bf16, Scalar::Bf16, c],
+                    accumulate,
+                    save,
+                    bias: save,
+                    activation: save.then_some(Activation::Silu),
+                    ..SHORT
+                };
+                check(call);
+            }
+            check(Call {
+                sizes,
+                transposed,
+                batches: 3,
+                ..SHORT
+            });
+        }
+    }
+}

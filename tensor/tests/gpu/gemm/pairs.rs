@@ -53,7 +53,7 @@ fn all(base: Call, sizes: &[[usize; 3]], depths: &[usize]) {
     for &sizes in sizes {
         for transposed in orders() {
             for &depth in depths {
-                for flags in 0..4 {
+                for flags in [0, 3] {
                     check(
                         Call {
                             sizes,
@@ -94,11 +94,8 @@ fn pairs_on_warpgroups() {
             types: [Scalar::Bf16, Scalar::Bf16, c],
             ..SHORT
         };
-        all(
-            base,
-            &[[128, 192, 64], [264, 200, 72], [136, 400, 8]],
-            &[8, 16, 64, 136, 5],
-        );
-        all(base, &[[130, 264, 3000]], &[16]);
+        all(base, &[[128, 192, 64]], &[8, 16, 64, 136, 5]);
+        all(base, &[[264, 200, 72], [136, 400, 8]], &[16, 72]);
+        all(base, &[[130, 200, 1500]], &[16]);
     }
 }
