@@ -92,8 +92,13 @@ __device__ __forceinline__ void read_eight(const float *from, float (&to)[8]) {
 }
 
 template <class T, bool A_ALONG, bool B_ALONG> __device__ __forceinline__ void simple(const Product &p) {
-    // As many k side by side as there are registers for, beside the addresses of these orders.
+    // As many k side by side as there are registers for, beside the addresses of these orders; what is made of compute_70
+    // needs more of them.
+#if __CUDA_ARCH__ >= 800
     constexpr int AT_ONCE = A_ALONG == B_ALONG ? 4 : 1;
+#else
+    constexpr int AT_ONCE = 1;
+#endif
     __shared__ __align__(16) float pool[4 * SLICE * SIDE]; // A and B, twice; then 64 rows of sums
     __shared__ Task task; // registers are for sums
     if (threadIdx.x == 0) task = task_at<SIDE, SIDE>(p, blockIdx.x);

@@ -4,6 +4,8 @@
 //! named or of all that changed. The compiler's library is the one in the folder that the variable
 //! GRAFT_NVRTC names, or what `scripts/nvidia` fetches.
 //!
+//! `cargo run -p xtask -- print NAME TARGET` prints what the compiler makes of one source for one target.
+//!
 //! `cargo run -p xtask -- assemble` checks that the PTX is what the compiler makes, and that no kernel
 //! needs more registers than there are, but for those that `spills.txt` lists. The assembler is the
 //! file that the variable GRAFT_PTXAS names, or what `scripts/nvidia` fetches.
@@ -26,6 +28,7 @@ fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let result = match args.split_first() {
         Some((task, names)) if task == "ptx" => ptx(names),
+        Some((task, [name, target])) if task == "print" => print(name, target),
         Some((task, [])) if task == "assemble" => assemble::check(),
         Some((task, [])) if task == "simulation" => simulation::build(Target::Sm80),
         Some((task, [target])) if task == "simulation" => match target.as_str() {
@@ -34,7 +37,7 @@ fn main() -> ExitCode {
             other => Err(format!("{other} is not simulated; compute_70 and compute_80 are").into()),
         },
         _ => {
-            Err("use: cargo run -p xtask -- ptx [NAME...], assemble, or simulation [TARGET]".into())
+            Err("use: cargo run -p xtask -- ptx [NAME...], print NAME TARGET, assemble, or simulation [TARGET]".into())
         }
     };
     match result {
@@ -104,5 +107,17 @@ fn ptx(names: &[String]) -> Result<(), Box<dyn std::error::Error>> {
             );
         }
     }
+    Ok(())
+}
+
+/// Prints the PTX of one source for one target, as the compiler makes it now.
+fn print(name: &str, target: &str) -> Result<(), Box<dyn std::error::Error>> {
+    let named = SOURCES.iter().filter(|source| source.name == name);
+    let mut made = named.flat_map(|source| source.ptx.iter().map(move |&(on, _)| (source, on)));
+    let (source, target) = made
+        .find(|(_, on)| on.architecture() == target)
+        .ok_or_else(|| format!("there is no PTX of {name}.cu for {target}"))?;
+    let compiler = Compiler::load(Some(&compiler_folder()?))?;
+    print!("{}", compiler.ptx(source, target)?);
     Ok(())
 }
