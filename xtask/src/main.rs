@@ -18,6 +18,7 @@
 mod assemble;
 mod simulation;
 
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 
@@ -118,6 +119,6 @@ fn print(name: &str, target: &str) -> Result<(), Box<dyn std::error::Error>> {
         .find(|(_, on)| on.architecture() == target)
         .ok_or_else(|| format!("there is no PTX of {name}.cu for {target}"))?;
     let compiler = Compiler::load(Some(&compiler_folder()?))?;
-    print!("{}", compiler.ptx(source, target)?);
+    std::io::stdout().write_all(compiler.ptx(source, target)?.as_bytes())?;
     Ok(())
 }
