@@ -7,6 +7,9 @@
 //! Weights in f32 and in bf16, threads that sleep between products and threads that are kept awake, in
 //! turns, with a reading of the memory's bandwidth before each. Medians.
 
+mod bandwidth;
+
+use bandwidth::bandwidth;
 use graft_kernels::gemm::{Epilogue, MatRef, Operands, gemm, gemm_workspace};
 use graft_kernels::{Float, awake};
 use half::bf16;
@@ -23,27 +26,6 @@ const LINE: usize = 64;
 const LAYER: [(usize, usize); 4] = [(768, 2304), (768, 768), (768, 3072), (3072, 768)];
 /// The logits', of a weight `[out, in]`.
 const HEAD: (usize, usize) = (768, 50257);
-
-/// Gigabytes that all threads together read in a second from memory that no cache holds, each in four streams.
-fn bandwidth(numbers: &[u64]) -> f64 {
-    const STREAMS: usize = 4;
-    let part = numbers.len() / rayon::current_num_threads();
-    let started = Instant::now();
-    rayon::broadcast(|context| {
-        let mine = &numbers[context.index() * part..][..part];
-        let stream = part / STREAMS / 32 * 32;
-        let mut sums = [0u64; 32];
-        for at in (0..stream).step_by(32) {
-            for first in (0..STREAMS).map(|i| i * stream + at) {
-                for (sum, x) in sums.iter_mut().zip(&mine[first..first + 32]) {
-                    *sum = sum.wrapping_add(*x);
-                }
-            }
-        }
-        black_box(sums)
-    });
-    1e-9 * size_of_val(numbers) as f64 / started.elapsed().as_secs_f64()
-}
 
 fn median(times: &mut [f64]) -> f64 {
     times.sort_by(f64::total_cmp);

@@ -9,8 +9,12 @@
 //! decoding the median time of a token, how many bytes of weights were read in a second, and how many can be: the median
 //! of readings between the tokens, since what others on the machine leave of its memory's bandwidth changes.
 
+#[path = "../../kernels/benches/bandwidth/mod.rs"]
+mod bandwidth;
+
 use std::time::Instant;
 
+use bandwidth::bandwidth;
 use graft_autograd::Gradients;
 use graft_models::{CausalLm, DecoderConfig, KvCache, TokenBatch};
 use graft_nn::optimizer::Rule;
@@ -128,7 +132,7 @@ fn decode(
     let numbers = vec![1u64; 64 << 20];
     for token in 0..NEW_TOKENS {
         if token % READING == 0 {
-            readings.push(memory_bandwidth(&numbers));
+            readings.push(bandwidth(&numbers));
         }
         let started = Instant::now();
         let batch = TokenBatch::of_ids([new.as_slice()]);
@@ -148,25 +152,4 @@ fn decode(
         "weights_gb_per_s": 1e-9 * bytes / token,
         "memory_gb_per_s": median(readings),
     })
-}
-
-/// Gigabytes that all threads together read in a second from memory that no cache holds.
-fn memory_bandwidth(numbers: &[u64]) -> f64 {
-    const STREAMS: usize = 4;
-    let part = numbers.len() / rayon::current_num_threads();
-    let started = Instant::now();
-    rayon::broadcast(|context| {
-        let mine = &numbers[context.index() * part..][..part];
-        let stream = part / STREAMS / 32 * 32;
-        let mut sums = [0u64; 32];
-        for at in (0..stream).step_by(32) {
-            for first in (0..STREAMS).map(|i| i * stream + at) {
-                for (sum, x) in sums.iter_mut().zip(&mine[first..first + 32]) {
-                    *sum = sum.wrapping_add(*x);
-                }
-            }
-        }
-        std::hint::black_box(sums)
-    });
-    1e-9 * std::mem::size_of_val(numbers) as f64 / started.elapsed().as_secs_f64()
 }
