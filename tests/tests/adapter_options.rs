@@ -148,6 +148,17 @@ fn embeddings_every_linear_layer_and_chosen_layers_are_adapted() {
 fn every_beginning_is_no_change_of_the_base() {
     let task = Task::new(48, 12);
     let data = task.text("eval.jsonl");
+    // A rate that moves nothing: the head is new, so that its logits are those of the same head without an adapter.
+    let train_still = |out: &str, strategy: &[&str]| {
+        let few = ["--epochs", "1", "--lr", "1e-30", "--seed", "3"];
+        let nothing = ["optimizer.weight_decay=0", "train.audit=false"];
+        let mut more = [strategy, &few].concat();
+        for setting in nothing {
+            more.extend(["--set", setting]);
+        }
+        TRAINER.succeeds(task.train(&fixture("tiny-bert"), out, &more));
+    };
+    train_still("head", &["--strategy", "head"]);
     for init in ["kaiming", "gaussian", "orthogonal", "pissa"] {
         let setting = format!("adapter.init={init}");
         let run = Run::new(&task, init, "lora", &[&setting, "adapter.rank=4"]);
@@ -155,40 +166,8 @@ fn every_beginning_is_no_change_of_the_base() {
         let rank = if init == "pissa" { 8 } else { 4 };
         let query = format!("{LAYER}.0.attention.self.query.lora_A.weight");
         assert_eq!(run.shape(&query), [rank, 32], "{init}");
-        // A rate that moves nothing: the head is new, so that its logits are those of the same head without an adapter.
         let still = format!("{init}-still");
-        let more = [
-            "--strategy",
-            "lora",
-            "--set",
-            &setting,
-            "--epochs",
-            "1",
-            "--lr",
-            "1e-30",
-            "--set",
-            "optimizer.weight_decay=0",
-            "--set",
-            "train.audit=false",
-            "--seed",
-            "3",
-        ];
-        TRAINER.succeeds(task.train(&fixture("tiny-bert"), &still, &more));
-        let head = [
-            "--strategy",
-            "head",
-            "--epochs",
-            "1",
-            "--lr",
-            "1e-30",
-            "--set",
-            "optimizer.weight_decay=0",
-            "--set",
-            "train.audit=false",
-            "--seed",
-            "3",
-        ];
-        TRAINER.succeeds(task.train(&fixture("tiny-bert"), "head", &head));
+        train_still(&still, &["--strategy", "lora", "--set", &setting]);
         let logits = |run: &str| -> Vec<f64> {
             let run = task.text(run);
             let predict = ["predict", "--logits", "--data", &data, "--model", &run];
