@@ -179,23 +179,6 @@ __device__ void norm_partial(const T *s, const float *mean, const float *rstd, c
     }
 }
 
-// The second step: y[c] = the sum over the parts of x[part, c], for 32 columns. blockDim: [32, 32].
-EXPORT norm_join(const float *x, float *y, int parts, int columns) {
-    __shared__ float sums[32][33];
-    int column = blockIdx.x * 32 + threadIdx.x;
-    float sum = 0;
-    if (column < columns) {
-#pragma unroll 4
-        for (int part = threadIdx.y; part < parts; part += 32) sum += x[(i64)part * columns + column];
-    }
-    sums[threadIdx.y][threadIdx.x] = sum;
-    __syncthreads();
-    // Warp w has column w now; its lanes the parts.
-    sum = warp_sum(sums[threadIdx.x][threadIdx.y]);
-    column = blockIdx.x * 32 + threadIdx.y;
-    if (threadIdx.x == 0 && column < columns) y[column] = sum;
-}
-
 // y = x / max(|x|, eps). scale[row] is what x was multiplied with; negative where eps was the larger,
 // because y then depends on x linearly.
 template <class T>

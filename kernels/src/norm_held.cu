@@ -230,9 +230,9 @@ __device__ __forceinline__ void backward(const T *s, const float *weight, const 
     if (dbias) join_warps(biases, w, dbias + (i64)blockIdx.x * columns, columns);
 }
 
-// y[which][c] = the sum over the parts of x[which, part, c], for 32 columns; which is blockIdx.y. A y
-// may be null. blockDim: [32, 32].
-EXPORT norm_held_join(const float *x, float *y0, float *y1, int parts, int columns) {
+// The second step, of norm.cu's norms too: y[which][c] = the sum over the parts of x[which, part, c],
+// for 32 columns; which is blockIdx.y. A y may be null. blockDim: [32, 32].
+EXPORT norm_join(const float *x, float *y0, float *y1, int parts, int columns) {
     __shared__ float sums[32][33];
     float *y = blockIdx.y == 0 ? y0 : y1;
     if (!y) return;

@@ -325,14 +325,10 @@ fn params(
         shared: 0,
     };
     // [parts, columns] each; without parts, where the results go.
-    let of = |number: usize| {
-        let first = number * parts * columns;
-        workspace.as_slice().part(first..first + parts * columns)
-    };
     let partial = |result: &Option<SliceMut<'_>>, number: usize| match result {
         None => 0,
         Some(result) if parts == 1 => result.address(),
-        Some(_) => of(number).address(),
+        Some(_) => workspace.address() + (4 * number * parts * columns) as u64,
     };
     let (weights, biases) = (partial(&dweight, 0), partial(&dbias, 1));
     match mean {
@@ -358,17 +354,7 @@ fn params(
     if parts == 1 {
         return Ok(());
     }
-    let launch = Launch {
-        block: [32, 32, 1],
-        ..Launch::linear(columns.div_ceil(32), 1)
-    };
-    for (number, result) in [(0, dweight), (1, dbias)] {
-        if let Some(result) = result {
-            let args = args![of(number), result, parts as i32, width];
-            gpu.launch("norm", "norm_join", launch, args)?;
-        }
-    }
-    Ok(())
+    norm_held::join(gpu, workspace, [dweight, dbias], parts, width)
 }
 
 /// `dweight[c] = Σ dy[r, c]·(s[r, c] - mean[r])·rstd[r]` and `dbias[c] = Σ dy[r, c]`, each if asked

@@ -168,11 +168,22 @@ pub fn backward(
     if parts == 1 || (dweight.is_none() && dbias.is_none()) {
         return Ok(());
     }
-    let join = Launch {
-        grid: [columns.div_ceil(32) as u32, 2, 1],
+    join(gpu, workspace, [dweight, dbias], parts, width)
+}
+
+/// The sums of the parts `[2, parts, columns]` of a weight's and a bias' gradient in f32, of those that are wanted.
+pub(super) fn join(
+    gpu: &Gpu,
+    parts: SliceMut<'_>,
+    [dweight, dbias]: [Option<SliceMut<'_>>; 2],
+    count: usize,
+    columns: i32,
+) -> Result<()> {
+    let launch = Launch {
+        grid: [(columns as usize).div_ceil(32) as u32, 2, 1],
         block: [32, 32, 1],
         shared: 0,
     };
-    let args = args![workspace, dweight, dbias, parts as i32, width];
-    gpu.launch("norm_held", "norm_held_join", join, args)
+    let args = args![parts, dweight, dbias, count as i32, columns];
+    gpu.launch("norm_held", "norm_join", launch, args)
 }

@@ -2,9 +2,9 @@
 
 use graft_kernels::cuda::norm_held::{self as kernel, Read, Written};
 
-use super::layer::{LayerNormGradients, Wanted};
+use super::layer::{LayerNormGradients, Wanted, through_dropout};
 use crate::error::Result;
-use crate::ops::{self, beside, cast, parameter, rows_of, workspace};
+use crate::ops::{beside, cast, parameter, rows_of, workspace};
 use crate::{DType, Memory, Tensor};
 
 /// Whether there are kernels for rows as long as those of `x`.
@@ -70,14 +70,7 @@ pub(super) fn backward(
             )?)
         })?;
     }
-    let (ds, dx) = match (ds, wanted.dx) {
-        (Some(ds), Some(d)) if wanted.ds => {
-            let dx = ops::dropout(m, &ds, d.p, d.key)?;
-            (Some(ds), Some(dx))
-        }
-        (Some(ds), Some(d)) => (None, Some(ops::dropout_backward(m, ds, d.p, d.key)?)),
-        (ds, _) => (ds, None),
-    };
+    let [ds, dx] = through_dropout(m, ds, wanted)?;
     Ok(LayerNormGradients {
         ds,
         dx,

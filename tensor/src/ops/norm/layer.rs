@@ -266,6 +266,22 @@ pub struct LayerNormGradients {
     pub dbias: Option<Tensor>,
 }
 
+/// The gradients of s and of x, as far as they are wanted, from that of s, which there is if one of them is.
+pub(super) fn through_dropout(
+    m: &Memory,
+    ds: Option<Tensor>,
+    wanted: Wanted,
+) -> Result<[Option<Tensor>; 2]> {
+    Ok(match (ds, wanted.dx) {
+        (Some(ds), Some(d)) if wanted.ds => {
+            let dx = ops::dropout(m, &ds, d.p, d.key)?;
+            [Some(ds), Some(dx)]
+        }
+        (Some(ds), Some(d)) => [None, Some(ops::dropout_backward(m, ds, d.p, d.key)?)],
+        (ds, _) => [ds, None],
+    })
+}
+
 /// The gradients of [`layer_norm_dropped`], in one pass over `s`, the tensor that was normalised, and `dy` on the CPU,
 /// and for rows of up to 1024 columns on a GPU. Each has the same bits whatever else is wanted. That of `s` is added
 /// to `sum`, if there is one, which goes with no dropout.
@@ -305,17 +321,7 @@ pub fn layer_norm_backward(
         let ds = (wants_ds || dropout.is_some())
             .then(|| layer_norm_backward_input(m, s, weight, mean, scale, dy))
             .transpose()?;
-        let (ds, dx) = match (ds, dropout) {
-            (Some(ds), Some(d)) if wants_ds => {
-                let dx = ops::dropout(m, &ds, d.p, d.key)?;
-                (Some(ds), Some(dx))
-            }
-            (Some(ds), Some(d)) => {
-                let dx = ops::dropout_backward(m, ds, d.p, d.key)?;
-                (None, Some(dx))
-            }
-            (ds, _) => (ds, None),
-        };
+        let [ds, dx] = through_dropout(m, ds, wanted)?;
         let dweight = match weight_dtype {
             Some(dtype) => {
                 layer_norm_backward_params(m, s, mean, scale, dy, [true, false], dtype)?[0].take()
