@@ -259,6 +259,35 @@ template <bool ALONG_DEPTH, bool IS_A> struct Fragments {
     }
 };
 
+// Streams DEEP of k after the other through STAGES stages of `bytes` each: `copy(left, stage)` asks for
+// the next, of which `left` exist, while `multiply(stage)` multiplies what has arrived. In the end all
+// threads are past the last stage.
+template <class Copy, class Multiply>
+__device__ __forceinline__ void stream(int depth, u8 *stages, int bytes, Copy copy, Multiply multiply) {
+    int left_to_copy = depth, filled = 0;
+    auto next = [&] {
+        if (left_to_copy > 0) {
+            copy(left_to_copy, stages + bytes * filled);
+            left_to_copy -= DEEP;
+            filled = filled + 1 == STAGES ? 0 : filled + 1;
+        }
+        cp_async_commit();
+    };
+#pragma unroll 1
+    for (int i = 0; i < STAGES - 1; i++) next();
+    int stage = 0;
+#pragma unroll 1
+    for (int to_multiply = depth; to_multiply > 0; to_multiply -= DEEP) {
+        cp_async_wait<STAGES - 2>();
+        __syncthreads(); // this stage has arrived, and the one before has been read by all
+        next();
+        multiply(stages + bytes * stage);
+        stage = stage + 1 == STAGES ? 0 : stage + 1;
+    }
+    cp_async_wait<0>();
+    __syncthreads();
+}
+
 template <bool A_ALONG, bool B_ALONG> __device__ __forceinline__ void tensor(const Product &p) {
     DYNAMIC_SHARED(stages); // STAGES x (A, B); then the sums
     Task task = task_at<SIDE, SIDE>(p, blockIdx.x);
@@ -273,25 +302,11 @@ template <bool A_ALONG, bool B_ALONG> __device__ __forceinline__ void tensor(con
     left.set(warp_row);
     right.set(warp_column);
     float sums[4][8][4] = {};
-    int left_to_copy = task.depth, filled = 0;
-    auto copy = [&] {
-        if (left_to_copy > 0) {
-            a.copy(left_to_copy, stages + 2 * STRIP * filled);
-            b.copy(left_to_copy, stages + 2 * STRIP * filled + STRIP);
-            left_to_copy -= DEEP;
-            filled = filled + 1 == STAGES ? 0 : filled + 1;
-        }
-        cp_async_commit();
-    };
-#pragma unroll 1
-    for (int i = 0; i < STAGES - 1; i++) copy();
-    int stage = 0;
-#pragma unroll 1
-    for (int to_multiply = task.depth; to_multiply > 0; to_multiply -= DEEP) {
-        cp_async_wait<STAGES - 2>();
-        __syncthreads(); // this stage has arrived, and the one before has been read by all
-        copy();
-        const u8 *as = stages + 2 * STRIP * stage, *bs = as + STRIP;
+    stream(task.depth, stages, 2 * STRIP, [&](int left, u8 *stage) {
+        a.copy(left, stage);
+        b.copy(left, stage + STRIP);
+    }, [&](const u8 *as) {
+        const u8 *bs = as + STRIP;
 #pragma unroll
         for (int deep = 0; deep < 2; deep++) {
             u32 fa[4][4], fb[4][4];
@@ -307,10 +322,7 @@ template <bool A_ALONG, bool B_ALONG> __device__ __forceinline__ void tensor(con
                 }
             }
         }
-        stage = stage + 1 == STAGES ? 0 : stage + 1;
-    }
-    cp_async_wait<0>();
-    __syncthreads();
+    });
     // Lane l has rows l / 4 and l / 4 + 8 of a 16 x 8 fragment, columns 2 (l % 4) and the next.
     float *staged = (float *)stages;
 #pragma unroll
@@ -413,25 +425,10 @@ template <bool A_ALONG, bool B_ALONG, bool IS_A> __device__ __forceinline__ void
     Fragments<ALONG, true> left;
     left.set(32 * warp);
     float sums[2][2][4] = {};
-    int left_to_copy = task.depth, filled = 0;
-    auto copy = [&] {
-        if (left_to_copy > 0) {
-            large.copy(left_to_copy, stages + FEW_STAGE * filled);
-            small.copy(left_to_copy, stages + FEW_STAGE * filled + STRIP);
-            left_to_copy -= DEEP;
-            filled = filled + 1 == STAGES ? 0 : filled + 1;
-        }
-        cp_async_commit();
-    };
-#pragma unroll 1
-    for (int i = 0; i < STAGES - 1; i++) copy();
-    int stage = 0;
-#pragma unroll 1
-    for (int to_multiply = task.depth; to_multiply > 0; to_multiply -= DEEP) {
-        cp_async_wait<STAGES - 2>();
-        __syncthreads(); // this stage has arrived, and the one before has been read by all
-        copy();
-        const u8 *at = stages + FEW_STAGE * stage;
+    stream(task.depth, stages, FEW_STAGE, [&](int left, u8 *stage) {
+        large.copy(left, stage);
+        small.copy(left, stage + STRIP);
+    }, [&](const u8 *at) {
 #pragma unroll
         for (int deep = 0; deep < 2; deep++) {
             u32 fa[2][4], fb[4];
@@ -446,10 +443,7 @@ template <bool A_ALONG, bool B_ALONG, bool IS_A> __device__ __forceinline__ void
                 }
             }
         }
-        stage = stage + 1 == STAGES ? 0 : stage + 1;
-    }
-    cp_async_wait<0>();
-    __syncthreads();
+    });
     // As in `tensor`; rows of C are the small operand's sides if that is A.
     float *staged = (float *)stages;
 #pragma unroll
