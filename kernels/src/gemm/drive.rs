@@ -1,16 +1,20 @@
 //! The loops over blocks around the tasks, and who runs them.
 
+use super::ahead::{Later, Source};
 use super::few;
 use super::pack::Pack;
 use super::plan::{ALIGN, Block, Plan};
 use super::right::{Panels, Right};
 use super::task::{Pass, Task};
-use super::tile::Kernel;
+use super::tile::{Kernel, Shape};
 use super::{Epilogue, MatRef, Operands};
 use crate::element::{Float, same};
 use crate::parallel::{Finished, in_lanes};
 use crate::shared::Pointer;
 use half::bf16;
+
+/// Rows or columns that are packed in a piece, more or less: small, since threads wait for the last one.
+const PART: usize = 192;
 
 /// Distance in bytes at which addresses meet in the same lines of the first cache level.
 const L1_SETS: usize = 4096;
@@ -19,7 +23,7 @@ const L1_SETS: usize = 4096;
 pub(super) fn workspace<T: Float, K: Kernel>(m: usize, n: usize, k: usize) -> usize {
     let size = size_of::<T::Acc>();
     let steps = k.div_ceil(K::STEP);
-    let plan = Plan::new(m, n, steps, K::shape(size));
+    let plan = Plan::new(m, n, steps, K::shape(size), size);
     let areas = plan.areas(steps, !same::<T, T::Acc>());
     let packed = areas.iter().sum::<usize>();
     packed.max(few::workspace(m, steps)) + ALIGN / size
@@ -46,7 +50,7 @@ pub(super) fn product<A, B, C, K>(
     let steps = k.div_ceil(K::STEP);
     let size = size_of::<C::Acc>();
     let shape = K::shape(size);
-    let plan = Plan::new(m, n, steps, shape);
+    let plan = Plan::new(m, n, steps, shape, size);
     let parallel = parallel && plan.parallel;
     let wide = same::<C, C::Acc>();
     let rounds = operands == Operands::Bf16;
@@ -72,11 +76,40 @@ pub(super) fn product<A, B, C, K>(
     let (a_pack, b_pack, partial) = (Pointer(a_pack), Pointer(b_pack), Pointer(partial));
     let (bias, activation) = (epilogue.bias, epilogue.activation);
     let finished = Finished::default();
+    let depth = |step: usize| (plan.kb * K::STEP).min(k - step * K::STEP);
+    let place = |turn: usize, len: usize| turn % plan.places * (len / plan.places);
+    // wrapping_add: with k = 0 there may be no element to point to, and none is read.
+    let packed_a = |block: &Block| Pack {
+        kernel,
+        src: a
+            .data
+            .as_ptr()
+            .wrapping_add(block.i0 * a.row_stride + block.step * K::STEP * a.col_stride),
+        stride: a.row_stride,
+        k_stride: a.col_stride,
+        len: block.mb,
+        depth: depth(block.step),
+        width: shape.mr,
+        rounds,
+        dst: a_pack.get().wrapping_add(place(block.turns.0, a_len)),
+    };
+    let packed_b = |block: &Block| Panels {
+        kernel,
+        from: (block.step * K::STEP, block.j0),
+        len: block.nb,
+        depth: depth(block.step),
+        width: shape.nr,
+        rounds,
+        dst: b_pack.get().wrapping_add(place(block.turns.1, b_len)),
+    };
+    let tiles = plan.mt.div_ceil(shape.mr) * plan.nt.div_ceil(shape.nr);
     in_lanes(plan.tasks(), parallel, |claim| {
         let (c, pre) = (c.get(), pre.get());
         let mut piece = claim();
-        let mut begun = 0;
-        for block in plan.blocks(m, n, steps) {
+        // Pieces before this stage, and before the last stage of tasks that has begun.
+        let (mut begun, mut tasks_begun) = (0, 0);
+        let mut blocks = plan.blocks(m, n, steps).peekable();
+        while let Some(block) = blocks.next() {
             let Block {
                 i0,
                 j0,
@@ -85,42 +118,52 @@ pub(super) fn product<A, B, C, K>(
                 nb,
                 grid_m,
                 grid_n,
+                ..
             } = block;
-            let l0 = step * K::STEP;
-            let depth = (plan.kb * K::STEP).min(k - l0);
+            let (l0, depth) = (step * K::STEP, depth(step));
             let at = i0 * n + j0;
-            // wrapping_add: with k = 0 there may be no element to point to, and none is read.
-            let pack_a = Pack {
-                kernel,
-                src: a
-                    .data
-                    .as_ptr()
-                    .wrapping_add(i0 * a.row_stride + l0 * a.col_stride),
-                stride: a.row_stride,
-                k_stride: a.col_stride,
-                len: mb,
-                depth,
-                width: shape.mr,
-                rounds,
-                dst: a_pack.get(),
-            };
-            let panels = Panels {
-                kernel,
-                from: (l0, j0),
-                len: nb,
-                depth,
-                width: shape.nr,
-                rounds,
-                dst: b_pack.get(),
+            let (pack_a, panels) = (packed_a(&block), packed_b(&block));
+            // While tiles are summed, what the next block packs is asked for; or, of an A that is
+            // read in place, the rows that this lane may get next.
+            let next = blocks
+                .peek()
+                .filter(|_| !in_place)
+                .map_or([Source::NONE; 2], |next| {
+                    [Source::of(&packed_a(next)), b.source(packed_b(next))]
+                });
+            let rows_on = rayon::current_num_threads().div_ceil(grid_n) * plan.mt;
+            let later = |row: usize, col: usize| {
+                let first = row * plan.mt + rows_on;
+                if !in_place {
+                    Later {
+                        sources: next,
+                        tile: (row * grid_n + col) * tiles,
+                    }
+                } else if first < mb {
+                    let rows = Pack {
+                        src: pack_a.src.wrapping_add(first * a.row_stride),
+                        len: plan.mt.min(mb - first),
+                        ..pack_a
+                    };
+                    Later {
+                        sources: [Source::of(&rows), Source::NONE],
+                        tile: col * tiles,
+                    }
+                } else {
+                    Later {
+                        sources: [Source::NONE; 2],
+                        tile: 0,
+                    }
+                }
             };
             let pass = Pass {
                 kernel,
                 a: if in_place {
                     pack_a.src.cast()
                 } else {
-                    a_pack.get()
+                    pack_a.dst
                 },
-                b: b_pack.get(),
+                b: panels.dst,
                 a_stride: if in_place { a.row_stride / K::STEP } else { 0 },
                 steps: depth.div_ceil(K::STEP),
                 c: c.wrapping_add(at),
@@ -142,32 +185,37 @@ pub(super) fn product<A, B, C, K>(
                 bias: bias.map(|bias| &bias[j0..j0 + nb]),
                 activation,
             };
-            let early = Early::new(&plan, &block, !in_place, shape.nr);
-            // A stage begins when all that comes before it is finished: it reads what was packed,
-            // or its packing overwrites what was read.
+            let early = Early::new(&block, !in_place, shape);
+            // Packing overwrites what the tasks of the last block but `places` have read. With two places that is
+            // finished when the tasks of the last block may begin, for these wait for all before them; so does what
+            // comes after them for that.
+            let free = if plan.places > 1 { tasks_begun } else { begun };
             while piece < begun + early.count() {
-                finished.wait(begun);
+                finished.wait(free);
                 match piece - begun {
-                    i if i < early.a => pack_a.part(plan.mt, i),
+                    i if i < early.a => pack_a.part(early.a_step, i),
                     i => b.pack(panels, early.b_step, i - early.a),
                 }
                 finished.add();
                 piece = claim();
             }
             begun += early.count();
+            tasks_begun = begun;
+            // Tasks read what was packed, and add to what those of the last block have summed.
             while piece < begun + grid_m * grid_n {
                 finished.wait(begun);
                 let (row, col) = ((piece - begun) / grid_n, (piece - begun) % grid_n);
                 if !in_place && early.a == 0 {
                     pack_a.part(plan.mt, row);
                 }
-                if early.b == 0 {
+                if block.packs_b && early.b == 0 {
                     b.pack(panels, plan.nt, col);
                 }
                 kernel.call(Task {
                     pass: &pass,
                     rows: (row * plan.mt, mb.min((row + 1) * plan.mt)),
                     cols: (col * plan.nt, nb.min((col + 1) * plan.nt)),
+                    later: later(row, col),
                 });
                 finished.add();
                 piece = claim();
@@ -183,23 +231,34 @@ pub(super) fn product<A, B, C, K>(
 /// and finds it in its own cache.
 struct Early {
     a: usize,
+    /// Rows of a part of A.
+    a_step: usize,
     b: usize,
     /// Columns of a part of B.
     b_step: usize,
 }
 
 impl Early {
-    fn new(plan: &Plan, block: &Block, packs_a: bool, panel: usize) -> Early {
+    fn new(block: &Block, packs_a: bool, shape: Shape) -> Early {
         let Block { grid_m, grid_n, .. } = *block;
-        let a = if packs_a && grid_n > 1 { grid_m } else { 0 };
-        // A B of one task would be packed by one thread while the others wait: in panels instead.
-        let (b_step, b) = match (grid_m, grid_n) {
-            (1, 1) => (plan.nt, 1),
-            (_, 1) => (panel, block.nb.div_ceil(panel)),
-            (1, _) => (plan.nt, 0),
-            _ => (plan.nt, grid_n),
+        let part = |panel: usize| (PART / panel).max(1) * panel;
+        let a_step = part(shape.mr);
+        let a = match packs_a && grid_n > 1 {
+            true => block.mb.div_ceil(a_step),
+            false => 0,
         };
-        Early { a, b, b_step }
+        let b_step = part(shape.nr);
+        let b = match (grid_m, grid_n) {
+            _ if !block.packs_b => 0,
+            (1, 2..) => 0,
+            _ => block.nb.div_ceil(b_step),
+        };
+        Early {
+            a,
+            a_step,
+            b,
+            b_step,
+        }
     }
 
     fn count(&self) -> usize {

@@ -8,6 +8,7 @@
 //! Every element of C is summed over k in an order that depends on k alone. The number of threads
 //! therefore never changes a bit, and neither does the number of other rows and columns.
 
+mod ahead;
 mod drive;
 mod few;
 mod pack;

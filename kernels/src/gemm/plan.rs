@@ -29,6 +29,9 @@ const TASKS: usize = 32;
 const TASK_COST: usize = 1 << 20;
 /// Whole products below this cost run on the calling thread.
 const PARALLEL_COST: usize = 1 << 18;
+/// Packed blocks of A and B up to so many bytes have two places: with larger ones, what threads wait for each other
+/// between blocks is little beside the tasks.
+const TWICE: usize = 2 << 20;
 /// Packed panels begin at a multiple of this many bytes.
 pub(super) const ALIGN: usize = 64;
 
@@ -44,11 +47,17 @@ pub(super) struct Plan {
     pub nt: usize,
     /// Whether it is worth waking other threads.
     pub parallel: bool,
+    /// Places for packed blocks: with two, a block is packed while the tasks of the one before still run.
+    pub places: usize,
 }
 
 /// `mb` rows from i0 and `nb` columns from j0, over the block of k that begins with `step`.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Block {
+    /// Numbers of its packed A and B. A B of all of k serves all blocks of rows.
+    pub turns: (usize, usize),
+    /// Whether B is packed for it, rather than for a block before.
+    pub packs_b: bool,
     pub i0: usize,
     pub j0: usize,
     pub step: usize,
@@ -67,8 +76,8 @@ fn part(len: usize, most: usize, unit: usize) -> usize {
 }
 
 impl Plan {
-    /// For `[m, k] · [k, n]`, k in steps.
-    pub fn new(m: usize, n: usize, k: usize, shape: Shape) -> Self {
+    /// For `[m, k] · [k, n]`, k in steps, packed in numbers of `size` bytes.
+    pub fn new(m: usize, n: usize, k: usize, shape: Shape, size: usize) -> Self {
         // Multiples of 16 keep the transposing loads of every block whole.
         let kb = part(k, shape.depth, 16).min(k);
         let mb = part(m, OUTER, shape.mr);
@@ -90,6 +99,12 @@ impl Plan {
             *x = x.div_ceil(2).next_multiple_of(unit);
         }
         let parallel = cost(mb, nb) > PARALLEL_COST;
+        let several = m > mb || n > nb || k > kb;
+        let places = if several && (mb + nb) * kb * size <= TWICE {
+            2
+        } else {
+            1
+        };
         Self {
             mb,
             nb,
@@ -97,6 +112,7 @@ impl Plan {
             mt,
             nt,
             parallel,
+            places,
         }
     }
 
@@ -109,21 +125,24 @@ impl Plan {
     /// is one even if k is 0: it writes the zeros and the bias.
     pub fn blocks(self, m: usize, n: usize, k: usize) -> impl Iterator<Item = Block> {
         let Plan { mb, nb, kb, .. } = self;
-        (0..n).step_by(nb).flat_map(move |j0| {
-            (0..m).step_by(mb).flat_map(move |i0| {
-                (0..k.max(1)).step_by(kb.max(1)).map(move |step| {
-                    let (mb, nb) = (mb.min(m - i0), nb.min(n - j0));
-                    Block {
-                        i0,
-                        j0,
-                        step,
-                        mb,
-                        nb,
-                        grid_m: mb.div_ceil(self.mt),
-                        grid_n: nb.div_ceil(self.nt),
-                    }
-                })
-            })
+        let starts = (0..n).step_by(nb).flat_map(move |j0| {
+            let rows = (0..m).step_by(mb);
+            rows.flat_map(move |i0| (0..k.max(1)).step_by(kb.max(1)).map(move |l| (i0, j0, l)))
+        });
+        starts.enumerate().map(move |(turn, (i0, j0, step))| {
+            let whole = k <= kb;
+            let (mb, nb) = (mb.min(m - i0), nb.min(n - j0));
+            Block {
+                turns: (turn, if whole { j0 / self.nb } else { turn }),
+                packs_b: !whole || i0 == 0,
+                i0,
+                j0,
+                step,
+                mb,
+                nb,
+                grid_m: mb.div_ceil(self.mt),
+                grid_n: nb.div_ceil(self.nt),
+            }
         })
     }
 
@@ -134,6 +153,7 @@ impl Plan {
         } else {
             0
         };
-        [self.mb * self.kb, self.nb * self.kb, partial]
+        let packed = |rows: usize| (rows * self.kb).next_multiple_of(ALIGN) * self.places;
+        [packed(self.mb), packed(self.nb), partial]
     }
 }

@@ -6,6 +6,7 @@
 use std::mem::MaybeUninit;
 
 use super::MatRef;
+use super::ahead::Source;
 use super::few::Columns;
 use super::pack::Pack;
 use super::tile::Kernel;
@@ -108,6 +109,9 @@ pub(super) trait Right: Copy + Send + Sync {
     /// Where it lies, for hints: an address and a number of bytes.
     fn place(&self) -> (usize, usize);
 
+    /// What packing will read of the block, as far as it is worth asking for early.
+    fn source<K: Kernel>(&self, panels: Panels<Self::Acc, K>) -> Source;
+
     /// Whether a product of few rows reads the operand without packing it.
     fn streams<K: Kernel>(&self, rounds: bool) -> bool;
 
@@ -116,6 +120,26 @@ pub(super) trait Right: Copy + Send + Sync {
     /// # Safety
     /// As [`Kernel::columns`]; where [`Right::streams`] says so.
     unsafe fn columns<K: Kernel>(&self, kernel: K, from: (usize, usize), sums: Sums);
+}
+
+impl<T: Float> MatRef<'_, T> {
+    /// A block as packing wants it.
+    fn block<K: Kernel>(&self, panels: Panels<T::Acc, K>) -> Pack<T, K> {
+        let (l, j) = panels.from;
+        // wrapping_add: with k = 0 there may be no element to point to, and none is read.
+        let src = self.data.as_ptr();
+        Pack {
+            kernel: panels.kernel,
+            src: src.wrapping_add(l * self.row_stride + j * self.col_stride),
+            stride: self.col_stride,
+            k_stride: self.row_stride,
+            len: panels.len,
+            depth: panels.depth,
+            width: panels.width,
+            rounds: panels.rounds,
+            dst: panels.dst,
+        }
+    }
 }
 
 impl<T: Float> Right for MatRef<'_, T> {
@@ -127,21 +151,11 @@ impl<T: Float> Right for MatRef<'_, T> {
     }
 
     fn pack<K: Kernel>(&self, panels: Panels<T::Acc, K>, step: usize, index: usize) {
-        let (l, j) = panels.from;
-        // wrapping_add: with k = 0 there may be no element to point to, and none is read.
-        let src = self.data.as_ptr();
-        let block = Pack {
-            kernel: panels.kernel,
-            src: src.wrapping_add(l * self.row_stride + j * self.col_stride),
-            stride: self.col_stride,
-            k_stride: self.row_stride,
-            len: panels.len,
-            depth: panels.depth,
-            width: panels.width,
-            rounds: panels.rounds,
-            dst: panels.dst,
-        };
-        block.part(step, index);
+        self.block(panels).part(step, index);
+    }
+
+    fn source<K: Kernel>(&self, panels: Panels<T::Acc, K>) -> Source {
+        Source::of(&self.block(panels))
     }
 
     fn place(&self) -> (usize, usize) {
@@ -218,6 +232,11 @@ impl Right for CodesRef<'_> {
 
     fn size(&self) -> (usize, usize) {
         (self.rows, self.cols)
+    }
+
+    /// Codes are short, and turning them into numbers takes longer than reading them.
+    fn source<K: Kernel>(&self, _: Panels<f32, K>) -> Source {
+        Source::NONE
     }
 
     fn pack<K: Kernel>(&self, panels: Panels<f32, K>, step: usize, index: usize) {

@@ -1,11 +1,13 @@
 //! One task of the grid: the tiles of a rectangle of C over one block of k, and what happens to
 //! their sums on the way to memory.
 
+use super::ahead::{Ahead, Later};
 use super::tile::{Job, Kernel, TILE};
 use crate::activation::{Activation, apply_all};
-use crate::element::{Float, same};
+use crate::element::{Float, Real, same};
 use crate::prefetch::prefetch;
 use half::{bf16, f16};
+use std::marker::PhantomData;
 use std::mem::MaybeUninit;
 
 /// What the tasks of one block of k share.
@@ -41,12 +43,18 @@ pub(super) struct Task<'a, T: Float, K> {
     pub pass: &'a Pass<'a, T, K>,
     pub rows: (usize, usize),
     pub cols: (usize, usize),
+    pub later: Later,
 }
 
 impl<T: Float, K: Kernel> Job for Task<'_, T, K> {
     #[inline(always)]
     fn run(self) {
-        let Self { pass, rows, cols } = self;
+        let Self {
+            pass,
+            rows,
+            cols,
+            later,
+        } = self;
         let shape = K::shape(size_of::<T::Acc>());
         let mut sums = MaybeUninit::<Aligned<T::Acc>>::uninit();
         let sums = sums.as_mut_ptr().cast::<T::Acc>();
@@ -57,10 +65,14 @@ impl<T: Float, K: Kernel> Job for Task<'_, T, K> {
         let add = !pass.first || (pass.accumulate && wide);
         // Whole tiles that only have to be rounded, perhaps after a bias, take a short way, too.
         let plain = !wide && !pass.accumulate && pass.activation.is_none() && pass.pre.is_null();
+        let mut tiles = 0;
         for j in (cols.0..cols.1).step_by(shape.nr) {
             let width = shape.nr.min(cols.1 - j);
             for i in (rows.0..rows.1).step_by(shape.mr) {
                 let height = shape.mr.min(rows.1 - i);
+                let size = (height, width);
+                let ahead = later.of_tile(tiles, pass.steps, pass.b);
+                tiles += 1;
                 // SAFETY: the maker of the pass vouches for its pointers; panel i / MR begins at
                 // i · steps and panel j / NR at j · steps; a tile fits into TILE elements; this
                 // task alone touches its rectangle of C.
@@ -69,6 +81,9 @@ impl<T: Float, K: Kernel> Job for Task<'_, T, K> {
                     for r in i..i + height {
                         if pass.first && pass.last {
                             prefetch(pass.c.add(r * pass.ldc + j), width);
+                            if !pass.pre.is_null() {
+                                prefetch(pass.pre.add(r * pass.ldc + j), width);
+                            }
                         } else {
                             prefetch(pass.partial.add(r * pass.ldp + j), width);
                         }
@@ -76,7 +91,7 @@ impl<T: Float, K: Kernel> Job for Task<'_, T, K> {
                     let whole = K::covers(size_of::<T::Acc>(), width) == width;
                     if direct && whole {
                         let to = pass.partial.add(i * pass.ldp + j);
-                        multiply(pass, (i, j), (height, width), to, pass.ldp, add);
+                        multiply(pass, (i, j), size, to, pass.ldp, add, ahead);
                         continue;
                     }
                     if plain && pass.last && width == shape.nr {
@@ -86,18 +101,15 @@ impl<T: Float, K: Kernel> Job for Task<'_, T, K> {
                         } else {
                             (pass.partial.add(i * pass.ldp + j), pass.ldp)
                         };
-                        multiply(pass, (i, j), (height, width), to, stride, add);
+                        multiply(pass, (i, j), size, to, stride, add, ahead);
                         for r in 0..height {
                             let row = to.add(r * stride);
                             round_row(pass, row, shape.nr, i + r, j);
                         }
                         continue;
                     }
-                    multiply(pass, (i, j), (height, width), sums, shape.nr, false);
-                    for r in 0..height {
-                        let row = std::slice::from_raw_parts_mut(sums.add(r * shape.nr), width);
-                        finish(pass, row, i + r, j);
-                    }
+                    multiply(pass, (i, j), size, sums, shape.nr, false, ahead);
+                    finish(pass, sums, shape.nr, size, (i, j));
                 }
             }
         }
@@ -116,6 +128,7 @@ unsafe fn multiply<T: Float, K: Kernel>(
     to: *mut T::Acc,
     stride: usize,
     add: bool,
+    ahead: Ahead,
 ) {
     // SAFETY: by the caller.
     unsafe {
@@ -123,12 +136,21 @@ unsafe fn multiply<T: Float, K: Kernel>(
         if K::ROWS && pass.a_stride > 0 {
             let a = pass.a.add(i * pass.a_stride);
             let size = (height, width);
-            pass.kernel
-                .tile_rows(pass.steps, a, pass.a_stride, b, size, to, stride, add);
+            pass.kernel.tile_rows(
+                pass.steps,
+                a,
+                pass.a_stride,
+                b,
+                size,
+                to,
+                stride,
+                add,
+                ahead,
+            );
         } else {
             let a = pass.a.add(i * pass.steps);
             pass.kernel
-                .tile(pass.steps, a, b, height, width, to, stride, add);
+                .tile(pass.steps, a, b, height, width, to, stride, add, ahead);
         }
     }
 }
@@ -162,31 +184,77 @@ unsafe fn round_row<T: Float, K: Kernel>(
     }
 }
 
-/// Takes the sums of columns j.. of row i to where they belong.
+/// An activation over sums, as a job of its own: among the tile's other loops, the compiler runs out of
+/// registers for its constants.
+struct Activate<'a, R, K> {
+    kind: Activation,
+    sums: &'a mut [R],
+    kernel: PhantomData<K>,
+}
+
+impl<R: Real, K: Kernel> Job for Activate<'_, R, K> {
+    #[inline(always)]
+    fn run(self) {
+        apply_all::<K::Arch, R>(self.kind, self.sums);
+    }
+}
+
+/// Takes the sums of a tile of `height` x `width` at (i, j), rows `stride` apart, to where they belong.
 ///
 /// # Safety
-/// The pass's pointers hold for that row and those columns, and nobody else uses them.
+/// The pass's pointers hold for that tile, and nobody else uses them.
 #[inline(always)]
-unsafe fn finish<T: Float, K: Kernel>(pass: &Pass<T, K>, sums: &mut [T::Acc], i: usize, j: usize) {
-    let width = sums.len();
+unsafe fn finish<T: Float, K: Kernel>(
+    pass: &Pass<T, K>,
+    sums: *mut T::Acc,
+    stride: usize,
+    (height, width): (usize, usize),
+    (i, j): (usize, usize),
+) {
     let wide = same::<T, T::Acc>();
-    // SAFETY: by the caller.
+    // Where T is wide enough, C holds the partial sums, so what it held before comes first; otherwise
+    // it is still there at the end.
+    let old = !pass.first || (pass.accumulate && wide);
+    // SAFETY: by the caller; no two of the slices that live at a time are the same row.
     unsafe {
-        // Where T is wide enough, C holds the partial sums, so what it held before comes first;
-        // otherwise it is still there at the end.
-        let old_first = pass.first && pass.accumulate && wide;
-        if !pass.first || old_first {
-            let old = std::slice::from_raw_parts(pass.partial.add(i * pass.ldp + j), width);
-            for (x, &y) in sums.iter_mut().zip(old) {
-                *x += y;
+        for r in 0..height {
+            let row = std::slice::from_raw_parts_mut(sums.add(r * stride), width);
+            let partial = pass.partial.add((i + r) * pass.ldp + j);
+            if old {
+                let old = std::slice::from_raw_parts(partial, width);
+                for (x, &y) in row.iter_mut().zip(old) {
+                    *x += y;
+                }
+            }
+            if pass.last {
+                argument(pass, row, i + r, j);
+            } else {
+                std::slice::from_raw_parts_mut(partial, width).copy_from_slice(row);
             }
         }
         if !pass.last {
-            let partial = std::slice::from_raw_parts_mut(pass.partial.add(i * pass.ldp + j), width);
-            partial.copy_from_slice(sums);
             return;
         }
-        complete(pass, sums, i, j);
+        // A whole tile at once: of a few numbers, each would wait for its polynomials.
+        if let Some(kind) = pass.activation {
+            let (rows, len) = match width == stride {
+                true => (1, height * stride),
+                false => (height, width),
+            };
+            for r in 0..rows {
+                let sums = std::slice::from_raw_parts_mut(sums.add(r * stride), len);
+                pass.kernel.call(Activate::<T::Acc, K> {
+                    kind,
+                    sums,
+                    kernel: PhantomData,
+                });
+            }
+        }
+        for r in 0..height {
+            let row = std::slice::from_raw_parts(sums.add(r * stride), width);
+            let c = std::slice::from_raw_parts_mut(pass.c.add((i + r) * pass.ldc + j), width);
+            narrow(pass.kernel, row, c);
+        }
     }
 }
 
@@ -196,6 +264,30 @@ unsafe fn finish<T: Float, K: Kernel>(pass: &Pass<T, K>, sums: &mut [T::Acc], i:
 /// As [`finish`].
 #[inline(always)]
 pub(super) unsafe fn complete<T: Float, K: Kernel>(
+    pass: &Pass<T, K>,
+    sums: &mut [T::Acc],
+    i: usize,
+    j: usize,
+) {
+    let width = sums.len();
+    // SAFETY: by the caller.
+    unsafe {
+        argument(pass, sums, i, j);
+        if let Some(kind) = pass.activation {
+            apply_all::<K::Arch, T::Acc>(kind, sums);
+        }
+        let c = std::slice::from_raw_parts_mut(pass.c.add(i * pass.ldc + j), width);
+        narrow(pass.kernel, sums, c);
+    }
+}
+
+/// Makes of whole sums of columns j.. of row i what the activation is applied to, and stores that if
+/// it is asked for.
+///
+/// # Safety
+/// As [`finish`].
+#[inline(always)]
+unsafe fn argument<T: Float, K: Kernel>(
     pass: &Pass<T, K>,
     sums: &mut [T::Acc],
     i: usize,
@@ -220,18 +312,14 @@ pub(super) unsafe fn complete<T: Float, K: Kernel>(
             let pre = std::slice::from_raw_parts_mut(pass.pre.add(i * pass.ldc + j), width);
             narrow(pass.kernel, sums, pre);
         }
-        if let Some(kind) = pass.activation {
+        if pass.activation.is_some() && !wide {
             // Of what is stored as its argument, whether that is asked for or not: c can be made
             // again from it.
-            if !wide {
-                narrow(pass.kernel, sums, c);
-                for (x, y) in sums.iter_mut().zip(&*c) {
-                    *x = y.widen();
-                }
+            narrow(pass.kernel, sums, c);
+            for (x, y) in sums.iter_mut().zip(&*c) {
+                *x = y.widen();
             }
-            apply_all::<K::Arch, T::Acc>(kind, sums);
         }
-        narrow(pass.kernel, sums, c);
     }
 }
 

@@ -2,6 +2,7 @@
 //! registers.
 
 use super::Operands;
+use super::ahead::Ahead;
 use super::few::Columns;
 use super::pack::Pack;
 use crate::element::{Float, Real, same};
@@ -90,11 +91,11 @@ pub(super) unsafe trait Kernel: Copy + Send + Sync {
         Self::NR_BYTES / size
     }
 
-    /// Runs the job compiled with these instructions.
+    /// Runs the job compiled with these instructions, as a function of its own.
     fn call<J: Job>(self, job: J);
 
     /// `out[i, j] = Σ a[l, i]·b[l, j]` over steps l in order, or `+=` if `add`, for i < rows and at least
-    /// j < cols.
+    /// j < cols. On the way, `ahead` is asked for.
     ///
     /// # Safety
     /// a: `depth` rows of MR elements, b: `depth` rows of NR, out: `rows` rows, `stride` apart, of
@@ -109,6 +110,7 @@ pub(super) unsafe trait Kernel: Copy + Send + Sync {
         out: *mut R,
         stride: usize,
         add: bool,
+        ahead: Ahead,
     );
 
     /// Whether [`Kernel::tile_rows`] is there, for f32 as the computing type: steps are read from A
@@ -130,6 +132,7 @@ pub(super) unsafe trait Kernel: Copy + Send + Sync {
         _out: *mut R,
         _stride: usize,
         _add: bool,
+        _ahead: Ahead,
     ) {
         unreachable!("gemm: a kernel without tiles of rows")
     }
@@ -243,6 +246,7 @@ unsafe impl Kernel for Portable {
         out: *mut R,
         stride: usize,
         add: bool,
+        _ahead: Ahead,
     ) {
         // SAFETY: by the caller; NR is 32 bytes.
         unsafe {

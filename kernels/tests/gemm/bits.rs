@@ -16,6 +16,7 @@ fn threads_do_not_change_a_bit() {
         m: usize,
         n: usize,
         k: usize,
+        across: bool,
         threads: usize,
     ) -> Vec<T> {
         let (a, b) = (random::<T>(m * k, 1), random::<T>(k * n, 2));
@@ -30,26 +31,24 @@ fn threads_do_not_change_a_bit() {
                 activation: Some(Activation::Gelu),
                 ..Epilogue::default()
             };
-            let b = MatRef::row_major(&b, n, k).t();
-            gemm(
-                operands,
-                MatRef::row_major(&a, m, k),
-                b,
-                &mut c,
-                true,
-                epilogue,
-                &mut workspace,
-            );
+            // Across k A is packed, along it most kernels read it in place.
+            let (a, b) = match across {
+                true => (MatRef::row_major(&a, k, m).t(), MatRef::row_major(&b, k, n)),
+                false => (MatRef::row_major(&a, m, k), MatRef::row_major(&b, n, k).t()),
+            };
+            gemm(operands, a, b, &mut c, true, epilogue, &mut workspace);
         });
         c
     }
     fn same<T: Number>(operands: Operands, m: usize, n: usize, k: usize) {
-        let one = product::<T>(operands, m, n, k, 1);
-        for threads in [2, 3, 7] {
-            assert!(
-                one == product::<T>(operands, m, n, k, threads),
-                "{m}x{n}x{k} on {threads} threads"
-            );
+        for across in [false, true] {
+            let one = product::<T>(operands, m, n, k, across, 1);
+            for threads in [2, 3, 7] {
+                assert!(
+                    one == product::<T>(operands, m, n, k, across, threads),
+                    "{m}x{n}x{k} on {threads} threads, k apart: {across}"
+                );
+            }
         }
     }
     for (m, n, k) in [
@@ -59,6 +58,8 @@ fn threads_do_not_change_a_bit() {
         (6, 1000, 900),
         (3, 5, 9000),
         (700, 40, 64),
+        (190, 230, 4100), // several blocks of k, one packed while the one before is summed
+        (4200, 70, 90),   // of rows, which share a packed B
     ] {
         same::<f32>(Operands::AsStored, m, n, k);
         same::<bf16>(Operands::AsStored, m, n, k);

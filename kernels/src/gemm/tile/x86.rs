@@ -6,6 +6,7 @@ mod rows;
 
 use super::{Job, Kernel};
 use crate::element::{Float, Real, same};
+use crate::gemm::ahead::Ahead;
 use crate::gemm::few::Columns;
 use crate::gemm::pack::Pack;
 use crate::simd::{Fused, Isa};
@@ -63,11 +64,16 @@ macro_rules! tile {
             out: *mut $t,
             stride: usize,
             add: bool,
+            mut ahead: Ahead,
         ) {
             let mut sums = [[$zero(); V]; M];
-            for _ in 0..depth {
+            for l in 0..depth {
                 // SAFETY: a and b point to a row of $mr and of 2·$lanes elements.
                 unsafe {
+                    if l % Ahead::STEPS == 0 {
+                        _mm_prefetch::<_MM_HINT_T1>(ahead.at);
+                        ahead.at = ahead.at.wrapping_add(ahead.stride);
+                    }
                     for v in 0..V {
                         _mm_prefetch::<_MM_HINT_T0>(b.wrapping_add((16 + v) * $lanes).cast());
                     }
@@ -109,13 +115,14 @@ macro_rules! tile {
             out: *mut $t,
             stride: usize,
             add: bool,
+            ahead: Ahead,
         ) {
             // SAFETY: passed on.
             unsafe {
                 match (rows, cols <= $lanes) {
                     $(
-                        ($rows, false) => $name::<$rows, 2>(depth, a, b, out, stride, add),
-                        ($rows, true) => $name::<$rows, 1>(depth, a, b, out, stride, add),
+                        ($rows, false) => $name::<$rows, 2>(depth, a, b, out, stride, add, ahead),
+                        ($rows, true) => $name::<$rows, 1>(depth, a, b, out, stride, add, ahead),
                     )*
                     _ => unreachable!("gemm: a tile of {rows} rows"),
                 }
@@ -173,6 +180,7 @@ macro_rules! implement {
             #[inline(always)]
             fn call<J: Job>(self, job: J) {
                 #[target_feature(enable = $features)]
+                #[inline(never)]
                 fn with<J: Job>(job: J) {
                     job.run();
                 }
@@ -191,13 +199,16 @@ macro_rules! implement {
                 out: *mut R,
                 stride: usize,
                 add: bool,
+                ahead: Ahead,
             ) {
                 // SAFETY: by the caller; R is the type that is cast to.
                 unsafe {
+                    let (a, b) = (a.cast(), b.cast());
                     if same::<R, f32>() {
-                        $f32(depth, a.cast(), b.cast(), rows, cols, out.cast(), stride, add);
+                        $f32(depth, a, b, rows, cols, out.cast(), stride, add, ahead);
                     } else {
-                        $f64(depth, a.cast(), b.cast(), rows, cols, out.cast(), stride, add);
+                        let (a, b) = (a.cast(), b.cast());
+                        $f64(depth, a, b, rows, cols, out.cast(), stride, add, ahead);
                     }
                 }
             }
@@ -235,6 +246,7 @@ macro_rules! rows_and_columns {
             out: *mut R,
             stride: usize,
             add: bool,
+            ahead: Ahead,
         ) {
             // SAFETY: by the caller; R is f32.
             unsafe {
@@ -247,6 +259,7 @@ macro_rules! rows_and_columns {
                     out.cast(),
                     stride,
                     add,
+                    ahead,
                 )
             }
         }

@@ -2,6 +2,7 @@
 //! move them, and of bf16 two neighbours are a step already.
 
 use super::dot_pairs;
+use crate::gemm::ahead::Ahead;
 use std::arch::x86_64::*;
 
 /// Rows that share a pointer: an address holds at most two multiples of the stride.
@@ -21,15 +22,20 @@ macro_rules! tile {
             out: *mut f32,
             stride: usize,
             add: bool,
+            mut ahead: Ahead,
         ) {
             let mut sums = [[_mm512_setzero_ps(); V]; M];
             let mut rows = [a; 12 / SHARED];
             for (g, row) in rows.iter_mut().enumerate() {
                 *row = a.wrapping_add(g * SHARED * a_stride);
             }
-            for _ in 0..steps {
+            for l in 0..steps {
                 // SAFETY: a word of each row of A and a row of panel B.
                 unsafe {
+                    if l % Ahead::STEPS == 0 {
+                        _mm_prefetch::<_MM_HINT_T1>(ahead.at);
+                        ahead.at = ahead.at.wrapping_add(ahead.stride);
+                    }
                     let mut y = [_mm512_setzero_ps(); V];
                     for v in 0..V {
                         _mm_prefetch::<_MM_HINT_T0>(b.wrapping_add((16 + v) * 16).cast());
@@ -77,13 +83,18 @@ macro_rules! tile {
             out: *mut f32,
             stride: usize,
             add: bool,
+            ahead: Ahead,
         ) {
             // SAFETY: passed on.
             unsafe {
                 match (rows, cols <= 16) {
                     $(
-                        ($rows, false) => $name::<$rows, 2>(steps, a, a_stride, b, out, stride, add),
-                        ($rows, true) => $name::<$rows, 1>(steps, a, a_stride, b, out, stride, add),
+                        ($rows, false) => {
+                            $name::<$rows, 2>(steps, a, a_stride, b, out, stride, add, ahead)
+                        }
+                        ($rows, true) => {
+                            $name::<$rows, 1>(steps, a, a_stride, b, out, stride, add, ahead)
+                        }
                     )*
                     _ => unreachable!("gemm: a tile of {rows} rows"),
                 }
