@@ -2,7 +2,7 @@
 
 use graft_tensor::ops::random::Key;
 use graft_tensor::ops::{self, Activation, Binary, Reduce, Unary, loss, norm, rope};
-use graft_tensor::{DType, Memory, Shape, Tensor};
+use graft_tensor::{Category, DType, Memory, Shape, Tensor};
 
 use crate::error::Result;
 use crate::forward::Randomness;
@@ -45,6 +45,19 @@ pub(crate) struct Around<'a> {
     pub shapes: &'a [Shape],
     pub dtypes: &'a [DType],
     pub needs: &'a [bool],
+    /// Which inputs are parameters
+    pub parameters: &'a [bool],
+}
+
+impl Around<'_> {
+    /// Where the gradient of input `i` belongs: that of a parameter outlasts the pass, and lies from its first byte on where
+    /// the allocator has gradients, out of the way of what comes and goes.
+    fn memory(&self, m: &Memory, i: usize) -> Memory {
+        match self.parameters[i] {
+            true => m.with(Category::Gradients),
+            false => m.clone(),
+        }
+    }
 }
 
 /// The gradients of `op`'s inputs, one for each input that needs one. That of the first is added to
@@ -64,6 +77,7 @@ pub(crate) fn backward(
         shapes,
         dtypes,
         needs,
+        ..
     } = *around;
     let need = |i: usize| needs.get(i).copied().unwrap_or(false);
     /// The gradient if it is needed, computed only then.
@@ -140,7 +154,11 @@ pub(crate) fn backward(
         }
         Op::GatherRows => {
             let rows = shapes[0][0];
-            let dtable = ops::scatter_add_rows(m, dy, saved.input(1), rows)?;
+            let (memory, index) = (around.memory(m, 0), saved.input(1));
+            let dtable = match sum {
+                Some(sum) => ops::add_rows(&memory, sum, dy, index)?,
+                None => ops::scatter_add_rows(&memory, dy, index, rows)?,
+            };
             vec![Some(dtable), None]
         }
         Op::LayerNorm {
@@ -313,7 +331,8 @@ fn linear_backward(
     }
     if need(1) {
         let (layout, x, dtype) = (linear.layout, saved.input(0), around.dtypes[1]);
-        gradients[1] = Some(ops::weight_gradient(m, layout, x, &dy, dtype)?);
+        let memory = around.memory(m, 1);
+        gradients[1] = Some(ops::weight_gradient(&memory, layout, x, &dy, dtype)?);
         saved.inputs[0] = None;
     }
     if need(0) {
@@ -349,7 +368,8 @@ fn lora_backward(
     }
     if need(1) {
         let (layout, x, dtype) = (lora.linear.layout, saved.input(0), around.dtypes[1]);
-        gradients[1] = Some(ops::weight_gradient(m, layout, x, &dy, dtype)?);
+        let memory = around.memory(m, 1);
+        gradients[1] = Some(ops::weight_gradient(&memory, layout, x, &dy, dtype)?);
     }
     let low = match need(0) || need(a) {
         true => Some(ops::lora_low_gradient(m, lora, saved.input(b), &dy)?),
@@ -358,13 +378,14 @@ fn lora_backward(
     let layout = ops::WeightLayout::OutIn;
     if need(b) {
         let (inner, dtype) = (&saved.extras[0], around.dtypes[b]);
-        gradients[b] = Some(ops::weight_gradient(m, layout, inner, &dy, dtype)?);
+        let memory = around.memory(m, b);
+        gradients[b] = Some(ops::weight_gradient(&memory, layout, inner, &dy, dtype)?);
     }
     saved.extras.clear();
     if let Some(low) = low.as_ref().filter(|_| need(a)) {
         let seen = ops::lora_input(m, lora, saved.input(0), key)?;
-        let dtype = around.dtypes[a];
-        gradients[a] = Some(ops::weight_gradient(m, layout, &seen, low, dtype)?);
+        let (memory, dtype) = (around.memory(m, a), around.dtypes[a]);
+        gradients[a] = Some(ops::weight_gradient(&memory, layout, &seen, low, dtype)?);
     }
     saved.inputs[0] = None;
     if let Some(low) = low.filter(|_| need(0)) {

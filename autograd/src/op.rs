@@ -214,7 +214,7 @@ impl Op {
             Op::LayerNorm {
                 dropout, residual, ..
             } => *dropout == 0.0 && !residual,
-            _ => matches!(self.kind(), OpKind::Linear | OpKind::Lora),
+            _ => matches!(self, Op::Linear { .. } | Op::Lora { .. } | Op::GatherRows),
         }
     }
 

@@ -532,6 +532,11 @@ impl Tape {
                     .map(|&k| self.nodes[k].dtype)
                     .collect::<Vec<_>>(),
                 needs: &self.needs(&node.inputs),
+                parameters: &node
+                    .inputs
+                    .iter()
+                    .map(|&k| self.nodes[k].parameter.is_some())
+                    .collect::<Vec<_>>(),
             };
             let (m, random) = (&self.memory, self.random);
             let sum = match node.inputs.first() {

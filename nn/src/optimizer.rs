@@ -11,6 +11,9 @@ use crate::parameters::{ParamId, Parameters};
 use crate::rates::Rates;
 use crate::trainable::TrainableSet;
 
+/// What the last gradients are made of is allowed for with this part of all that is live then.
+const BESIDE: usize = 100;
+
 /// The update rule.
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub enum Rule {
@@ -140,7 +143,7 @@ impl Optimizer {
 
     /// The state of one parameter, if it ever moved: its updates so far, and first and second moment, or velocity.
     pub fn state(&self, id: ParamId) -> Option<(u64, &[Tensor])> {
-        let slot = self.slots.get(&id)?;
+        let slot = self.slots.get(&id).filter(|slot| slot.step > 0)?;
         Some((slot.step, &slot.tensors))
     }
 
@@ -193,6 +196,26 @@ impl Optimizer {
             .flat_map(|slot| &slot.tensors)
             .map(|t| t.count() * t.dtype().size())
             .sum()
+    }
+
+    /// Makes what the steps that train `trainable` will hold from one to the next: state for parameters that have none yet,
+    /// and room for the gradients, which [`Optimizer::step`] finds all at once. Called before the first of these steps, it
+    /// lets state lie beside the weights, and not where activations of that step have left it a place.
+    ///
+    /// # Errors
+    /// The system has no more memory.
+    pub fn prepare(&mut self, parameters: &Parameters, trainable: &TrainableSet) -> Result<()> {
+        self.begin(parameters, trainable)?;
+        let mut gradients = 0;
+        for id in trainable.ids() {
+            let weight = parameters.value(id)?;
+            gradients += weight.dtype().bytes(weight.count());
+        }
+        let memory = parameters.memory();
+        let live: usize = memory.usage().live.iter().sum();
+        // When the last gradient comes, something of what it is made of is still there.
+        memory.reserve(gradients + (live + gradients) / BESIDE)?;
+        Ok(())
     }
 
     /// Updates every trained parameter at learning rate `lr`, times its own factor, and consumes the

@@ -6,7 +6,8 @@ use std::alloc::{Layout, alloc_zeroed, dealloc};
 use std::ptr::NonNull;
 use std::sync::Arc;
 
-use crate::ranges::{ALIGN, Range, Ranges};
+use crate::Device;
+use crate::ranges::{ALIGN, End, Range, Ranges};
 
 /// Where segments begin: Linux backs such memory with pages of this size, a fault and a TLB entry
 /// for each instead of for 4 KiB.
@@ -91,7 +92,6 @@ impl Region {
 }
 
 /// Segments, and what is taken of them.
-#[derive(Default)]
 pub(crate) struct Arena {
     ranges: Ranges,
     /// By number
@@ -99,10 +99,17 @@ pub(crate) struct Arena {
 }
 
 impl Arena {
+    pub fn new() -> Arena {
+        Arena {
+            ranges: Ranges::of(Device::Cpu),
+            segments: Vec::new(),
+        }
+    }
+
     /// Takes at least `bytes`, or `None` if the system refuses. The contents are unspecified.
-    pub fn take(&mut self, bytes: usize) -> Option<Region> {
+    pub fn take(&mut self, bytes: usize, end: End) -> Option<Region> {
         let segments = &mut self.segments;
-        let range = self.ranges.take(bytes, |bytes| {
+        let range = self.ranges.take(bytes, end, |bytes| {
             let segment = Segment::new(bytes);
             segment.map(|new| segments.push(Arc::new(new))).is_some()
         })?;
@@ -138,10 +145,10 @@ mod tests {
 
     #[test]
     fn regions_hold_what_was_written_to_them() {
-        let mut arena = Arena::default();
+        let mut arena = Arena::new();
         let mut regions: Vec<Region> = [100, 1 << 20, 3 << 20, 64]
             .into_iter()
-            .map(|bytes| arena.take(bytes).unwrap())
+            .map(|bytes| arena.take(bytes, End::Low).unwrap())
             .collect();
         for (i, region) in regions.iter_mut().enumerate() {
             assert!(region.bytes().iter().all(|&b| b == 0));
@@ -154,15 +161,15 @@ mod tests {
         let region = regions.remove(1);
         let range = region.range;
         arena.release(region);
-        let region = arena.take(1 << 20).unwrap();
+        let region = arena.take(1 << 20, End::Low).unwrap();
         assert_eq!(region.range, range);
         assert!(region.bytes().iter().all(|&b| b == 2), "contents stay");
     }
 
     #[test]
     fn regions_outlive_their_arena() {
-        let mut arena = Arena::default();
-        let mut region = arena.take(1000).unwrap();
+        let mut arena = Arena::new();
+        let mut region = arena.take(1000, End::Low).unwrap();
         drop(arena);
         region.bytes_mut().fill(7);
         assert_eq!(region.bytes()[999], 7);
@@ -171,15 +178,19 @@ mod tests {
     #[test]
     #[should_panic(expected = "the arena that it came from")]
     fn a_region_of_another_arena_is_not_taken_back() {
-        let (mut one, mut other) = (Arena::default(), Arena::default());
-        drop(other.take(100).unwrap());
-        let region = one.take(100).unwrap();
+        let (mut one, mut other) = (Arena::new(), Arena::new());
+        drop(other.take(100, End::Low).unwrap());
+        let region = one.take(100, End::Low).unwrap();
         other.release(region);
     }
 
     #[test]
     fn what_no_system_has_is_refused() {
-        assert!(Arena::default().take(usize::MAX / 2).is_none());
-        assert!(Arena::default().take(isize::MAX as usize - 100).is_none());
+        assert!(Arena::new().take(usize::MAX / 2, End::Low).is_none());
+        assert!(
+            Arena::new()
+                .take(isize::MAX as usize - 100, End::Low)
+                .is_none()
+        );
     }
 }

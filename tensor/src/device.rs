@@ -9,7 +9,7 @@ use graft_kernels::cuda::{self, Buffer, Scalar, Slice, SliceMut};
 pub use graft_kernels::cuda::{Gpu, Limits};
 
 use crate::DType;
-use crate::ranges::{Range, Ranges};
+use crate::ranges::{End, Range, Ranges};
 
 /// Where tensors lie and operations run.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash, Default)]
@@ -105,9 +105,10 @@ pub(crate) struct DeviceArena {
 
 impl DeviceArena {
     pub fn new(gpu: Gpu) -> DeviceArena {
+        let device = Device::Cuda(gpu.limits().ordinal);
         DeviceArena {
             gpu,
-            ranges: Ranges::default(),
+            ranges: Ranges::of(device),
             buffers: Vec::new(),
         }
     }
@@ -116,20 +117,22 @@ impl DeviceArena {
     ///
     /// # Errors
     /// What else the driver says.
-    pub fn take(&mut self, bytes: usize) -> cuda::Result<Option<DeviceRegion>> {
+    pub fn take(&mut self, bytes: usize, end: End) -> cuda::Result<Option<DeviceRegion>> {
         let (gpu, buffers) = (&self.gpu, &mut self.buffers);
         let mut failure = None;
-        let range = self.ranges.take(bytes, |bytes| match gpu.allocate(bytes) {
-            Ok(buffer) => {
-                buffers.push(Arc::new(buffer));
-                true
-            }
-            Err(cuda::Error::OutOfMemory { .. }) => false,
-            Err(error) => {
-                failure = Some(error);
-                false
-            }
-        });
+        let range = self
+            .ranges
+            .take(bytes, end, |bytes| match gpu.allocate(bytes) {
+                Ok(buffer) => {
+                    buffers.push(Arc::new(buffer));
+                    true
+                }
+                Err(cuda::Error::OutOfMemory { .. }) => false,
+                Err(error) => {
+                    failure = Some(error);
+                    false
+                }
+            });
         match (range, failure) {
             (Some(range), _) => {
                 let buffer = Arc::clone(&self.buffers[range.segment]);

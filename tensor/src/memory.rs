@@ -17,7 +17,7 @@ use half::{bf16, f16};
 use crate::arena::{Arena, Region};
 use crate::device::{Device, DeviceArena, DeviceRegion};
 use crate::error::{Error, Result};
-use crate::ranges::{Range, Ranges};
+use crate::ranges::{End, Range, Ranges};
 use crate::{DType, TensorElement};
 
 /// What a buffer is for.
@@ -220,7 +220,7 @@ impl OnGpu<'_> {
 impl Memory {
     /// A new allocator for the CPU.
     pub fn cpu() -> Memory {
-        Memory::new(Device::Cpu, None, Source::Real(Arena::default()))
+        Memory::new(Device::Cpu, None, Source::Real(Arena::new()))
     }
 
     /// A new allocator for a GPU.
@@ -248,7 +248,7 @@ impl Memory {
 
     /// An allocator that counts what `device` would need, which need not be there.
     pub fn planned_for(device: Device) -> Memory {
-        Memory::new(device, None, Source::Plan(Ranges::default()))
+        Memory::new(device, None, Source::Plan(Ranges::of(device)))
     }
 
     fn new(device: Device, gpu: Option<Gpu>, source: Source) -> Memory {
@@ -385,6 +385,26 @@ impl Memory {
         Ok(block)
     }
 
+    /// Sees to it that so many bytes are free in one range above all that is in use: for gradients, which are taken from
+    /// there.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`] if the system has no more.
+    pub fn reserve(&self, bytes: usize) -> Result<()> {
+        let mut pool = self.lock();
+        if bytes == 0 {
+            return Ok(());
+        }
+        let block = pool.take(DType::F32, bytes, End::High)?;
+        let block = block.ok_or_else(|| Error::OutOfMemory {
+            bytes,
+            category: self.category,
+            live: pool.usage.live,
+        })?;
+        pool.release(block);
+        Ok(())
+    }
+
     fn take(&self, dtype: DType, bytes: usize) -> Result<Option<Block>> {
         if bytes == 0 {
             let planned = self.is_planned() && !dtype.is_integer();
@@ -394,37 +414,16 @@ impl Memory {
                 Block::Empty
             }));
         }
-        let integers = || vec![0; bytes.div_ceil(8)].into_boxed_slice();
+        let end = match self.category {
+            Category::Gradients => End::High,
+            _ => End::Low,
+        };
         let mut pool = self.lock();
-        let taken = match &mut pool.source {
-            Source::Real(arena) => arena.take(bytes).map(|r| (Block::Real(r), arena.touched())),
-            Source::Plan(ranges) => ranges.take(bytes, |_| true).map(|range| {
-                let kept = dtype.is_integer().then(integers);
-                (Block::Planned(Some(range), kept), ranges.touched())
-            }),
-            Source::Device(arena) => {
-                let region = arena.take(bytes)?;
-                let held = arena.touched();
-                region.map(|device| match dtype.is_integer() {
-                    false => (Block::Device(device), held),
-                    true => {
-                        let (host, current) = (integers(), AtomicBool::new(false));
-                        let mirrored = Mirrored {
-                            host,
-                            device,
-                            current,
-                        };
-                        (Block::Mirrored(mirrored), held)
-                    }
-                })
-            }
-        };
-        let Some((block, held)) = taken else {
-            return Ok(None);
-        };
-        pool.usage.held = held;
-        pool.count(self.category, bytes);
-        Ok(Some(block))
+        let block = pool.take(dtype, bytes, end)?;
+        if block.is_some() {
+            pool.count(self.category, bytes);
+        }
+        Ok(block)
     }
 
     /// Moves `bytes` of a live block from this handle's category to another.
@@ -438,7 +437,41 @@ impl Memory {
     pub(crate) fn release(&self, block: Block, bytes: usize) {
         let mut pool = self.lock();
         pool.usage.live[self.category as usize] -= bytes;
-        match (&mut pool.source, block) {
+        pool.release(block);
+    }
+}
+
+impl Pool {
+    /// A block of at least one byte, `None` if there is no more.
+    fn take(&mut self, dtype: DType, bytes: usize, end: End) -> Result<Option<Block>> {
+        let integers = || vec![0; bytes.div_ceil(8)].into_boxed_slice();
+        let (block, held) = match &mut self.source {
+            Source::Real(arena) => (arena.take(bytes, end).map(Block::Real), arena.touched()),
+            Source::Plan(ranges) => {
+                let range = ranges.take(bytes, end, |_| true);
+                let kept = dtype.is_integer().then(integers);
+                let block = range.map(|range| Block::Planned(Some(range), kept));
+                (block, ranges.touched())
+            }
+            Source::Device(arena) => {
+                let region = arena.take(bytes, end)?;
+                let block = region.map(|device| match dtype.is_integer() {
+                    false => Block::Device(device),
+                    true => Block::Mirrored(Mirrored {
+                        host: integers(),
+                        device,
+                        current: AtomicBool::new(false),
+                    }),
+                });
+                (block, arena.touched())
+            }
+        };
+        self.usage.held = held;
+        Ok(block)
+    }
+
+    fn release(&mut self, block: Block) {
+        match (&mut self.source, block) {
             (Source::Real(arena), Block::Real(region)) => arena.release(region),
             (Source::Plan(ranges), Block::Planned(Some(range), _)) => ranges.release(range),
             (Source::Device(arena), Block::Device(region)) => arena.release(region),
@@ -446,9 +479,7 @@ impl Memory {
             _ => {}
         }
     }
-}
 
-impl Pool {
     /// Counts `bytes` more in use.
     fn count(&mut self, category: Category, bytes: usize) {
         let usage = &mut self.usage;
@@ -507,6 +538,21 @@ mod tests {
             memory.release(block, 4 * count);
         }
         assert_eq!(memory.usage().held, 39 * 6400);
+    }
+
+    #[test]
+    fn room_that_was_reserved_is_not_in_use() {
+        let memory = Memory::cpu().with(Category::Gradients);
+        memory.reserve(0).unwrap();
+        assert_eq!(memory.usage(), Usage::default());
+        memory.reserve(2 << 20).unwrap();
+        let held = memory.usage().held;
+        assert_eq!((held, memory.usage().peak_total), (2 << 20, 0));
+        let parts = [0; 2].map(|_| memory.allocate(DType::F32, 1 << 18).unwrap());
+        assert_eq!(memory.usage().held, held);
+        parts
+            .into_iter()
+            .for_each(|part| memory.release(part, 1 << 20));
     }
 
     #[test]

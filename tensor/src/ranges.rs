@@ -1,12 +1,19 @@
 //! Which bytes of which segment are taken: bookkeeping without memory, the same for a real run and
 //! for a plan.
 //!
-//! A request takes the smallest free range that holds it (best fit), among those that were in use
-//! before; only if there is none does a segment grow into bytes that were never touched. Neighbours
-//! that are free become one range. What a loop of similar steps needs is then found where the last
-//! step left it, whatever the shapes are, and nothing goes back to the system in between.
+//! A request takes the lowest free range that holds it, among those that were in use before; only if
+//! there is none does a segment grow into bytes that were never touched. Neighbours that are free
+//! become one range. What a loop of similar steps needs is then found where the last step left it,
+//! whatever the shapes are, and nothing goes back to the system in between.
+//!
+//! What a forward pass keeps piles up from the low end, and goes in the other order. Gradients come
+//! while it goes, and outlast it: they take the high end, above all else, and meet it as it goes. Among
+//! the rest, even a small one would cut in two what is about to be free, and the largest requests
+//! would find no place there.
 
 use std::collections::BTreeMap;
+
+use crate::Device;
 
 /// Every range begins at a multiple of this many bytes: a cache line, and a vector register.
 pub(crate) const ALIGN: usize = 64;
@@ -14,10 +21,23 @@ pub(crate) const ALIGN: usize = 64;
 /// Requests below this are kept in segments of their own, so that a few long-lived bytes do not
 /// stand between large ranges.
 const SMALL: usize = 256 << 10;
-/// Bytes of a segment for small requests, and of one for the others. Address space: what is never
-/// touched is never obtained.
+/// Bytes of a segment for small requests.
 const SMALL_SEGMENT: usize = 8 << 20;
+/// Bytes of a segment for the others. Between two segments there is a gap whatever they hold, and on a
+/// CPU they are address space: what is never touched is never obtained. A GPU's memory is obtained whole.
 const LARGE_SEGMENT: usize = 512 << 20;
+#[cfg(target_pointer_width = "64")]
+const CPU_SEGMENT: usize = 16 << 30;
+#[cfg(not(target_pointer_width = "64"))]
+const CPU_SEGMENT: usize = LARGE_SEGMENT;
+
+/// Which end of what is free a request is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum End {
+    Low,
+    /// Above everything that was taken from the low end
+    High,
+}
 
 /// A range that is taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,33 +55,60 @@ struct Segment {
     touched: usize,
     /// Start and length of each free range below `touched`; no two are neighbours.
     free: BTreeMap<usize, usize>,
+    /// Start and end of each range that was taken from the low end.
+    low: BTreeMap<usize, usize>,
 }
 
 /// The ranges of all segments.
-#[derive(Default)]
 pub(crate) struct Ranges {
     segments: Vec<Segment>,
+    /// Bytes of a segment for large requests
+    usual: usize,
 }
 
 impl Ranges {
+    /// Of a device, nothing taken.
+    pub fn of(device: Device) -> Ranges {
+        let usual = match device {
+            Device::Cpu => CPU_SEGMENT,
+            Device::Cuda(_) => LARGE_SEGMENT,
+        };
+        Ranges {
+            segments: Vec::new(),
+            usual,
+        }
+    }
+
     /// Takes `bytes`, which are rounded up to [`ALIGN`]. `grow(bytes)` is asked for a further
     /// segment, and says whether there is one; without, the result is `None`.
-    pub fn take(&mut self, bytes: usize, grow: impl FnMut(usize) -> bool) -> Option<Range> {
+    pub fn take(
+        &mut self,
+        bytes: usize,
+        end: End,
+        grow: impl FnMut(usize) -> bool,
+    ) -> Option<Range> {
         let bytes = bytes.checked_next_multiple_of(ALIGN)?.max(ALIGN);
         let small = bytes < SMALL;
-        if let Some((segment, start)) = self.best_fit(bytes, small) {
-            return Some(self.cut(segment, start, bytes));
-        }
-        let segment = match self.extendable(bytes, small) {
-            Some(segment) => segment,
-            None => self.add(bytes, small, grow)?,
+        let found = self.find(bytes, small, end);
+        let (segment, start) = match found.or_else(|| self.extendable(bytes, small)) {
+            Some(place) => place,
+            None => (self.add(bytes, small, grow)?, 0),
         };
-        Some(self.extend(segment, bytes))
+        self.segments[segment].cut(start, bytes);
+        if end == End::Low {
+            self.segments[segment].low.insert(start, start + bytes);
+        }
+        Some(Range {
+            segment,
+            start,
+            bytes,
+        })
     }
 
     /// Gives a range back.
     pub fn release(&mut self, range: Range) {
-        let free = &mut self.segments[range.segment].free;
+        let Segment { free, low, .. } = &mut self.segments[range.segment];
+        low.remove(&range.start);
         let (mut start, mut bytes) = (range.start, range.bytes);
         if let Some((&before, &length)) = free.range(..start).next_back()
             && before + length == start
@@ -81,56 +128,33 @@ impl Ranges {
         self.segments.iter().map(|s| s.touched).sum()
     }
 
-    fn best_fit(&self, bytes: usize, small: bool) -> Option<(usize, usize)> {
-        let fits = self.segments.iter().enumerate().flat_map(|(i, segment)| {
-            let free = (segment.small == small).then_some(&segment.free);
-            let free = free.into_iter().flatten();
-            free.filter(move |(_, length)| **length >= bytes)
-                .map(move |(&start, &length)| (length, i, start))
-        });
-        fits.min().map(|(_, i, start)| (i, start))
-    }
-
-    /// Takes the front of a free range.
-    fn cut(&mut self, segment: usize, start: usize, bytes: usize) -> Range {
-        let free = &mut self.segments[segment].free;
-        let length = free.remove(&start).expect("the range is free");
-        if length > bytes {
-            free.insert(start + bytes, length - bytes);
-        }
-        Range {
-            segment,
-            start,
-            bytes,
+    /// Where `bytes` are free that were in use before: segment and start.
+    fn find(&self, bytes: usize, small: bool, end: End) -> Option<(usize, usize)> {
+        let segments = self.segments.iter().enumerate();
+        let mut segments = segments.filter(|(_, segment)| segment.small == small);
+        match end {
+            End::Low => segments.find_map(|(i, segment)| {
+                let mut free = segment.free.iter();
+                free.find(|(_, length)| **length >= bytes)
+                    .map(|(&start, _)| (i, start))
+            }),
+            End::High => segments.rev().find_map(|(i, segment)| {
+                let low = segment.low.last_key_value().map_or(0, |(_, &end)| end);
+                let mut free = segment.free.range(low..).rev();
+                free.find(|(_, length)| **length >= bytes)
+                    .map(|(start, length)| (i, start + length - bytes))
+            }),
         }
     }
 
-    /// The segment that has to grow least to hold `bytes` at its end.
-    fn extendable(&self, bytes: usize, small: bool) -> Option<usize> {
-        let mut best: Option<(usize, usize)> = None;
-        for (i, segment) in self.segments.iter().enumerate() {
-            let start = segment.tail();
-            let room = segment.bytes - start;
-            let growth = (start + bytes.min(room)).saturating_sub(segment.touched);
-            let better = best.is_none_or(|(least, _)| growth < least);
-            if segment.small == small && room >= bytes && better {
-                best = Some((growth, i));
-            }
-        }
-        best.map(|(_, i)| i)
-    }
-
-    /// Takes `bytes` from where the segment's last free range begins, into what was never touched.
-    fn extend(&mut self, index: usize, bytes: usize) -> Range {
-        let segment = &mut self.segments[index];
-        let start = segment.tail();
-        segment.free.remove(&start);
-        segment.touched = start + bytes;
-        Range {
-            segment: index,
-            start,
-            bytes,
-        }
+    /// The segment that has to grow least to hold `bytes` at its end, and where they begin.
+    fn extendable(&self, bytes: usize, small: bool) -> Option<(usize, usize)> {
+        let segments = self.segments.iter().enumerate();
+        segments
+            .map(|(i, segment)| (i, segment, segment.tail()))
+            .filter(|(_, segment, start)| segment.small == small && segment.bytes - start >= bytes)
+            .min_by_key(|(_, segment, start)| (start + bytes).saturating_sub(segment.touched))
+            .map(|(i, _, start)| (i, start))
     }
 
     fn add(
@@ -139,16 +163,20 @@ impl Ranges {
         small: bool,
         mut grow: impl FnMut(usize) -> bool,
     ) -> Option<usize> {
-        let usual = if small { SMALL_SEGMENT } else { LARGE_SEGMENT };
         // A system that counts address space may refuse the usual size, and have what is needed.
-        let size = [bytes.max(usual), bytes]
-            .into_iter()
-            .find(|&size| grow(size))?;
+        let sizes = match small {
+            true => [SMALL_SEGMENT; 3],
+            false => [self.usual, LARGE_SEGMENT, 0],
+        };
+        let mut sizes = sizes.map(|size| size.max(bytes)).to_vec();
+        sizes.dedup();
+        let size = sizes.into_iter().find(|&size| grow(size))?;
         self.segments.push(Segment {
             bytes: size,
             small,
             touched: 0,
             free: BTreeMap::new(),
+            low: BTreeMap::new(),
         });
         Some(self.segments.len() - 1)
     }
@@ -162,6 +190,23 @@ impl Segment {
             _ => self.touched,
         }
     }
+
+    /// Takes bytes of a free range, or from the tail on into what was never touched.
+    fn cut(&mut self, start: usize, bytes: usize) {
+        let end = start + bytes;
+        let before = self.free.range(..=start).next_back();
+        let around = before.map(|(&first, &length)| (first, first + length));
+        if let Some((first, last)) = around.filter(|&(_, last)| last > start) {
+            self.free.remove(&first);
+            if first < start {
+                self.free.insert(first, start - first);
+            }
+            if end < last {
+                self.free.insert(end, last - end);
+            }
+        }
+        self.touched = self.touched.max(end);
+    }
 }
 
 #[cfg(test)]
@@ -170,21 +215,25 @@ mod tests {
     use proptest::prelude::*;
 
     fn take(ranges: &mut Ranges, bytes: usize) -> Range {
-        ranges.take(bytes, |_| true).unwrap()
+        ranges.take(bytes, End::Low, |_| true).unwrap()
+    }
+
+    fn take_high(ranges: &mut Ranges, bytes: usize) -> Range {
+        ranges.take(bytes, End::High, |_| true).unwrap()
     }
 
     #[test]
     fn what_is_free_is_used_before_anything_grows() {
-        let mut r = Ranges::default();
+        let mut r = Ranges::of(Device::Cpu);
         let sizes = [3 << 20, 1 << 20, 2 << 20, 1 << 20];
         let taken = sizes.map(|bytes| take(&mut r, bytes));
         assert_eq!(r.touched(), 7 << 20);
         r.release(taken[0]);
         r.release(taken[2]);
-        assert_eq!(take(&mut r, 2 << 20), taken[2], "the smallest that fits");
         let first = take(&mut r, 1 << 20);
         let second = take(&mut r, 2 << 20);
         assert_eq!((first.start, second.start), (0, 1 << 20), "a range is cut");
+        assert_eq!(take(&mut r, 2 << 20), taken[2]);
         assert_eq!(r.touched(), 7 << 20);
         for range in [first, second, taken[1]] {
             r.release(range);
@@ -194,7 +243,7 @@ mod tests {
 
     #[test]
     fn a_free_end_grows_instead_of_being_left() {
-        let mut r = Ranges::default();
+        let mut r = Ranges::of(Device::Cpu);
         for bytes in (1..40).map(|n| n << 20) {
             let range = take(&mut r, bytes);
             r.release(range);
@@ -204,7 +253,7 @@ mod tests {
 
     #[test]
     fn small_requests_stand_apart() {
-        let mut r = Ranges::default();
+        let mut r = Ranges::of(Device::Cpu);
         let large = take(&mut r, 1 << 20);
         let small = take(&mut r, 100);
         assert_ne!(large.segment, small.segment);
@@ -212,17 +261,39 @@ mod tests {
     }
 
     #[test]
+    fn the_high_end_lies_above_all_that_was_taken_from_the_low_one() {
+        let mut r = Ranges::of(Device::Cpu);
+        let taken = [4 << 20, 1 << 20, 4 << 20].map(|bytes| take(&mut r, bytes));
+        r.release(taken[0]);
+        let first = take_high(&mut r, 1 << 20);
+        assert_eq!(first.start, 9 << 20, "not in what is free below");
+        r.release(taken[2]);
+        let second = take_high(&mut r, 1 << 20);
+        assert_eq!(second.start, 8 << 20, "the end of what is free");
+        r.release(taken[1]);
+        assert_eq!(take_high(&mut r, 1 << 20).start, 7 << 20);
+        assert_eq!(take(&mut r, 7 << 20).start, 0, "one range below it");
+        r.release(first);
+        assert_eq!(take_high(&mut r, 1 << 20), first);
+        assert_eq!(r.touched(), 10 << 20);
+    }
+
+    #[test]
     fn a_refused_segment_is_asked_for_in_its_own_size_and_then_given_up() {
-        let mut r = Ranges::default();
+        let mut r = Ranges::of(Device::Cpu);
         let mut asked = Vec::new();
-        let range = r.take(1 << 20, |bytes| {
+        let range = r.take(1 << 20, End::Low, |bytes| {
             asked.push(bytes);
             bytes <= 1 << 20
         });
         assert!(range.is_some());
-        assert_eq!(asked, [LARGE_SEGMENT, 1 << 20]);
-        assert_eq!(r.take(2 << 20, |_| false), None);
-        assert_eq!(r.take(usize::MAX, |_| true), None);
+        assert_eq!(asked, [CPU_SEGMENT, LARGE_SEGMENT, 1 << 20]);
+        assert_eq!(r.take(2 << 20, End::High, |_| false), None);
+        assert_eq!(r.take(usize::MAX, End::Low, |_| true), None);
+        let mut gpu = Ranges::of(Device::Cuda(0));
+        let range = gpu.take(1 << 20, End::Low, |bytes| bytes <= LARGE_SEGMENT);
+        assert!(range.is_some());
+        assert_eq!(gpu.segments[0].bytes, LARGE_SEGMENT);
     }
 
     proptest! {
@@ -230,16 +301,17 @@ mod tests {
 
         /// Ranges that are taken never overlap, lie inside what was touched, and all come back.
         #[test]
-        fn taken_ranges_are_disjoint(steps in prop::collection::vec((any::<bool>(), 1usize..3 << 20), 1..200)) {
-            let mut r = Ranges::default();
+        fn taken_ranges_are_disjoint(steps in prop::collection::vec((any::<bool>(), any::<bool>(), 1usize..3 << 20), 1..200)) {
+            let mut r = Ranges::of(Device::Cpu);
             let mut taken: Vec<Range> = Vec::new();
             let mut most = 0;
-            for (free, bytes) in steps {
+            for (free, high, bytes) in steps {
                 if free && !taken.is_empty() {
                     r.release(taken.swap_remove(bytes % taken.len()));
                     continue;
                 }
-                let new = take(&mut r, bytes);
+                let end = if high { End::High } else { End::Low };
+                let new = r.take(bytes, end, |_| true).unwrap();
                 prop_assert!(new.bytes >= bytes && new.start.is_multiple_of(ALIGN));
                 let segment = &r.segments[new.segment];
                 prop_assert!(new.start + new.bytes <= segment.touched);
@@ -256,6 +328,7 @@ mod tests {
                 r.release(range);
             }
             for segment in &r.segments {
+                prop_assert!(segment.low.is_empty());
                 prop_assert_eq!(segment.free.iter().collect::<Vec<_>>(), [(&0, &segment.touched)]);
             }
         }

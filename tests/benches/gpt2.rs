@@ -89,6 +89,9 @@ fn steps(parameters: &mut Parameters, lm: &CausalLm) -> serde_json::Value {
     let batch = TokenBatch::of_ids(all.chunks(TOKENS));
     let targets = CausalLm::next_tokens(&batch);
     let supervised = (SEQUENCES * (TOKENS - 1)) as f64;
+    optimizer
+        .prepare(parameters, &set)
+        .expect("memory suffices");
     let (mut forward, mut backward, mut whole) = (Vec::new(), Vec::new(), Vec::new());
     for step in 0..STEPS {
         let started = Instant::now();
@@ -110,12 +113,15 @@ fn steps(parameters: &mut Parameters, lm: &CausalLm) -> serde_json::Value {
         }
     }
     let peak = graft_trainer::report::peak_rss().unwrap_or(0);
+    let usage = parameters.memory().usage();
     json!({
         "threads": rayon::current_num_threads(),
         "median_step_s": median(whole),
         "median_forward_s": median(forward),
         "median_backward_s": median(backward),
         "peak_rss_mib": peak >> 20,
+        "tensors_peak_mib": usage.peak_total >> 20,
+        "tensors_held_mib": usage.held >> 20,
     })
 }
 

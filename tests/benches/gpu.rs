@@ -159,6 +159,8 @@ fn main() {
     let made = started.elapsed().as_secs_f64();
     memory.reset_peak();
     let mut optimizer = Optimizer::new(Rule::adamw(), 0.01, true).expect("valid settings");
+    let prepared = optimizer.prepare(&parameters, &set);
+    prepared.expect("memory suffices");
     let ids: Vec<i64> = (0..sequences * tokens)
         .map(|i| (i * 7919 % (vocabulary - 300)) as i64 + 200)
         .collect();

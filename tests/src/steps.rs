@@ -37,12 +37,23 @@ impl Workload {
     /// # Panics
     /// If the wheel is missing, or the strategy asks for more layers than there are.
     pub fn minilm(strategy: Strategy, compute: DType, positions: usize) -> Workload {
-        let memory = Memory::cpu();
+        Workload::over(Memory::cpu(), strategy, compute, positions)
+    }
+
+    /// The same without numbers: [`Workload::step`] then counts what a step needs, and computes nothing.
+    ///
+    /// # Panics
+    /// As [`Workload::minilm`].
+    pub fn planned(strategy: Strategy, compute: DType, positions: usize) -> Workload {
+        Workload::over(Memory::planned(), strategy, compute, positions)
+    }
+
+    fn over(memory: Memory, strategy: Strategy, compute: DType, positions: usize) -> Workload {
         let wheel = minilm_wheel();
         let source = ModelSource::resolve(&wheel.to_string_lossy()).expect("the wheel is a model");
         let mut config = ModelConfig::load(&source).expect("the wheel has a configuration");
         config.set_classification(Labels::numbered(LABELS), ProblemType::SingleLabel);
-        let pretrained = positions <= config.max_positions;
+        let pretrained = !memory.is_planned() && positions <= config.max_positions;
         config.max_positions = config.max_positions.max(positions);
         let mut parameters = Parameters::new(&memory, DType::F32);
         let classifier = Classifier::new(&mut parameters, &config).expect("it is supported");
@@ -96,6 +107,10 @@ impl Workload {
     /// If a sequence is longer than the positions.
     pub fn step(&mut self, batch: &TokenBatch) -> f64 {
         let started = Instant::now();
+        if self.step == 0 {
+            let prepared = self.optimizer.prepare(&self.parameters, &self.set);
+            prepared.expect("memory suffices");
+        }
         let mut f = Forward::train(&self.parameters, &self.set, 0, self.step);
         self.step += 1;
         let logits = self.classifier.forward(&mut f, batch).expect("it fits");

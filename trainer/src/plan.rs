@@ -193,16 +193,14 @@ fn run<T: Task>(
         let set = course.set(i);
         let again = count.max(1 + usize::from(config.train.cache_dir.is_some()));
         task.begin(&rehearsal, model, before, (set, again), Path::new(""));
+        trainer.begin(model, set)?;
         let room = (config.train.cache_memory as u64).saturating_mul(1 << 20);
         kept = kept.max(task.keeps().min(room));
         let groups: Vec<&[Vec<usize>]> = epochs[i..i + count]
             .iter()
             .flat_map(|epoch| epoch.chunks(accumulate))
             .collect();
-        let chosen = heaviest(&groups, &rows);
-        // Behind the first step, and not in it, the optimizer has its state.
-        let others = chosen.iter().filter(|&&group| group > 0);
-        for &group in [0].iter().chain(others) {
+        for group in heaviest(&groups, &rows) {
             let batches = groups[group];
             for batch in batches {
                 let tokens = batch.iter().map(|&i| lengths[i]).sum();

@@ -166,8 +166,9 @@ impl<'a> Loop<'a> {
     /// Told before the first step that trains `set`.
     ///
     /// # Errors
-    /// None for a set that was resolved over the model.
+    /// No memory for the optimizer's state, of a set that was resolved over the model.
     pub fn begin<N: Network>(&mut self, model: &Model<N>, set: &TrainableSet) -> Result<()> {
+        self.optimizer.prepare(&model.parameters, set)?;
         if self.config.train.audit {
             self.audit = Some(Audit::new(&model.parameters, set)?);
         }
@@ -202,6 +203,7 @@ impl<'a> Loop<'a> {
         set: &TrainableSet,
         unaudited: &[String],
     ) -> Result<()> {
+        self.optimizer.prepare(&model.parameters, set)?;
         if self.config.train.audit && !unaudited.is_empty() {
             self.audit = Some(Audit::resume(&model.parameters, set, unaudited)?);
         }

@@ -3,7 +3,7 @@ use graft_nn::optimizer::Rule;
 use graft_nn::{
     Error, FreezePolicy, Init, Optimizer, ParamId, Parameters, RateRule, Rates, TrainableSet,
 };
-use graft_tensor::{Category, DType, Memory, Tensor};
+use graft_tensor::{Category, DType, Memory, Tensor, Usage};
 use ndarray::{ArrayD, Zip};
 
 use crate::common::*;
@@ -393,6 +393,33 @@ fn settings_outside_their_range_are_refused() {
         said(nesterov),
         "momentum is 0; it must be above 0 for Nesterov"
     );
+}
+
+#[test]
+fn what_is_prepared_is_what_steps_would_make() {
+    for rule in RULES {
+        let run = |prepared: bool| {
+            let (mut p, list) = model(DType::F32);
+            let set = only(&p, &["freeze a.*"]);
+            let mut optimizer = Optimizer::new(rule, 0.1, true).unwrap();
+            let before = p.memory().usage();
+            if prepared {
+                optimizer.prepare(&p, &set).unwrap();
+                let live = |u: Usage| u.live.iter().sum::<usize>();
+                let (then, state) = (live(before), optimizer.state_bytes());
+                assert_eq!(live(p.memory().usage()), then + state, "room is not in use");
+            }
+            let made = optimizer.state_bytes();
+            let states: Vec<_> = list.iter().map(|id| state(&optimizer, *id)).collect();
+            assert!(states.iter().all(Option::is_none), "nothing has moved yet");
+            let mut found = gradients(&p, &set, &wanted(&list, 0));
+            optimizer.step(&mut p, &set, &mut found, 0.1, None).unwrap();
+            assert!(!prepared || made == optimizer.state_bytes());
+            let states: Vec<_> = list.iter().map(|id| state(&optimizer, *id)).collect();
+            (bytes(&p), states)
+        };
+        assert_eq!(run(true), run(false), "{rule:?}");
+    }
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 use graft_kernels::{copy, cuda, gather as kernel};
 
+use super::elementwise::add_assign;
 use super::{indices, same_dtype, workspace};
 use crate::error::{Error, Result};
 use crate::{Category, Memory, Shape, Tensor, with_dtype, with_float};
@@ -49,8 +50,61 @@ pub fn scatter_add_rows(
     table_rows: usize,
 ) -> Result<Tensor> {
     let op = "scatter rows";
-    let index = indices(op, index, table_rows, None, m)?;
     let columns = *dy.shape().last().unwrap_or(&0);
+    let mut table = Tensor::zeros(m, dy.dtype(), &[table_rows, columns])?;
+    let Some(on) = m.gpu() else {
+        return add_rows(m, table, dy, index);
+    };
+    let (dy, index) = rows_to_add(op, m, &table, dy, index)?;
+    let scatter = cuda::index::Scatter::new(index.slice::<i64>()?, table_rows)?;
+    let (numbers, memory) = (&scatter.numbers, m.with(Category::Workspace));
+    let numbers = Tensor::from_slice(&memory, numbers, &[numbers.len()])?;
+    let need = cuda::index::Scatter::workspace(index.count(), columns);
+    let mut scratch = workspace(m, dy.dtype(), need)?;
+    on.run(|gpu| {
+        let (numbers, dy) = (numbers.device()?, dy.device()?);
+        let (table, scratch) = (table.device_mut()?, scratch.device_mut()?);
+        Ok(cuda::index::scatter_add_rows(
+            gpu, &scatter, numbers, dy, table, columns, scratch,
+        )?)
+    })?;
+    Ok(table)
+}
+
+/// [`scatter_add_rows`], added to what has arrived of the table's gradient; on a CPU in place, if nothing else holds that.
+///
+/// # Errors
+/// As there, and a gradient of another type or number of columns than the table's.
+pub fn add_rows(m: &Memory, table: Tensor, dy: &Tensor, index: &Tensor) -> Result<Tensor> {
+    let op = "scatter rows";
+    let (dy, index) = rows_to_add(op, m, &table, dy, index)?;
+    let mut table = table.into_owned(m)?;
+    if m.gpu().is_some() {
+        let rows = scatter_add_rows(m, &dy, &index, table.shape()[0])?;
+        add_assign(&mut table, &rows)?;
+        return Ok(table);
+    }
+    with_float!(op, dy.dtype(), T => {
+        if !table.is_planned() {
+            let (dy, index) = (dy.slice::<T>()?, index.slice::<i64>()?);
+            let columns = table.shape()[1];
+            kernel::scatter_add_rows(dy, index, table.slice_mut::<T>()?, columns);
+        }
+    });
+    Ok(table)
+}
+
+/// The gradient of rows of a table, and their numbers, as kernels take them.
+fn rows_to_add(
+    op: &'static str,
+    m: &Memory,
+    table: &Tensor,
+    dy: &Tensor,
+    index: &Tensor,
+) -> Result<(Tensor, Tensor)> {
+    let (rows, columns) = matrix(op, "the table", table)?;
+    same_dtype(op, "the gradient", dy, table.dtype())?;
+    let index = indices(op, index, rows, None, m)?;
     let shape = [&index.shape()[..], &[columns]].concat();
     if dy.shape()[..] != shape {
         return Err(Error::shape(
@@ -60,30 +114,7 @@ pub fn scatter_add_rows(
             format!("{shape:?}"),
         ));
     }
-    let dy = dy.contiguous(m)?;
-    let mut table = Tensor::zeros(m, dy.dtype(), &[table_rows, columns])?;
-    if let Some(on) = m.gpu() {
-        let scatter = cuda::index::Scatter::new(index.slice::<i64>()?, table_rows)?;
-        let (numbers, memory) = (&scatter.numbers, m.with(Category::Workspace));
-        let numbers = Tensor::from_slice(&memory, numbers, &[numbers.len()])?;
-        let need = cuda::index::Scatter::workspace(index.count(), columns);
-        let mut scratch = workspace(m, dy.dtype(), need)?;
-        on.run(|gpu| {
-            let (numbers, dy) = (numbers.device()?, dy.device()?);
-            let (table, scratch) = (table.device_mut()?, scratch.device_mut()?);
-            Ok(cuda::index::scatter_add_rows(
-                gpu, &scatter, numbers, dy, table, columns, scratch,
-            )?)
-        })?;
-        return Ok(table);
-    }
-    with_float!(op, dy.dtype(), T => {
-        if !table.is_planned() {
-            let (dy, index) = (dy.slice::<T>()?, index.slice::<i64>()?);
-            kernel::scatter_add_rows(dy, index, table.slice_mut::<T>()?, columns);
-        }
-    });
-    Ok(table)
+    Ok((dy.contiguous(m)?, index))
 }
 
 /// Writes `x [n, columns]` over rows `first .. first + n` of `table [rows, columns]`, in place.

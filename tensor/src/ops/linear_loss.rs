@@ -5,14 +5,16 @@ use std::ops::Range;
 
 use graft_kernels::cuda::cross_entropy as on_gpu;
 use graft_kernels::cuda::gemm;
+use graft_kernels::gemm::{Operands, gemm_batched, gemm_batched_workspace};
 use graft_kernels::{Float, cross_entropy as kernel, softcap};
+use half::{bf16, f16};
 
 use super::linalg::{
-    Linear, WeightLayout, add_product, linear_as, matmul_as, operands, products,
-    products_workspace, single, sum_to_columns,
+    Linear, WeightLayout, add_product, linear_as, matmul_as, matrix, operands, products,
+    products_workspace, single, sum_to_columns, with_product,
 };
 use super::loss::{IGNORE, check_targets, of_gpu, total};
-use super::{accumulator, cast, elementwise::add_assign, indices, parameter, put};
+use super::{accumulator, cast, elementwise::add_assign, indices, parameter, put, workspace};
 use crate::error::{Error, Result};
 use crate::{Category, DType, Memory, Tensor, with_float};
 
@@ -130,7 +132,10 @@ pub fn linear_cross_entropy_backward(
     let lse = &kept[0];
     let targets = targets.contiguous(m)?;
     let mut dx: Option<Tensor> = None;
-    let mut dweight = Vec::new();
+    let lasting = of_gradient(m, weight);
+    let mut dweight = needs[1]
+        .then(|| Tensor::empty(&lasting, weight.dtype(), weight.shape()))
+        .transpose()?;
     let mut dbias = Vec::new();
     for first in (0..classes).step_by(CHUNK) {
         let count = CHUNK.min(classes - first);
@@ -164,22 +169,21 @@ pub fn linear_cross_entropy_backward(
             let part = matmul_as(m, multiplied, &dlogits, &weight, dlogits.dtype())?;
             add(&mut dx, part)?;
         }
-        if needs[1] {
-            let part = matmul_as(m, multiplied, &dlogits.t()?, x, weight.dtype())?;
-            dweight.push(part);
+        if let Some(dweight) = &mut dweight {
+            let rows = first..first + count;
+            product_into(m, multiplied, &dlogits.t()?, x, dweight, rows)?;
         }
         if needs[2] {
             let dtype = bias.map_or(dlogits.dtype(), Tensor::dtype);
             dbias.push(sum_to_columns(m, &dlogits, dtype)?);
         }
     }
-    let join = |parts: Vec<Tensor>| match parts.len() {
-        0 => Ok(None),
-        1 => Ok(parts.into_iter().next()),
-        _ => super::concat(m, &parts.iter().collect::<Vec<_>>(), 0).map(Some),
+    let dbias = match needs[2] && classes > 0 {
+        true => Some(super::concat(m, &dbias.iter().collect::<Vec<_>>(), 0)?),
+        false => None,
     };
     let dx = dx.map(|dx| cast(m, &dx, x.dtype())).transpose()?;
-    Ok([dx, join(dweight)?, join(dbias)?])
+    Ok([dx, dweight, dbias])
 }
 
 fn check_linear(
@@ -278,6 +282,7 @@ fn by_rows(
         ..of_gpu(classes, smoothing, cap)
     };
     let (dtype, multiplied) = (x.dtype(), operands(x.dtype()));
+    let lasting = of_gradient(m, weight);
     // Rounded once, not for every chunk, and if it is a parameter not for every step.
     let scratch = &m.with(Category::Workspace);
     let kept = weight.memory().category() == Category::Weights
@@ -350,11 +355,11 @@ fn by_rows(
             logits
         };
         if let Some(dx) = &mut dx {
-            product_into(m, &dlogits, weight, dx, range)?;
+            product_into(m, multiplied, &dlogits, weight, dx, range)?;
         }
         if needs[1] {
             let factors = (&dlogits.t()?, &x);
-            add_product(m, multiplied, factors, &mut dweight, DType::F32)?;
+            add_product(&lasting, multiplied, factors, &mut dweight, DType::F32)?;
         }
         if needs[2] {
             add(&mut dbias, sum_to_columns(m, &dlogits, DType::F32)?)?;
@@ -416,24 +421,50 @@ fn relative_logits(
 /// Rows `range` of `c` = `a·b`.
 fn product_into(
     m: &Memory,
+    multiplied: Operands,
     a: &Tensor,
     b: &Tensor,
     c: &mut Tensor,
     range: Range<usize>,
 ) -> Result<()> {
-    let columns = c.shape()[1];
+    let (rows, columns, inner) = (range.len(), c.shape()[1], a.shape()[1]);
     let range = range.start * columns..range.end * columns;
-    let products = products(operands(a.dtype()), single(range.len()), a, b, c.dtype())?;
-    let mut scratch = products_workspace(m, &products, None)?;
+    let batch = single(range.len());
     let Some(on) = m.gpu() else {
+        with_product!("a product", (a.dtype(), b.dtype(), c.dtype()), (A, B, C) => {
+            let need = gemm_batched_workspace::<C>(multiplied, 1, rows, columns, inner);
+            let mut scratch = workspace(m, c.dtype(), need)?;
+            if !c.is_planned() {
+                gemm_batched(
+                    multiplied,
+                    batch,
+                    matrix::<A>(a, rows, inner)?,
+                    matrix::<B>(b, inner, columns)?,
+                    &mut c.slice_mut::<C>()?[range],
+                    false,
+                    scratch.slice_mut::<<C as Float>::Acc>()?,
+                );
+            }
+        });
         return Ok(());
     };
+    let products = products(multiplied, batch, a, b, c.dtype())?;
+    let mut scratch = products_workspace(m, &products, None)?;
     on.run(|gpu| {
         let (a, b) = (a.device_strided()?, b.device_strided()?);
         let (c, scratch) = (c.device_mut()?.part(range), scratch.device_mut()?);
         let none = gemm::Epilogue::default();
         Ok(gemm::gemm(gpu, &products, a, b, c, false, none, scratch)?)
     })
+}
+
+/// Where the gradient of the vocabulary's matrix belongs: that of a parameter is the step's largest, and outlasts the
+/// backward pass.
+fn of_gradient(m: &Memory, weight: &Tensor) -> Memory {
+    match weight.memory().category() {
+        Category::Weights => m.with(Category::Gradients),
+        _ => m.clone(),
+    }
 }
 
 /// `x` with zeros behind its rows, up to `rows`.

@@ -26,7 +26,7 @@ pub use elementwise::{
     Activation, Binary, Glu, Needs, Unary, activation, activation_backward, affine, binary, cast,
     dropout, dropout_backward, glu, glu_backward, reduce_to_shape, unary, unary_backward,
 };
-pub use index::{concat, gather_rows, place, put, scatter_add_rows, write_rows};
+pub use index::{add_rows, concat, gather_rows, place, put, scatter_add_rows, write_rows};
 pub use linalg::{
     Linear, WeightLayout, input_gradient, linear, matmul, sum_to_columns, weight_gradient,
 };

@@ -58,6 +58,29 @@ fn rows_are_added_where_they_came_from() {
 }
 
 #[test]
+fn rows_are_added_to_what_is_there() {
+    cases(|case| {
+        let rows = case.dims[0].max(1);
+        let index = case.integers(1, case.dims[1], rows);
+        let dy = case.input(0, &[case.dims[1], case.columns]);
+        let table = case.input(2, &[rows, case.columns]);
+        let found = run1(|m| ops::add_rows(m, table.on(m), &dy.on(m), &ids(m, &index)));
+        let mut want = table.values.clone();
+        let mut size = want.mapv(f64::abs);
+        for (&to, from) in index.iter().zip(dy.values.axis_iter(Axis(0))) {
+            let (mut row, mut sum) = (
+                want.index_axis_mut(Axis(0), to as usize),
+                size.index_axis_mut(Axis(0), to as usize),
+            );
+            row += &from;
+            sum += &from.mapv(f64::abs);
+        }
+        let roundings = case.dims[1] as f64 * unit(case.dtype) / unit(wide(case.dtype));
+        near(&found, &want, roundings, &size);
+    });
+}
+
+#[test]
 fn one_after_the_other() {
     cases(|case| {
         let axis = case.pick % 4;

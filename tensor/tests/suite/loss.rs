@@ -271,6 +271,15 @@ fn the_logits_of_many_classes_are_never_held() {
     }
 }
 
+/// Next to it, the chunks that it is made of are small.
+#[test]
+fn the_gradient_of_many_classes_is_held_once() {
+    let (rows, inputs, classes) = (16, 64, 131_072);
+    let dw = classes * inputs * 4;
+    let peak = peak_of_the_fused_loss(rows, inputs, classes, [true, true, false]);
+    assert!(dw < peak && peak < dw + dw / 8, "{peak} for {dw}");
+}
+
 #[test]
 fn gradients_of_the_fused_loss() {
     cases(|case| {
