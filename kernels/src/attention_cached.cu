@@ -137,6 +137,7 @@ __device__ __forceinline__ void cached(const T *q, const T *k, const T *v, i64 q
                 sum += weight;
             }
             sum = warp_sum(sum);
+            __syncwarp(); // everybody has read `most`
             if (tid % 32 == 0) {
                 float by = expf(most[h] - best);
                 shrink[h] = by;

@@ -10,7 +10,7 @@
 #include "hopper_sums.cuh"
 #include "product.cuh"
 
-#if !defined(GRAFT_SIMULATION) && defined(__CUDA_ARCH_FEAT_SM90_ALL)
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
 
 constexpr int ROWS = 128;
 constexpr int COLUMNS = 192;
@@ -33,7 +33,7 @@ constexpr int BARRIERS_AT = NUMBERS_AT + 2 * (COLUMNS + ROWS) * 4;
 struct Barriers {
     u64 full[STAGES];      // the copy engine filled the stage
     u64 empty[STAGES];     // the warps that multiplied it are done
-    u64 turn[2];           // the other group has seen its last stage
+    u64 turn[2];           // the warps of the other group have seen its last stage
     u64 there[2][BUFFERS]; // what was there has come to the group's buffer
 };
 
@@ -480,8 +480,10 @@ __device__ __forceinline__ void multiply(const Product &p, int batches, int besi
             for (int i = 0; i < stages; i++) {
                 u32 stage = (slot + i) % STAGES;
                 barrier_wait(&barriers.full[stage], (slot + i) / STAGES & 1);
-                if (i == stages - 1 && threadIdx.x % GROUP == 0) {
-                    barrier_arrive(&barriers.turn[group ^ 1]);
+                if (i == stages - 1) {
+                    // Of each warp, so that none still waits for its own turn, which may come again.
+                    __syncwarp();
+                    if (threadIdx.x % 32 == 0) barrier_arrive(&barriers.turn[group ^ 1]);
                 }
                 const u8 *at = shared + stage * STAGE;
                 u64 a = wgmma_operand(at, PART, 1024), b = wgmma_operand(at + A_BYTES, PART, 1024);
@@ -533,7 +535,7 @@ __device__ __forceinline__ void hopper(const Product &p, int batches, int beside
             barrier_init(&barriers.empty[stage], GROUP / 32);
         }
         for (int group = 0; group < 2; group++) {
-            barrier_init(&barriers.turn[group], 1);
+            barrier_init(&barriers.turn[group], GROUP / 32);
             for (int i = 0; i < BUFFERS; i++) barrier_init(&barriers.there[group][i], 1);
         }
         barrier_init_done();

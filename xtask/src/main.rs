@@ -10,9 +10,9 @@
 //! needs more registers than there are, but for those that `spills.txt` lists. The assembler is the
 //! file that the variable GRAFT_PTXAS names, or what `scripts/nvidia` fetches.
 //!
-//! `cargo run -p xtask -- simulation [compute_70]` builds the simulated GPU, of the kernels for
-//! compute_80 or an older target, and prints its path; beside it, `driver/libcuda.so` stands in for
-//! the driver as a whole. It needs a C++ compiler: the one that the variable CXX names, or c++.
+//! `cargo run -p xtask -- simulation [TARGET [watched]]` builds the simulated GPU, of the kernels for compute_80 or
+//! another target, and prints its path; beside it, `driver/libcuda.so` stands in for the driver as a whole. Watched, it
+//! checks that accesses to memory are ordered. It needs a C++ compiler: the one that the variable CXX names, or c++.
 #![forbid(unsafe_code)]
 
 mod assemble;
@@ -31,14 +31,9 @@ fn main() -> ExitCode {
         Some((task, names)) if task == "ptx" => ptx(names),
         Some((task, [name, target])) if task == "print" => print(name, target),
         Some((task, [])) if task == "assemble" => assemble::check(),
-        Some((task, [])) if task == "simulation" => simulation::build(Target::Sm80),
-        Some((task, [target])) if task == "simulation" => match target.as_str() {
-            "compute_70" => simulation::build(Target::Sm70),
-            "compute_80" => simulation::build(Target::Sm80),
-            other => Err(format!("{other} is not simulated; compute_70 and compute_80 are").into()),
-        },
+        Some((task, options)) if task == "simulation" => simulation(options),
         _ => {
-            Err("use: cargo run -p xtask -- ptx [NAME...], print NAME TARGET, assemble, or simulation [TARGET]".into())
+            Err("use: cargo run -p xtask -- ptx [NAME...], print NAME TARGET, assemble, or simulation [TARGET [watched]]".into())
         }
     };
     match result {
@@ -48,6 +43,22 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// Builds the simulated GPU.
+fn simulation(options: &[String]) -> Result<(), Box<dyn std::error::Error>> {
+    let (target, watched) = match options {
+        [] => ("compute_80", false),
+        [target] => (target.as_str(), false),
+        [target, watched] if watched == "watched" => (target.as_str(), true),
+        _ => return Err("use: cargo run -p xtask -- simulation [TARGET [watched]]".into()),
+    };
+    let found = Target::ALL.into_iter().find(|t| t.architecture() == target);
+    let Some(target) = found else {
+        let known = Target::ALL.map(Target::architecture).join(", ");
+        return Err(format!("there is no target {target}; the targets are {known}").into());
+    };
+    simulation::build(target, watched).map_err(|error| -> Box<dyn std::error::Error> { error })
 }
 
 /// Where the PTX is.

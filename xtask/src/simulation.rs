@@ -4,88 +4,178 @@ use std::error::Error;
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use graft_kernels::cuda::{SOURCES, Source, Target};
 
-/// Builds the library in target/simulation, of what changed, and prints its path: the kernels of `target`. Beside it, in
-/// `driver/`, a libcuda.so over the same kernels.
-pub fn build(target: Target) -> Result<(), Box<dyn Error>> {
+type Failure = Box<dyn Error + Send + Sync>;
+
+/// The simulation's own files, beside its headers: what every kernel runs on, and the driver.
+const PARTS: [&str; 5] = ["scheduler", "instructions", "hopper", "races", "driver"];
+const HEADERS: [&str; 4] = ["device.hpp", "hopper.hpp", "races.hpp", "scheduler.hpp"];
+
+/// One file to compile.
+struct Unit {
+    /// What is compiled: a file of the simulation, or one that is written for a source
+    from: PathBuf,
+    object: PathBuf,
+    /// All that the object is made of, which is kept beside it
+    text: String,
+    architecture: &'static str,
+    /// Whether its accesses to memory are watched
+    watched: bool,
+}
+
+/// Builds the library in target/simulation, of what changed, and prints its path: the kernels of `target`, `watched` if
+/// the order of their accesses to memory is to be checked. Beside it, in `driver/`, a libcuda.so over the same kernels.
+pub fn build(target: Target, watched: bool) -> Result<(), Failure> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("..")
         .canonicalize()?;
     let cuda = root.join("kernels/src/cuda");
-    let architecture = match target {
-        Target::Sm70 => "700",
-        Target::Sm80 => "800",
-        Target::Sm90a => return Err("instructions of sm_90a are not simulated".into()),
+    let folder = match watched {
+        true => format!("{}-watched", target.architecture()),
+        false => target.architecture().into(),
     };
-    let to = root.join("target/simulation").join(target.architecture());
+    let to = root.join("target/simulation").join(folder);
     std::fs::create_dir_all(to.join("driver"))?;
-    let compiler = std::env::var_os("CXX").unwrap_or_else(|| "c++".into());
-    let compile = |from: &Path, object: &Path| {
-        run(Command::new(&compiler)
-            .args(["-std=c++17", "-O1", "-fPIC", "-w", "-c", "-o"])
-            .arg(object)
-            .arg(format!("-D__CUDA_ARCH__={architecture}"))
-            .arg("-include")
-            .arg(cuda.join("simulation/device.hpp"))
-            .arg(format!("-I{}", cuda.display()))
-            .arg(from))
-    };
-    let header = std::fs::read_to_string(cuda.join("simulation/device.hpp"))?;
-    // Compiles what is not current: `text` is all that the object is made of.
-    let update = |unit: &Path, text: &str, from: &Path| -> Result<PathBuf, Box<dyn Error>> {
-        let object = unit.with_extension("o");
-        let current = std::fs::read_to_string(unit).is_ok_and(|old| old == text);
-        if !current || !object.exists() {
-            std::fs::remove_file(&object).or_else(|e| match e.kind() {
-                std::io::ErrorKind::NotFound => Ok(()),
-                _ => Err(e),
-            })?;
-            std::fs::write(unit, text)?;
-            compile(from, &object)?;
-        }
-        Ok(object)
-    };
-    let mut objects: Vec<PathBuf> = Vec::new();
+    let read = |name: &str| std::fs::read_to_string(cuda.join("simulation").join(name));
+    let headers = HEADERS
+        .map(read)
+        .into_iter()
+        .collect::<Result<String, _>>()?;
+    let mut units = Vec::new();
     for source in SOURCES {
-        let Some(ptx) = source.ptx(source.best(target)) else {
+        let best = source.best(target);
+        let Some(ptx) = source.ptx(best) else {
             continue; // for later devices
         };
-        let unit = to.join(format!("{}.cpp", source.name));
-        let made_of = (source.stamp(), unit_of(source, ptx)?);
-        let text = format!("{}{}\n/* {header} */\n", made_of.0, made_of.1);
-        objects.push(update(&unit, &text, &unit)?);
+        let from = to.join(format!("{}.cpp", source.name));
+        let own = unit_of(source, ptx)?;
+        units.push(Unit {
+            text: format!("{own}/* {}{headers} */\n", source.stamp()),
+            object: from.with_extension("o"),
+            architecture: architecture(best),
+            watched,
+            from,
+        });
     }
-    let mut apart = Vec::new();
-    for name in ["scheduler", "driver"] {
-        let from = cuda.join(format!("simulation/{name}.cpp"));
-        let text = format!("{}\n/* {header} */\n", std::fs::read_to_string(&from)?);
-        apart.push(update(&to.join(format!("{name}.cpp")), &text, &from)?);
+    let planted = cuda.join("simulation/planted.cu");
+    let from = to.join("planted.cpp");
+    let own = format!("namespace {{\n#include \"{}\"\n}}\n", planted.display());
+    units.push(Unit {
+        text: format!(
+            "{own}/* {}{headers} */\n",
+            std::fs::read_to_string(&planted)?
+        ),
+        object: from.with_extension("o"),
+        architecture: architecture(target),
+        watched,
+        from,
+    });
+    for name in PARTS {
+        units.push(Unit {
+            from: cuda.join(format!("simulation/{name}.cpp")),
+            object: to.join(format!("{name}.o")),
+            text: format!("{}/* {headers} */\n", read(&format!("{name}.cpp"))?),
+            architecture: architecture(target),
+            watched: false,
+        });
     }
-    objects.push(apart.remove(0));
+    let compiler = std::env::var_os("CXX").unwrap_or_else(|| "c++".into());
+    let compile = |unit: &Unit| -> Result<(), Failure> {
+        let made_of = unit.object.with_extension("cpp");
+        let current = std::fs::read_to_string(&made_of).is_ok_and(|old| old == unit.text);
+        if current && unit.object.exists() {
+            return Ok(());
+        }
+        std::fs::remove_file(&unit.object).or_else(|e| match e.kind() {
+            std::io::ErrorKind::NotFound => Ok(()),
+            _ => Err(e),
+        })?;
+        std::fs::write(&made_of, &unit.text)?;
+        let mut command = Command::new(&compiler);
+        command.args(["-std=c++17", "-fPIC", "-w", "-Wno-psabi", "-c", "-o"]);
+        command.arg(&unit.object);
+        command.arg(format!("-D__CUDA_ARCH__={}", unit.architecture));
+        // Hooks on every access, which races.cpp has; lines, for its reports.
+        match unit.watched {
+            true => command.args(["-O1", "-fsanitize=thread", "-g1"]),
+            false => command.arg(if unit.from.starts_with(&to) {
+                "-O1"
+            } else {
+                "-O2"
+            }),
+        };
+        if watched {
+            command.arg("-DGRAFT_RACES");
+        }
+        command
+            .arg("-include")
+            .arg(cuda.join("simulation/device.hpp"));
+        command.arg(format!("-I{}", cuda.display()));
+        run(command.arg(&unit.from))
+    };
+    each(&units, compile)?;
+    let (driver, objects): (Vec<&Path>, Vec<&Path>) = units
+        .iter()
+        .map(|unit| unit.object.as_path())
+        .partition(|object| object.ends_with("driver.o"));
     let library = to.join("libgraft_simulation.so");
-    let link = |to: &Path, objects: &[PathBuf]| {
+    let link = |to: &Path, objects: &[&Path]| {
         // Of two libraries in one process, each calls its own functions.
         run(Command::new(&compiler)
             .args(["-shared", "-Wl,-Bsymbolic", "-o"])
             .arg(to)
-            .args(objects))
+            .args(objects)
+            .arg("-ldl"))
     };
     link(&library, &objects)?;
-    objects.extend(apart);
-    link(&to.join("driver/libcuda.so"), &objects)?;
+    link(&to.join("driver/libcuda.so"), &[objects, driver].concat())?;
     println!("{}", library.display());
     Ok(())
 }
 
+/// The compiler's number of a target.
+fn architecture(target: Target) -> &'static str {
+    match target {
+        Target::Sm70 => "700",
+        Target::Sm80 => "800",
+        Target::Sm90a => "900",
+    }
+}
+
+/// Compiles as many at a time as this machine has processors; the first error.
+fn each(
+    units: &[Unit],
+    compile: impl Fn(&Unit) -> Result<(), Failure> + Sync,
+) -> Result<(), Failure> {
+    let next = AtomicUsize::new(0);
+    let work = || -> Result<(), Failure> {
+        while let Some(unit) = units.get(next.fetch_add(1, Ordering::Relaxed)) {
+            compile(unit)?;
+        }
+        Ok(())
+    };
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
+        threads.into_iter().try_for_each(|thread| {
+            thread
+                .join()
+                .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        })
+    })
+}
+
 /// The source, and the registration of each of its kernels, whose names the PTX has.
-fn unit_of(source: &Source, ptx: &str) -> Result<String, Box<dyn Error>> {
+fn unit_of(source: &Source, ptx: &str) -> Result<String, Failure> {
     let file = Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("../kernels/src")
         .join(format!("{}.cu", source.name))
         .canonicalize()?;
-    let mut unit = format!("#include \"{}\"\n", file.display());
+    // Sources have functions of the same names; each has its own.
+    let mut unit = format!("namespace {{\n#include \"{}\"\n}}\n", file.display());
     for line in ptx.lines() {
         if let Some(rest) = line.strip_prefix(".visible .entry ") {
             let name = rest.trim_end_matches(['(', ')']).trim();
@@ -95,7 +185,7 @@ fn unit_of(source: &Source, ptx: &str) -> Result<String, Box<dyn Error>> {
     Ok(unit)
 }
 
-fn run(command: &mut Command) -> Result<(), Box<dyn Error>> {
+fn run(command: &mut Command) -> Result<(), Failure> {
     let status = command
         .status()
         .map_err(|e| format!("{}: {e}", command.get_program().display()))?;

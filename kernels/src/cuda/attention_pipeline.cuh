@@ -150,7 +150,7 @@ __device__ __forceinline__ void load(const Attention &p, const i64 *offsets, con
     }
     u32 slot = turn % R::SLOTS;
     barrier_wait(&barriers.own_empty[slot], (turn / R::SLOTS & 1) ^ 1);
-    barriers.tasks[slot].len = 0;
+    barriers.tasks[slot] = Task(); // of no sequence
     barrier_arrive(&barriers.own_full[slot]);
     no_more_tasks();
 }

@@ -355,6 +355,14 @@ impl Gpu {
         }
     }
 
+    /// The simulation, if it is what does the device's work.
+    pub(super) fn simulation(&self) -> Option<&Simulation> {
+        match &self.0.backend {
+            Backend::Driver(_) => None,
+            Backend::Simulation(simulation) => Some(simulation),
+        }
+    }
+
     /// NVIDIA's library of products.
     ///
     /// # Errors
@@ -418,14 +426,17 @@ impl Limits {
         Limits {
             ordinal: 0,
             name: "simulated GPU".into(),
-            capability: if target == Target::Sm70 {
-                (7, 0)
-            } else {
-                (8, 0)
+            capability: match target {
+                Target::Sm70 => (7, 0),
+                Target::Sm80 => (8, 0),
+                Target::Sm90a => (9, 0),
             },
             target,
             processors: 4,
-            shared: 163 << 10,
+            shared: match target {
+                Target::Sm90a => 227 << 10,
+                _ => 163 << 10,
+            },
             memory: simulation::MEMORY,
             cache: 4 << 20,
             driver: 0,

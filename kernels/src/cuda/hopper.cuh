@@ -133,15 +133,6 @@ template <int N> __device__ __forceinline__ void wgmma_sums(float (&d)[N]) {
     for (int i = 0; i < N; i++) asm volatile("" : "+f"(d[i])::"memory");
 }
 
-// An operand in shared memory as products take it, in rows of 128 bytes with the copy engine's
-// swizzle of 128 bytes, from an address that is a multiple of 1024 on. `stride`: bytes from 8 rows
-// to the next 8. `leading`: if rows are k, bytes from 64 elements of the other dimension to the next
-// 64; else without meaning.
-__device__ __forceinline__ u64 wgmma_operand(const void *at, int leading, int stride) {
-    return (u64)(shared_address(at) >> 4 & 0x3fff) | (u64)(leading >> 4) << 16 |
-           (u64)(stride >> 4) << 32 | (u64)1 << 62;
-}
-
 #define SUMS4(d, i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3])
 #define SUMS16(d, i) SUMS4(d, i), SUMS4(d, i + 4), SUMS4(d, i + 8), SUMS4(d, i + 12)
 
@@ -171,4 +162,17 @@ __device__ __forceinline__ void wgmma_64x192(float (&d)[96], u64 a, u64 b, bool 
 
 #undef SUMS4
 #undef SUMS16
+#endif
+
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+
+// An operand in shared memory as products take it, in rows of 128 bytes with the copy engine's
+// swizzle of 128 bytes, from an address that is a multiple of 1024 on. `stride`: bytes from 8 rows
+// to the next 8. `leading`: if rows are k, bytes from 64 elements of the other dimension to the next
+// 64; else without meaning.
+__device__ __forceinline__ u64 wgmma_operand(const void *at, int leading, int stride) {
+    return (u64)(shared_address(at) >> 4 & 0x3fff) | (u64)(leading >> 4) << 16 |
+           (u64)(stride >> 4) << 32 | (u64)1 << 62;
+}
+
 #endif

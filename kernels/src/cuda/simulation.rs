@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::launch::Launch;
 use super::module::Target;
+use super::tensor_map::TensorMap;
 use super::{Error, Result};
 
 /// Bytes that the device has.
@@ -29,9 +30,16 @@ type Run = unsafe extern "C" fn(
     usize,
 ) -> c_int;
 
+/// Describes a tensor for the copy engine: where to, address, bytes of an element, dimensions, strides, box. 0, or 1
+/// if the driver would refuse it.
+type Describe =
+    unsafe extern "C" fn(*mut u64, u64, u64, *const u64, *const u64, *const u64) -> c_int;
+
 /// The library, loaded. A launch runs on the thread that asks for it; the library takes one at a time.
 pub(super) struct Simulation {
     run: Run,
+    /// Where there is a copy engine for tensors
+    describe: Option<Describe>,
     target: Target,
     order: u32,
     /// Bytes that are allocated
@@ -61,11 +69,21 @@ impl Simulation {
         // SAFETY: it has no conditions.
         let target = match unsafe { architecture() } {
             700 => Target::Sm70,
-            _ => Target::Sm80,
+            800 => Target::Sm80,
+            _ => Target::Sm90a,
+        };
+        let describe = match target {
+            // SAFETY: hopper.cpp declares the function so.
+            Target::Sm90a => Some(
+                *unsafe { library.get(b"graft_simulation_tensor_map\0") }
+                    .map_err(|e| failed(e.to_string()))?,
+            ),
+            _ => None,
         };
         let order = std::env::var("GRAFT_CUDA_ORDER").unwrap_or_default();
         Ok(Simulation {
             run,
+            describe,
             target,
             order: order.parse().unwrap_or(0),
             taken: AtomicUsize::new(0),
@@ -133,6 +151,36 @@ impl Simulation {
         }
     }
 
+    /// What a kernel takes as `TensorMap`; strides in bytes.
+    ///
+    /// # Errors
+    /// What a driver refuses.
+    pub fn tensor_map(
+        &self,
+        address: u64,
+        element: u64,
+        dims: [u64; 3],
+        strides: [u64; 2],
+        box_dims: [u64; 3],
+    ) -> Result<TensorMap> {
+        let mut map = [0; 16];
+        let (d, s, b) = (dims.as_ptr(), strides.as_ptr(), box_dims.as_ptr());
+        // SAFETY: 128 bytes to write to, and as many dimensions as are read.
+        let made = self
+            .describe
+            .map(|describe| unsafe { describe(map.as_mut_ptr(), address, element, d, s, b) });
+        match made {
+            Some(0) => Ok(map),
+            _ => Err(Error::Call {
+                call: "a tensor map",
+                text: format!(
+                    "the simulated GPU takes no {dims:?} of {element} bytes at {address:#x}, \
+                     {strides:?} bytes apart, in boxes of {box_dims:?}"
+                ),
+            }),
+        }
+    }
+
     /// Runs a kernel to its end.
     pub fn launch(
         &self,
@@ -141,7 +189,7 @@ impl Simulation {
         parameters: *mut *mut c_void,
     ) -> Result<()> {
         let c_name = CString::new(name).expect("names of kernels hold no NUL");
-        let mut text = [0 as c_char; 512];
+        let mut text = [0 as c_char; 2048];
         // SAFETY: the parameters are as many and as long as the kernel declares, which its launcher
         // sees to; what they point to is memory that this process allocated.
         let failed = unsafe {
@@ -170,3 +218,6 @@ impl Simulation {
 fn layout(bytes: usize) -> Option<std::alloc::Layout> {
     std::alloc::Layout::from_size_align(bytes.max(1), 256).ok()
 }
+
+#[cfg(test)]
+mod tests;

@@ -5,7 +5,7 @@ use std::ffi::c_void;
 use cudarc::driver::sys;
 
 use super::driver::check;
-use super::{Result, Scalar};
+use super::{Gpu, Result, Scalar};
 
 /// What a kernel takes as `TensorMap`.
 pub(super) type TensorMap = [u64; 16];
@@ -17,6 +17,7 @@ pub(super) type TensorMap = [u64; 16];
 /// # Errors
 /// What the driver objects to.
 pub(super) fn tensor_map(
+    gpu: &Gpu,
     address: u64,
     scalar: Scalar,
     dims: [usize; 3],
@@ -31,6 +32,10 @@ pub(super) fn tensor_map(
     };
     let dims = dims.map(|d| d as u64);
     let strides = strides.map(|s| (s * scalar.size()) as u64);
+    if let Some(simulation) = gpu.simulation() {
+        let box_dims = box_dims.map(|d| d as u64);
+        return simulation.tensor_map(address, scalar.size() as u64, dims, strides, box_dims);
+    }
     let box_dims = box_dims.map(|d| d as u32);
     let every = [1; 3];
     let mut map = sys::CUtensorMap { opaque: [0; 16] };

@@ -58,8 +58,9 @@ pub(super) fn takes(gpu: &Gpu, p: &Attention, offsets: &Offsets<'_>, kind: &Kind
 }
 
 /// Boxes of `rows` rows and 64 dimensions of an operand of so many heads.
-fn operand(x: Rows<'_>, tokens: usize, width: usize, rows: usize) -> Result<TensorMap> {
+fn operand(gpu: &Gpu, x: Rows<'_>, tokens: usize, width: usize, rows: usize) -> Result<TensorMap> {
     tensor_map(
+        gpu,
         x.data.address(),
         Scalar::Bf16,
         [width, tokens, 1],
@@ -95,9 +96,9 @@ pub(super) fn forward(
     let blocks = longest.div_ceil(own);
     let tasks = blocks * offsets.sequences() * p.heads;
     let maps = [
-        operand(q, tokens, width, own)?,
-        operand(k, tokens, kv_width, 128)?,
-        operand(v, tokens, kv_width, 128)?,
+        operand(gpu, q, tokens, width, own)?,
+        operand(gpu, k, tokens, kv_width, 128)?,
+        operand(gpu, v, tokens, kv_width, 128)?,
         [0; 16],
         [0; 16],
     ];
@@ -142,11 +143,11 @@ impl Pass<'_> {
         // Of queries and of keys, as many as the sources say for this pass.
         let maps = |queries: usize, keys: usize| -> Result<[TensorMap; 5]> {
             Ok([
-                operand(q, tokens, width, queries)?,
-                operand(k, tokens, kv_width, keys)?,
-                operand(v, tokens, kv_width, keys)?,
-                operand(dout, tokens, width, queries)?,
-                operand(out, tokens, width, queries)?,
+                operand(gpu, q, tokens, width, queries)?,
+                operand(gpu, k, tokens, kv_width, keys)?,
+                operand(gpu, v, tokens, kv_width, keys)?,
+                operand(gpu, dout, tokens, width, queries)?,
+                operand(gpu, out, tokens, width, queries)?,
             ])
         };
         let pass = |name, heads: usize, maps: [TensorMap; 5], to: [u64; 2]| {

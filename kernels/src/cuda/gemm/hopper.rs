@@ -16,6 +16,7 @@ const SHARED: usize = 4 * (HOPPER_TILE[0] + HOPPER_TILE[1]) * DEEP * 2
 
 /// The boxes of an operand of `side` elements beside k, in `batches` matrices.
 fn operand_map(
+    gpu: &Gpu,
     address: u64,
     x: &Operand,
     [side, depth]: [usize; 2],
@@ -33,6 +34,7 @@ fn operand_map(
         batch => (batches, batch),
     };
     tensor_map(
+        gpu,
         address,
         Scalar::Bf16,
         [dims[0], dims[1], matrices],
@@ -54,8 +56,8 @@ pub(super) fn launch(
     let Plan { m, n, k, .. } = *plan;
     let [rows, columns] = HOPPER_TILE;
     let scalar = sums.scalar();
-    let left = operand_map(a, &plan.a, [m, k], batches, rows)?;
-    let right = operand_map(b, &plan.b, [n, k], batches, columns)?;
+    let left = operand_map(gpu, a, &plan.a, [m, k], batches, rows)?;
+    let right = operand_map(gpu, b, &plan.b, [n, k], batches, columns)?;
     let result = |address: u64| {
         if address == 0 || sums.direct(plan, batches) {
             return Ok(left); // not used
@@ -65,7 +67,7 @@ pub(super) fn launch(
         let stride = if apart { sums.c_batch } else { m * n };
         let dims = [n, m, batches * plan.splits];
         let box_dims = [128 / scalar.size(), 64, 1];
-        tensor_map(address, scalar, dims, [n, stride], box_dims)
+        tensor_map(gpu, address, scalar, dims, [n, stride], box_dims)
     };
     let (depth, second) = match beside {
         None => (0, [left, right]), // not used
@@ -73,8 +75,8 @@ pub(super) fn launch(
             plan,
             addresses: [a, b],
         }) => {
-            let a = operand_map(*a, &plan.a, [m, plan.k], 1, rows)?;
-            let b = operand_map(*b, &plan.b, [n, plan.k], 1, columns)?;
+            let a = operand_map(gpu, *a, &plan.a, [m, plan.k], 1, rows)?;
+            let b = operand_map(gpu, *b, &plan.b, [n, plan.k], 1, columns)?;
             (plan.k, [a, b])
         }
     };

@@ -27,14 +27,26 @@
 #define __align__(n) __attribute__((aligned(n)))
 #define __launch_bounds__(...)
 #define __grid_constant__
-#define __shared__ static thread_local
+#define __shared__ static
 #define EXPORT extern "C" void
+// Of functions whose accesses to memory are not those of a kernel.
+#define UNWATCHED __attribute__((no_sanitize_thread, noinline))
 #define DYNAMIC_SHARED(name) unsigned char *name = simulation::dynamic_shared()
 
 struct Index3 {
     unsigned x, y, z;
 };
-extern thread_local Index3 threadIdx, blockIdx, blockDim, gridDim;
+namespace simulation {
+// Of the running thread.
+struct Places {
+    Index3 thread, block, block_size, grid_size;
+};
+extern Places places;
+} // namespace simulation
+#define threadIdx simulation::places.thread
+#define blockIdx simulation::places.block
+#define blockDim simulation::places.block_size
+#define gridDim simulation::places.grid_size
 constexpr int warpSize = 32;
 
 namespace simulation {
@@ -45,8 +57,11 @@ namespace simulation {
 unsigned char *dynamic_shared();
 // Number of the running thread within its warp.
 int lane();
-// Waits until every thread of the block that has not ended is here.
+// Waits until every thread of the block that has not ended is here; all threads under the mask; so many
+// threads at a barrier of this number.
 void block_barrier();
+void warp_barrier(unsigned mask);
+void named_barrier(int number, int threads, bool waits);
 // Stops the program with a message that names the kernel and the thread.
 [[noreturn]] void fail(const char *what);
 
@@ -67,6 +82,15 @@ void copy_later(void *to, const void *from, int bytes, int valid);
 void end_group();
 void wait_groups(int pending);
 
+// What an atomic operation reads and writes.
+void atomic_access(void *at, int bytes);
+
+// --- Instructions of whole warps (instructions.cpp), after the layouts of the PTX manual. `operation`: an
+// address that stands for the place in the code.
+
+void load_matrices(const void *operation, unsigned (&r)[4], const void *row, bool transposed);
+void multiply_16816(const void *operation, float (&d)[4], const unsigned (&a)[4], unsigned b0, unsigned b1);
+
 // A kernel's entry in the table that `launch` looks up, with the bytes of each of its parameters.
 typedef void (*Call)(void **parameters);
 void add(const char *name, Call call, const size_t *sizes, int count);
@@ -75,7 +99,13 @@ template <class F> struct Unpack;
 template <class... P> struct Unpack<void (*)(P...)> {
     template <void (*F)(P...), size_t... I>
     static void call(void **parameters, std::integer_sequence<size_t, I...>) {
-        F(*(std::remove_reference_t<P> *)parameters[I]...);
+        F(copy<std::remove_const_t<P>>(parameters[I])...);
+    }
+    // Aligned as the type is, wherever it comes from.
+    template <class T> static T copy(const void *from) {
+        T to;
+        memcpy((void *)&to, from, sizeof to);
+        return to;
     }
     template <void (*F)(P...)> static void run(void **parameters) {
         call<F>(parameters, std::make_integer_sequence<size_t, sizeof...(P)>());
@@ -122,11 +152,7 @@ template <class T, class Source> T shuffle(const void *operation, unsigned mask,
 } // namespace simulation
 
 inline void __syncthreads() { simulation::block_barrier(); }
-inline void __syncwarp(unsigned mask = 0xffffffffu) {
-    static const char id = 0;
-    simulation::exchange(&id, mask, nullptr, 0, nullptr, 0,
-                         [](simulation::Exchange &, unsigned, const void *) {}, nullptr);
-}
+inline void __syncwarp(unsigned mask = 0xffffffffu) { simulation::warp_barrier(mask); }
 inline void __threadfence() {}
 inline void __threadfence_block() {}
 
@@ -222,10 +248,16 @@ template <class A, class B> inline std::common_type_t<A, B> max(A a, B b) {
     return (T)a < (T)b ? (T)b : (T)a;
 }
 // One thread runs at a time, so that these are what they say.
-template <class T> inline T atomicAdd(T *p, T x) { T old = *p; *p = old + x; return old; }
-template <class T> inline T atomicMax(T *p, T x) { T old = *p; *p = old < x ? x : old; return old; }
-template <class T> inline T atomicOr(T *p, T x) { T old = *p; *p = old | x; return old; }
-template <class T> inline T atomicExch(T *p, T x) { T old = *p; *p = x; return old; }
+template <class T, class F> UNWATCHED T atomic(T *p, F change) {
+    simulation::atomic_access(p, sizeof(T));
+    T old = *p;
+    *p = change(old);
+    return old;
+}
+template <class T> inline T atomicAdd(T *p, T x) { return atomic(p, [=](T old) { return old + x; }); }
+template <class T> inline T atomicMax(T *p, T x) { return atomic(p, [=](T old) { return old < x ? x : old; }); }
+template <class T> inline T atomicOr(T *p, T x) { return atomic(p, [=](T old) { return old | x; }); }
+template <class T> inline T atomicExch(T *p, T x) { return atomic(p, [=](T) { return x; }); }
 
 // Those of half.cuh.
 inline uint16_t to_half(float x) {
@@ -261,48 +293,6 @@ inline void cp_async_4(void *shared, const void *global, bool valid) {
 inline void cp_async_commit() { simulation::end_group(); }
 template <int PENDING> inline void cp_async_wait() { simulation::wait_groups(PENDING); }
 
-namespace simulation {
-
-// Lane l gives the address of row l % 8 of matrix l / 8; lane l gets, of each matrix, elements
-// 2 * (l % 4) and the next of row l / 4, or of column l / 4.
-inline void load_matrices(const void *operation, unsigned (&r)[4], const void *row, bool transposed) {
-    struct Four {
-        unsigned at[4];
-    } four;
-    exchange(
-        operation, 0xffffffffu, &row, sizeof row, &four, sizeof four,
-        [](Exchange &e, unsigned, const void *context) {
-            bool transposed = *(const bool *)context;
-            const uint16_t *rows[32];
-            for (int lane = 0; lane < 32; lane++) {
-                memcpy(&rows[lane], e.in[lane], sizeof rows[lane]);
-                if ((uintptr_t)rows[lane] % 16 != 0) fail("ldmatrix: a row is not 16-byte aligned");
-            }
-            for (int lane = 0; lane < 32; lane++) {
-                Four four;
-                for (int matrix = 0; matrix < 4; matrix++) {
-                    unsigned word = 0;
-                    for (int i = 0; i < 2; i++) {
-                        int across = 2 * (lane % 4) + i, down = lane / 4;
-                        uint16_t x = transposed ? rows[8 * matrix + across][down]
-                                                : rows[8 * matrix + down][across];
-                        word |= (unsigned)x << (16 * i);
-                    }
-                    four.at[matrix] = word;
-                }
-                memcpy(e.out[lane], &four, sizeof four);
-            }
-        },
-        &transposed);
-    memcpy(r, &four, sizeof four);
-}
-
-inline float half_of(unsigned word, int half) {
-    return __uint_as_float(half ? word & 0xffff0000u : word << 16);
-}
-
-} // namespace simulation
-
 inline void ldmatrix_x4(unsigned (&r)[4], const void *row) {
     static const char id = 0;
     simulation::load_matrices(&id, r, row, false);
@@ -312,52 +302,9 @@ inline void ldmatrix_x4_trans(unsigned (&r)[4], const void *row) {
     simulation::load_matrices(&id, r, row, true);
 }
 
-// With g = lane / 4 and t = lane % 4: a[0..3] hold rows g, g + 8, g, g + 8 and columns 2t, 2t, 2t +
-// 8, 2t + 8 (and the next); b0, b1 rows 2t and 2t + 8 (and the next) of column g; d rows g, g, g + 8,
-// g + 8 of columns 2t, 2t + 1, 2t, 2t + 1.
 inline void mma_bf16_16816(float (&d)[4], const unsigned (&a)[4], unsigned b0, unsigned b1) {
     static const char id = 0;
-    struct In {
-        float d[4];
-        unsigned a[4], b[2];
-    } in;
-    memcpy(in.d, d, sizeof in.d);
-    memcpy(in.a, a, sizeof in.a);
-    in.b[0] = b0;
-    in.b[1] = b1;
-    float out[4];
-    simulation::exchange(
-        &id, 0xffffffffu, &in, sizeof in, out, sizeof out,
-        [](simulation::Exchange &e, unsigned, const void *) {
-            float A[16][16], B[16][8];
-            for (int lane = 0; lane < 32; lane++) {
-                In in;
-                memcpy(&in, e.in[lane], sizeof in);
-                int g = lane / 4, t = lane % 4;
-                for (int i = 0; i < 2; i++) {
-                    A[g][2 * t + i] = simulation::half_of(in.a[0], i);
-                    A[g + 8][2 * t + i] = simulation::half_of(in.a[1], i);
-                    A[g][2 * t + 8 + i] = simulation::half_of(in.a[2], i);
-                    A[g + 8][2 * t + 8 + i] = simulation::half_of(in.a[3], i);
-                    B[2 * t + i][g] = simulation::half_of(in.b[0], i);
-                    B[2 * t + 8 + i][g] = simulation::half_of(in.b[1], i);
-                }
-            }
-            for (int lane = 0; lane < 32; lane++) {
-                In in;
-                memcpy(&in, e.in[lane], sizeof in);
-                float out[4];
-                for (int i = 0; i < 4; i++) {
-                    int row = lane / 4 + 8 * (i / 2), column = 2 * (lane % 4) + i % 2;
-                    float sum = in.d[i];
-                    for (int k = 0; k < 16; k++) sum += A[row][k] * B[k][column];
-                    out[i] = sum;
-                }
-                memcpy(e.out[lane], out, sizeof out);
-            }
-        },
-        nullptr);
-    memcpy(d, out, sizeof out);
+    simulation::multiply_16816(&id, d, a, b0, b1);
 }
 
 inline unsigned pack_bf16(float low, float high) {
@@ -368,3 +315,8 @@ inline unsigned pack_bf16(float low, float high) {
     };
     return round(low) | round(high) << 16;
 }
+
+#if __CUDA_ARCH__ >= 900
+#define __CUDA_ARCH_FEAT_SM90_ALL 1
+#include "hopper.hpp"
+#endif

@@ -189,7 +189,7 @@ CU cuDeviceGetAttribute(int *value, int attribute, int) {
     case 38: *value = 4 << 20; break;    // bytes of the second-level cache
     case 75: *value = capability / 10; break;
     case 76: *value = capability % 10; break;
-    case 97: *value = 163 << 10; break;  // shared memory that a block may ask for
+    case 97: *value = (capability == 90 ? 227 : 163) << 10; break; // shared memory that a block may ask for
     default: return INVALID_VALUE;
     }
     return SUCCESS;
@@ -406,7 +406,7 @@ static Work launch(const KernelNode &node) {
             memcpy(places.back().data(), one.data(), one.size());
             given.push_back(places.back().data());
         }
-        char text[512];
+        char text[2048];
         unsigned order = (unsigned)setting("GRAFT_CUDA_ORDER", 0);
         if (!graft_simulation_launch(name, node.grid, node.block, node.shared, given.data(), order, text, sizeof text))
             return 0;
@@ -425,6 +425,22 @@ CU cuLaunchKernel(void *function, unsigned gx, unsigned gy, unsigned gz, unsigne
     put(std::move(work));
     return SUCCESS;
 }
+
+#if __CUDA_ARCH__ >= 900
+extern "C" int graft_simulation_tensor_map(uint64_t *to, uint64_t address, uint64_t element, const uint64_t *dims,
+                                           const uint64_t *strides, const uint64_t *box);
+CU cuTensorMapEncodeTiled(uint64_t *to, int type, unsigned rank, void *address, const uint64_t *dims,
+                          const uint64_t *strides, const uint32_t *box, const uint32_t *every, int interleave,
+                          int swizzle, int, int) {
+    constexpr int FLOAT32 = 7, BFLOAT16 = 9, SWIZZLE_128B = 3;
+    bool plain = rank == 3 && interleave == 0 && swizzle == SWIZZLE_128B && every[0] == 1 && every[1] == 1 && every[2] == 1;
+    if (!plain || (type != FLOAT32 && type != BFLOAT16)) return INVALID_VALUE;
+    uint64_t boxes[3] = {box[0], box[1], box[2]};
+    uint64_t element = type == FLOAT32 ? 4 : 2;
+    if (!is_device((uint64_t)address, 1)) return outside("a tensor map", (uint64_t)address, 1);
+    return graft_simulation_tensor_map(to, (uint64_t)address, element, dims, strides, boxes) ? INVALID_VALUE : SUCCESS;
+}
+#endif
 
 // --- Graphs: a chain of nodes, each behind the one before it. What is ready to be launched has copies of the nodes.
 
