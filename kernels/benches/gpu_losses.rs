@@ -11,7 +11,7 @@ use graft_kernels::cuda::cross_entropy::{
     Loss, cross_entropy, cross_entropy_backward, cross_entropy_with_gradient,
     relative_cross_entropy,
 };
-use graft_kernels::cuda::index::{Scatter, gather_rows, scatter_add_rows};
+use graft_kernels::cuda::index::{Scatter, gather_rows, order_rows, scatter_add_rows};
 use graft_kernels::cuda::optimizer::{
     GROUP, LINE, NORM, NORM_WORKSPACE, Norm, Rule, Table, adamw_group, global_norm, update,
 };
@@ -263,19 +263,18 @@ impl Bench {
                 let index = uploaded.slice(0, tokens, Scalar::I64);
                 gather_rows(gpu, table, index, y.slice_mut(0, count, scalar), columns)
             })?;
-            let start = Instant::now();
-            let scatter = Scatter::new(&index, vocabulary)?;
-            let sorting = start.elapsed();
-            let numbers: Vec<u8> = scatter
-                .numbers
-                .iter()
-                .flat_map(|i| i.to_ne_bytes())
-                .collect();
-            let numbers = self.upload(&numbers)?;
-            let order = format!("{:.0} us of sorting", 1e6 * sorting.as_secs_f64());
-            let name = format!("scatter of {what} {name}, {order}");
+            let scatter = Scatter::new(tokens, vocabulary)?;
+            let numbers = self.numbers(scatter.numbers())?;
+            let room = self.numbers(scatter.order_workspace())?;
+            self.line(&format!("order of {what} {name}"), 8 * tokens, |gpu| {
+                let index = uploaded.slice(0, tokens, Scalar::I64);
+                let numbers = numbers.slice_mut(0, scatter.numbers(), Scalar::I32);
+                let room = room.slice_mut(0, scatter.order_workspace(), Scalar::I32);
+                order_rows(gpu, &scatter, index, numbers, room)
+            })?;
+            let name = format!("scatter of {what} {name}");
             self.line(&name, bytes, |gpu| {
-                let numbers = numbers.slice(0, scatter.numbers.len(), Scalar::I32);
+                let numbers = numbers.slice(0, scatter.numbers(), Scalar::I32);
                 let table = table.slice_mut(0, vocabulary * columns, scalar);
                 let scratch = scratch.slice_mut(0, scratch.bytes() / 4, Scalar::F32);
                 scatter_add_rows(gpu, &scatter, numbers, x, table, columns, scratch)

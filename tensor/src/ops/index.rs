@@ -5,7 +5,7 @@ use graft_kernels::{copy, cuda, gather as kernel};
 use super::elementwise::add_assign;
 use super::{indices, same_dtype, workspace};
 use crate::error::{Error, Result};
-use crate::{Category, Memory, Shape, Tensor, with_dtype, with_float};
+use crate::{DType, Memory, Shape, Tensor, with_dtype, with_float};
 
 /// Rows of `table [rows, columns]` by `index i64 [n]`: `[n, columns]`. An embedding, or a selection
 /// of tokens.
@@ -56,12 +56,15 @@ pub fn scatter_add_rows(
         return add_rows(m, table, dy, index);
     };
     let (dy, index) = rows_to_add(op, m, &table, dy, index)?;
-    let scatter = cuda::index::Scatter::new(index.slice::<i64>()?, table_rows)?;
-    let (numbers, memory) = (&scatter.numbers, m.with(Category::Workspace));
-    let numbers = Tensor::from_slice(&memory, numbers, &[numbers.len()])?;
+    let scatter = cuda::index::Scatter::new(index.count(), table_rows)?;
+    // Integers of the device's alone, in memory for as many floats.
+    let mut numbers = workspace(m, DType::F32, scatter.numbers())?;
+    let mut room = workspace(m, DType::F32, scatter.order_workspace())?;
     let need = cuda::index::Scatter::workspace(index.count(), columns);
     let mut scratch = workspace(m, dy.dtype(), need)?;
     on.run(|gpu| {
+        let (index, room) = (index.device()?, room.device_mut()?);
+        cuda::index::order_rows(gpu, &scatter, index, numbers.device_mut()?, room)?;
         let (numbers, dy) = (numbers.device()?, dy.device()?);
         let (table, scratch) = (table.device_mut()?, scratch.device_mut()?);
         Ok(cuda::index::scatter_add_rows(

@@ -1,5 +1,7 @@
 //! Rows by index, and blocks written into tensors.
 
+use graft_kernels::cuda::Scalar;
+use graft_kernels::cuda::index::{PIECE, Scatter, order_rows};
 use graft_tensor::ops::{cast, concat, gather_rows, place, scatter_add_rows, write_rows};
 use graft_tensor::{DType, Error, Shape, Tensor};
 use proptest::prelude::*;
@@ -51,6 +53,15 @@ proptest! {
 
     #[test]
     #[ignore = "needs a GPU"]
+    fn orders_of_any_index(
+        rows in 1usize..20, picks in prop::collection::vec(0usize..1000, 0..700),
+    ) {
+        let index: Vec<i64> = picks.iter().map(|p| (p % rows / 2) as i64).collect();
+        check_order(&index, rows);
+    }
+
+    #[test]
+    #[ignore = "needs a GPU"]
     fn joined_and_placed(
         dims in prop::collection::vec(1usize..7, 1..5), axis in 0usize..4, other in 1usize..9,
         seed in 0u64..1000, turned in any::<bool>(), short in any::<bool>(),
@@ -83,6 +94,85 @@ proptest! {
         let start = here[0].shape()[axis];
         let placed = place(gpu(), &there[1], &shape, axis, start).unwrap();
         assert_same("placed", &placed, &place(cpu(), &here[1], &shape, axis, start).unwrap());
+    }
+}
+
+/// The numbers of an order, by a sort on this machine: positions by row, pieces of at most so many, joins of the rows that
+/// have several.
+fn order_here(index: &[i64], rows: usize) -> Vec<i32> {
+    let scatter = Scatter::new(index.len(), rows).unwrap();
+    let mut order: Vec<usize> = (0..index.len()).collect();
+    order.sort_by_key(|&position| (index[position], position));
+    let (mut pieces, mut joins) = (Vec::new(), Vec::new());
+    let (mut parts, mut first) = (0, 0);
+    for run in order.chunk_by(|&a, &b| index[a] == index[b]) {
+        let (row, end, before) = (index[run[0]] as i32, first + run.len(), parts);
+        for start in (first..end).step_by(PIECE) {
+            let large = run.len() > PIECE;
+            let to = if large { -1 - parts } else { row };
+            parts += i32::from(large);
+            pieces.extend([start as i32, (start + PIECE).min(end) as i32, to]);
+        }
+        if parts > before {
+            joins.extend([before, parts, row]);
+        }
+        first = end;
+    }
+    pieces.resize(3 * scatter.pieces(), 0);
+    joins.resize(3 * Scatter::joins(index.len()), 0);
+    assert!(parts as usize <= Scatter::parts(index.len()));
+    let order = order.into_iter().map(|position| position as i32);
+    order.chain(pieces).chain(joins).collect()
+}
+
+/// The order that the GPU makes is the one of this machine, number by number.
+fn check_order(index: &[i64], rows: usize) {
+    let gpu = gpu().opened_gpu().unwrap();
+    let scatter = Scatter::new(index.len(), rows).unwrap();
+    let (count, room) = (scatter.numbers(), scatter.order_workspace());
+    let there = gpu.allocate(8 * index.len().max(1)).unwrap();
+    let bytes: Vec<u8> = index.iter().flat_map(|i| i.to_le_bytes()).collect();
+    gpu.upload(&bytes, there.slice_mut(0, bytes.len(), Scalar::U8))
+        .unwrap();
+    let numbers = gpu.allocate(4 * count.max(1)).unwrap();
+    gpu.set_bytes(numbers.slice_mut(0, 4 * count, Scalar::U8), 255)
+        .unwrap();
+    let scratch = gpu.allocate(4 * room.max(1)).unwrap();
+    order_rows(
+        gpu,
+        &scatter,
+        there.slice(0, index.len(), Scalar::I64),
+        numbers.slice_mut(0, count, Scalar::I32),
+        scratch.slice_mut(0, room, Scalar::I32),
+    )
+    .unwrap();
+    let mut found = vec![0; 4 * count];
+    gpu.download(numbers.slice(0, 4 * count, Scalar::U8), &mut found)
+        .unwrap();
+    let found: Vec<i32> = found
+        .as_chunks::<4>()
+        .0
+        .iter()
+        .map(|bytes| i32::from_le_bytes(*bytes))
+        .collect();
+    let wanted = order_here(index, rows);
+    let first = found.iter().zip(&wanted).position(|(f, w)| f != w);
+    let what = format!("{} positions over {rows} rows", index.len());
+    assert_eq!(first, None, "{what}: number {first:?} differs");
+    assert_eq!(found.len(), wanted.len(), "{what}");
+}
+
+#[test]
+#[ignore = "needs a GPU"]
+fn orders_of_every_size() {
+    // One pass over the bits of a row, two, three; a warp's range and its edges; long runs and none.
+    for rows in [1, 2, 256, 257, 50_257, 70_000, 20_000_000] {
+        for count in [0, 1, 31, 33, 64, 65, 1024, 1025, 3000] {
+            let mixed = |i: i64| (i * 7919 + i * i * 31) % 20_000_003 % rows as i64;
+            check_order(&(0..count).map(mixed).collect::<Vec<_>>(), rows);
+            let few = |i: i64| (rows as i64 - 1) * (i % 3) / 2;
+            check_order(&(0..count).map(few).collect::<Vec<_>>(), rows);
+        }
     }
 }
 
