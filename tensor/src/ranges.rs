@@ -165,7 +165,7 @@ impl Ranges {
     ) -> Option<usize> {
         // A system that counts address space may refuse the usual size, and have what is needed.
         let sizes = match small {
-            true => [SMALL_SEGMENT; 3],
+            true => [SMALL_SEGMENT, SMALL_SEGMENT, 0],
             false => [self.usual, LARGE_SEGMENT, 0],
         };
         let mut sizes = sizes.map(|size| size.max(bytes)).to_vec();
