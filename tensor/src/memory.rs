@@ -386,15 +386,15 @@ impl Memory {
     }
 
     /// Sees to it that so many bytes are free in one range above all that is in use: for gradients, which are taken from
-    /// there.
+    /// there. On a GPU they are not, and nothing is done.
     ///
     /// # Errors
     /// [`Error::OutOfMemory`] if the system has no more.
     pub fn reserve(&self, bytes: usize) -> Result<()> {
-        let mut pool = self.lock();
-        if bytes == 0 {
+        if bytes == 0 || self.device() != Device::Cpu {
             return Ok(());
         }
+        let mut pool = self.lock();
         let block = pool.take(DType::F32, bytes, End::High)?;
         let block = block.ok_or_else(|| Error::OutOfMemory {
             bytes,
@@ -414,8 +414,10 @@ impl Memory {
                 Block::Empty
             }));
         }
-        let end = match self.category {
-            Category::Gradients => End::High,
+        // In a GPU's segments, which are smaller, ends are many: plans of GPT-2's steps (4 x 256 to 64 x 1024) have gaps of 2 to
+        // 5 % with gradients among the rest, of up to 21 % with them above.
+        let end = match (self.category, self.device()) {
+            (Category::Gradients, Device::Cpu) => End::High,
             _ => End::Low,
         };
         let mut pool = self.lock();

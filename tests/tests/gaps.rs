@@ -45,6 +45,24 @@ fn the_tensors_of_a_training_step_lie_close_together() {
     }
 }
 
+/// What is said here of steps over memory that is only counted holds for those that compute.
+#[test]
+fn steps_that_compute_lie_in_the_same_way() {
+    for (strategy, compute) in [
+        (Strategy::Full, DType::F32),
+        (Strategy::Last(1), DType::Bf16),
+    ] {
+        let mut real = Workload::minilm(strategy, compute, 128);
+        let mut planned = Workload::planned(strategy, compute, 128);
+        for step in 0..2 {
+            let batch = batch(2 + step, 16);
+            real.step(&batch);
+            planned.step(&batch);
+        }
+        assert_eq!(real.memory.usage(), planned.memory.usage(), "{compute}");
+    }
+}
+
 #[test]
 fn so_do_those_of_texts_of_all_lengths() {
     for (strategy, compute, lora) in [

@@ -83,7 +83,8 @@ pub fn add_rows(m: &Memory, table: Tensor, dy: &Tensor, index: &Tensor) -> Resul
     let (dy, index) = rows_to_add(op, m, &table, dy, index)?;
     let mut table = table.into_owned(m)?;
     if m.gpu().is_some() {
-        let rows = scatter_add_rows(m, &dy, &index, table.shape()[0])?;
+        let scratch = m.with(Category::Workspace);
+        let rows = scatter_add_rows(&scratch, &dy, &index, table.shape()[0])?;
         add_assign(&mut table, &rows)?;
         return Ok(table);
     }
