@@ -5,7 +5,7 @@ use graft_kernels::{copy, cuda, gather as kernel};
 use super::elementwise::add_assign;
 use super::{indices, same_dtype, workspace};
 use crate::error::{Error, Result};
-use crate::{DType, Memory, Shape, Tensor, with_dtype, with_float};
+use crate::{Category, DType, Memory, Shape, Tensor, with_dtype, with_float};
 
 /// Rows of `table [rows, columns]` by `index i64 [n]`: `[n, columns]`. An embedding, or a selection
 /// of tokens.
