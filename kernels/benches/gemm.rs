@@ -283,6 +283,9 @@ fn cases() -> Vec<Case> {
     ] {
         add("step", 4096, n, k);
     }
+    for (k, n) in [(768, 768), (768, 2304), (768, 3072), (3072, 768)] {
+        add("context", 1024, n, k);
+    }
     add("vocabulary", 1024, 50257, 768);
     add("deep", 384, 384, 4096);
     for m in [1, 2, 4, 8, 16] {
