@@ -119,7 +119,7 @@ fn forward(
     targets: Slice<'_>,
     losses: SliceMut<'_>,
     lse: SliceMut<'_>,
-    gradient: Option<u64>,
+    dlogits: Option<u64>,
 ) -> Result<()> {
     p.check(logits.count(), targets);
     let rows = targets.count();
@@ -127,7 +127,7 @@ fn forward(
         let found = (x.count(), x.scalar());
         assert_eq!(found, (rows, Scalar::F32), "cross_entropy: {what}");
     }
-    let dlogits = gradient.unwrap_or(0);
+    let dlogits = dlogits.unwrap_or(0);
     let names = match logits.scalar() {
         Scalar::F32 => [
             "cross_entropy_f32_f32",
@@ -171,10 +171,13 @@ pub fn cross_entropy_backward(
         "cross_entropy_backward: of logits that are what they are"
     );
     let rows = targets.count();
-    assert_eq!((lse.count(), lse.scalar()), (rows, Scalar::F32), "lse");
-    assert_eq!((dy.count(), dy.scalar()), (1, Scalar::F32), "dy");
+    let found = (lse.count(), lse.scalar());
+    assert_eq!(found, (rows, Scalar::F32), "cross_entropy_backward: lse");
+    let found = (dy.count(), dy.scalar());
+    assert_eq!(found, (1, Scalar::F32), "cross_entropy_backward: dy");
     let found = (dlogits.count(), dlogits.scalar());
-    assert_eq!(found, (logits.count(), logits.scalar()), "dlogits");
+    let expected = (logits.count(), logits.scalar());
+    assert_eq!(found, expected, "cross_entropy_backward: dlogits");
     let names = match logits.scalar() {
         Scalar::F32 => [
             "cross_entropy_backward_f32",
@@ -310,25 +313,25 @@ fn times_at(gpu: &Gpu, x: u64, of: Scalar, factor: Slice<'_>, y: SliceMut<'_>) -
     gpu.launch("cross_entropy", name, launch, args![x, factor, y, count])
 }
 
-/// Binary cross-entropy of logits, for each element: x and targets of one type, losses f32.
+/// Binary cross-entropy of logits, for each element: logits and targets of one type, losses f32.
 ///
 /// # Errors
-/// An x that is neither f32 nor bf16.
+/// Logits that are neither f32 nor bf16.
 ///
 /// # Panics
 /// If lengths or types do not fit.
 pub fn bce_with_logits(
     gpu: &Gpu,
-    x: Slice<'_>,
+    logits: Slice<'_>,
     targets: Slice<'_>,
     losses: SliceMut<'_>,
 ) -> Result<()> {
-    let count = x.count();
+    let count = logits.count();
     let found = (targets.count(), targets.scalar());
-    assert_eq!(found, (count, x.scalar()), "bce_with_logits: targets");
+    assert_eq!(found, (count, logits.scalar()), "bce_with_logits: targets");
     let found = (losses.count(), losses.scalar());
     assert_eq!(found, (count, Scalar::F32), "bce_with_logits: losses");
-    let name = match x.scalar() {
+    let name = match logits.scalar() {
         Scalar::F32 => "bce_f32",
         Scalar::Bf16 => "bce_bf16",
         found => return Err(refused(found)),
@@ -338,36 +341,39 @@ pub fn bce_with_logits(
         "cross_entropy",
         name,
         launch,
-        args![x, targets, losses, count],
+        args![logits, targets, losses, count],
     )
 }
 
-/// The gradient of [`bce_with_logits`]: `dx = (sigmoid(x) - targets) * dy[0]`; dx as x, dy f32.
+/// The gradient of [`bce_with_logits`]: `dlogits = (sigmoid(logits) - targets) * dy[0]`; dlogits as logits, dy f32.
 ///
 /// # Errors
-/// An x that is neither f32 nor bf16.
+/// Logits that are neither f32 nor bf16.
 ///
 /// # Panics
 /// If lengths or types do not fit.
 pub fn bce_with_logits_backward(
     gpu: &Gpu,
-    x: Slice<'_>,
+    logits: Slice<'_>,
     targets: Slice<'_>,
     dy: Slice<'_>,
-    dx: SliceMut<'_>,
+    dlogits: SliceMut<'_>,
 ) -> Result<()> {
-    let count = x.count();
+    let count = logits.count();
     let found = (targets.count(), targets.scalar());
-    assert_eq!(found, (count, x.scalar()), "bce_with_logits: targets");
-    assert_eq!((dx.count(), dx.scalar()), (count, x.scalar()), "dx");
-    assert_eq!((dy.count(), dy.scalar()), (1, Scalar::F32), "dy");
-    let name = match x.scalar() {
+    let expected = (count, logits.scalar());
+    assert_eq!(found, expected, "bce_with_logits_backward: targets");
+    let found = (dlogits.count(), dlogits.scalar());
+    assert_eq!(found, expected, "bce_with_logits_backward: dlogits");
+    let found = (dy.count(), dy.scalar());
+    assert_eq!(found, (1, Scalar::F32), "bce_with_logits_backward: dy");
+    let name = match logits.scalar() {
         Scalar::F32 => "bce_backward_f32",
         Scalar::Bf16 => "bce_backward_bf16",
         found => return Err(refused(found)),
     };
     let launch = Launch::cover(count, THREADS, 1);
-    let args = args![x, targets, dy, dx, count];
+    let args = args![logits, targets, dy, dlogits, count];
     gpu.launch("cross_entropy", name, launch, args)
 }
 

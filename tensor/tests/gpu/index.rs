@@ -180,11 +180,11 @@ fn orders_of_every_size() {
 #[ignore = "needs a GPU"]
 fn many_positions_of_one_row() {
     // Token types, positions, and words: one row, few rows, many rows of which most have no token.
-    let tokens = 20_000i64;
+    let tokens = 4000i64;
     let scattered = |i: i64| i * 7919 % 50_257 * (i % 3) / 2 % 50_257;
     for dtype in FLOATS {
-        for columns in [1, 64, 770] {
-            check_scatter(dtype, &vec![1; 5000], 2, columns, 1);
+        for columns in [1, 64, 520] {
+            check_scatter(dtype, &vec![1; 1000], 2, columns, 1);
             let positions: Vec<i64> = (0..tokens).map(|i| i % 67).collect();
             check_scatter(dtype, &positions, 512, columns, 2);
         }

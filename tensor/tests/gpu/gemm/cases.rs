@@ -123,7 +123,7 @@ pub fn batches(base: Call) {
                             sizes,
                             transposed,
                             shared,
-                            batches: 7,
+                            batches: 3,
                             c_gap,
                             accumulate,
                             ..base
