@@ -11,10 +11,11 @@ use super::tile::{Job, Kernel};
 use super::{Epilogue, MatRef};
 use crate::course;
 use crate::element::{Float, Real, same};
-use crate::parallel::in_lanes;
+use crate::parallel::{block_range, in_lanes};
 use crate::shared::Pointer;
 use half::bf16;
 use std::mem::MaybeUninit;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Products of more rows are packed.
 pub(super) const FEW: usize = 2 * ROWS;
@@ -24,11 +25,13 @@ pub(super) const ROWS: usize = 4;
 const STRIP: usize = 128;
 /// Bytes of a row of B that a task reads at least, where its columns lie side by side.
 const ROW_BYTES: usize = 512;
-/// Elements of B of a task at least, about 5 µs of a core's memory bandwidth...
+/// Elements of B of a task at least, a few µs of a core's memory bandwidth...
 const TASK: usize = 1 << 15;
-/// ...and more where there would be more tasks than this: each begins with reads that nobody asked
-/// for early.
+/// ...and more where columns lie side by side and there would be more tasks than this: each begins with reads
+/// that nobody asked for early.
 const TASKS: usize = 128;
+/// Columns that are multiplied at once where they lie along k.
+const ALONG: usize = 16;
 
 /// Columns of B from one on, over a block of k, and what rows of A they meet.
 pub(super) struct Columns<T: Float> {
@@ -43,8 +46,8 @@ pub(super) struct Columns<T: Float> {
     pub depth: usize,
     /// At most [`STRIP`].
     pub cols: usize,
-    /// Whether the columns behind these come next.
-    pub goes_on: bool,
+    /// What is likely to be read after these, for hints: the same rows of B from there on.
+    pub then: *const T,
     /// Rows of [`STRIP`], `out_stride` apart.
     pub out: *mut f32,
     pub out_stride: usize,
@@ -82,12 +85,27 @@ pub(super) fn product<A, B, C, K>(
     pack::<A, K>(kernel, &a, words, steps);
     let words = Pointer(words.as_ptr());
     let (bias, activation) = (epilogue.bias, epilogue.activation);
-    let strip = (ROW_BYTES / B::BYTES).min(STRIP);
-    let cols = (TASK / k.max(1)).max(n / TASKS);
-    let cols = cols.next_multiple_of(strip).max(strip);
+    let along = b.along();
+    let (unit, cols) = if along {
+        (ALONG, TASK / k.max(1))
+    } else {
+        let unit = (ROW_BYTES / B::BYTES).min(STRIP);
+        (unit, (TASK / k.max(1)).max(n / TASKS))
+    };
+    let cols = cols.next_multiple_of(unit).max(unit);
+    let strip = if along { cols.min(STRIP) } else { unit };
     let tasks = n.div_ceil(cols);
     let course = parallel.then(|| course::begin(b.place()));
-    in_lanes(tasks, parallel, |claim| {
+    // Where columns lie along k, a thread's tasks lie behind each other in memory.
+    let shares = Shares::new(
+        tasks,
+        if parallel {
+            rayon::current_num_threads()
+        } else {
+            1
+        },
+    );
+    in_lanes(tasks, parallel, |_| {
         let pass = Pass {
             kernel,
             a: words.get(),
@@ -105,12 +123,14 @@ pub(super) fn product<A, B, C, K>(
             bias,
             activation,
         };
-        let mut piece = claim();
-        while piece < tasks {
+        let mine = rayon::current_thread_index().unwrap_or(0);
+        while let Some(piece) = shares.take(mine) {
             let first = piece * cols;
             let last = n.min(first + cols);
             for j in (first..last).step_by(strip) {
                 let width = strip.min(last - j);
+                // Beyond the task, too: the next one is mostly this thread's.
+                let goes_on = j + width < if along { n } else { last };
                 kernel.call(Strip {
                     pass: &pass,
                     plan,
@@ -118,13 +138,59 @@ pub(super) fn product<A, B, C, K>(
                     m,
                     j,
                     width,
-                    goes_on: j + width < last,
+                    then: if goes_on { j + width } else { j },
                 });
             }
-            piece = claim();
         }
     });
     drop(course);
+}
+
+/// Tasks, a part of them for each thread, which takes its own from the first on, then what is left of others'
+/// from the last on.
+struct Shares {
+    /// Bounds of what is left, in the halves of a word.
+    left: [AtomicU64; SHARES],
+    count: usize,
+}
+
+/// Parts at most; more threads share them.
+const SHARES: usize = 64;
+
+impl Shares {
+    fn new(tasks: usize, threads: usize) -> Self {
+        let count = threads.min(SHARES);
+        let left = std::array::from_fn(|i| {
+            let part = if i < count {
+                block_range(tasks, count, i)
+            } else {
+                0..0
+            };
+            AtomicU64::new((part.start as u64) << 32 | part.end as u64)
+        });
+        Shares { left, count }
+    }
+
+    /// A task that nobody else is given, of those of `thread` if there is one.
+    fn take(&self, thread: usize) -> Option<usize> {
+        (0..self.count).find_map(|i| {
+            let own = i == 0;
+            let taken = self.left[(thread + i) % self.count].try_update(
+                Ordering::Relaxed,
+                Ordering::Relaxed,
+                |left| {
+                    let (first, last) = (left >> 32, left & u64::from(u32::MAX));
+                    (first < last).then(|| if own { left + (1 << 32) } else { left - 1 })
+                },
+            );
+            let left = taken.ok()?;
+            Some(if own {
+                (left >> 32) as usize
+            } else {
+                (left as u32 - 1) as usize
+            })
+        })
+    }
 }
 
 /// A in steps, row after row: widened numbers, or pairs of bf16.
@@ -191,7 +257,8 @@ struct Strip<'a, B, C: Float, K> {
     m: usize,
     j: usize,
     width: usize,
-    goes_on: bool,
+    /// The column that comes after these.
+    then: usize,
 }
 
 #[repr(align(64))]
@@ -207,7 +274,7 @@ impl<B: Right, C: Float<Acc = B::Acc>, K: Kernel> Job for Strip<'_, B, C, K> {
             m,
             j,
             width,
-            goes_on,
+            then,
         } = self;
         let k = b.size().0;
         let wide = same::<C, C::Acc>();
@@ -217,6 +284,11 @@ impl<B: Right, C: Float<Acc = B::Acc>, K: Kernel> Job for Strip<'_, B, C, K> {
         // One block even if k is 0, which gives zeros.
         for step in (0..pass.steps.max(1)).step_by(plan.kb.max(1)) {
             let l0 = step * K::STEP;
+            let after = if step + plan.kb < pass.steps {
+                (l0 + plan.kb * K::STEP, j)
+            } else {
+                (0, then)
+            };
             for (group, totals) in totals.iter_mut().enumerate().take(m.div_ceil(ROWS)) {
                 let i = group * ROWS;
                 let rows = ROWS.min(m - i);
@@ -232,7 +304,7 @@ impl<B: Right, C: Float<Acc = B::Acc>, K: Kernel> Job for Strip<'_, B, C, K> {
                         a_stride: pass.a_stride,
                         depth: (plan.kb * K::STEP).min(k - l0),
                         cols: width,
-                        goes_on,
+                        then: if i + rows < m { (l0, j) } else { after },
                         out: out.cast(),
                         out_stride: STRIP,
                     };

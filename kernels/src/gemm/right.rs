@@ -87,7 +87,8 @@ pub(super) struct Sums {
     pub a_stride: usize,
     pub depth: usize,
     pub cols: usize,
-    pub goes_on: bool,
+    /// Row and column of what is likely to be read next.
+    pub then: (usize, usize),
     pub out: *mut f32,
     pub out_stride: usize,
 }
@@ -111,6 +112,9 @@ pub(super) trait Right: Copy + Send + Sync {
 
     /// What packing will read of the block, as far as it is worth asking for early.
     fn source<K: Kernel>(&self, panels: Panels<Self::Acc, K>) -> Source;
+
+    /// Whether columns lie along k, and so behind each other if there are no gaps.
+    fn along(&self) -> bool;
 
     /// Whether a product of few rows reads the operand without packing it.
     fn streams<K: Kernel>(&self, rounds: bool) -> bool;
@@ -162,6 +166,10 @@ impl<T: Float> Right for MatRef<'_, T> {
         (self.data.as_ptr().addr(), self.span() * size_of::<T>())
     }
 
+    fn along(&self) -> bool {
+        self.col_stride != 1
+    }
+
     fn streams<K: Kernel>(&self, rounds: bool) -> bool {
         let lies = self.row_stride == 1 || self.col_stride == 1;
         lies && K::streams::<T>() && (K::STEP > 1 || !rounds)
@@ -181,7 +189,8 @@ impl<T: Float> Right for MatRef<'_, T> {
                 col_stride: self.col_stride,
                 depth: sums.depth,
                 cols: sums.cols,
-                goes_on: sums.goes_on,
+                then: src
+                    .wrapping_add(sums.then.0 * self.row_stride + sums.then.1 * self.col_stride),
                 out: sums.out,
                 out_stride: sums.out_stride,
             });
@@ -289,6 +298,10 @@ impl Right for CodesRef<'_> {
         self.codes.place()
     }
 
+    fn along(&self) -> bool {
+        true
+    }
+
     fn streams<K: Kernel>(&self, rounds: bool) -> bool {
         self.row_stride == 1
             && K::streams::<f32>()
@@ -318,7 +331,7 @@ impl Right for CodesRef<'_> {
                     col_stride: PITCH,
                     depth: sums.depth,
                     cols,
-                    goes_on: false, // these are in the cache already
+                    then: numbers, // these are in the cache already
                     out: sums.out.add(first),
                     out_stride: sums.out_stride,
                 });

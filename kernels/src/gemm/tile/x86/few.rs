@@ -14,6 +14,9 @@ const WIDE: usize = 4;
 const WIDEST: usize = 8;
 /// How many bytes ahead are asked for, in pieces of rows of B, where columns lie side by side.
 const AHEAD: usize = 4096;
+/// How many blocks of 16 steps ahead columns along k are asked for. A hint is dropped while as many reads
+/// are on their way as a core can have, which is most of the time here: each is given three times.
+const AGAIN: [usize; 3] = [16, 8, 4];
 
 /// Writes the choice of the variant for the number of rows, and between columns that lie side by
 /// side (`across`) and columns that lie along k (`along`), in strips as wide as either reads at once.
@@ -207,29 +210,37 @@ macro_rules! along {
             let stride = columns.col_stride;
             // SAFETY: the first column.
             let first = unsafe { columns.b.add(j * stride) };
-            // The next columns are asked for at the places where these are read: a whole block
-            // of them early, and no more streams of reads than the processor follows.
-            let next = columns.goes_on || j + 16 < columns.cols;
+            let next = if j + 16 < columns.cols {
+                first.wrapping_add(16 * stride)
+            } else {
+                columns.then
+            };
             for l in (0..columns.depth).step_by(16 * $step) {
                 let deep = (columns.depth - l).min(16 * $step);
                 let mut r = [_mm512_setzero_ps(); 16];
                 for i in 0..16 {
                     if i < count {
-                        // SAFETY: `deep` elements of column j + i. Hints may point anywhere.
+                        // SAFETY: `deep` elements of column j + i.
                         unsafe {
-                            let column = first.add(i * stride + l);
-                            if next {
-                                let below = column.wrapping_add(16 * stride);
-                                _mm_prefetch::<_MM_HINT_T0>(below.cast());
-                            }
-                            r[i] = $load(column, deep);
+                            r[i] = $load(first.add(i * stride + l), deep);
                         }
                     }
                 }
                 let out = transposed!(r);
                 let step = l / $step;
+                let ahead = AGAIN.map(|blocks| {
+                    let l = l + blocks * 16 * $step;
+                    match l.checked_sub(columns.depth) {
+                        None => first.wrapping_add(l),
+                        Some(over) => next.wrapping_add(over),
+                    }
+                });
                 if deep == 16 * $step {
                     for s in 0..16 {
+                        // Between sums that wait for each other: few at a time.
+                        for column in ahead {
+                            _mm_prefetch::<_MM_HINT_T0>(column.wrapping_add(s * stride).cast());
+                        }
                         for i in 0..M {
                             // SAFETY: 16 steps from `step` on.
                             let x = unsafe { splat(columns, i, step + s) };
