@@ -125,35 +125,28 @@ pub(super) fn product<A, B, C, K>(
             let (pack_a, panels) = (packed_a(&block), packed_b(&block));
             // While tiles are summed, what the next block packs is asked for; or, of an A that is
             // read in place, the rows that this lane may get next.
-            let next = blocks
-                .peek()
-                .filter(|_| !in_place)
-                .map_or([Source::NONE; 2], |next| {
-                    [Source::of(&packed_a(next)), b.source(packed_b(next))]
-                });
+            let next = blocks.peek().map_or([Source::NONE; 2], |next| {
+                let b_too = next.packs_b.then(|| b.source(packed_b(next)));
+                [Source::of(&packed_a(next)), b_too.unwrap_or(Source::NONE)]
+            });
             let rows_on = rayon::current_num_threads().div_ceil(grid_n) * plan.mt;
             let later = |row: usize, col: usize| {
                 let first = row * plan.mt + rows_on;
-                if !in_place {
-                    Later {
-                        sources: next,
-                        tile: (row * grid_n + col) * tiles,
-                    }
+                let (sources, row) = if !in_place {
+                    (next, row)
                 } else if first < mb {
                     let rows = Pack {
                         src: pack_a.src.wrapping_add(first * a.row_stride),
                         len: plan.mt.min(mb - first),
                         ..pack_a
                     };
-                    Later {
-                        sources: [Source::of(&rows), Source::NONE],
-                        tile: col * tiles,
-                    }
+                    ([Source::of(&rows), Source::NONE], 0)
                 } else {
-                    Later {
-                        sources: [Source::NONE; 2],
-                        tile: 0,
-                    }
+                    ([Source::NONE; 2], 0)
+                };
+                Later {
+                    sources,
+                    tile: (row * grid_n + col) * tiles,
                 }
             };
             let pass = Pass {

@@ -52,25 +52,8 @@ pub fn scatter_add_rows(
     let op = "scatter rows";
     let columns = *dy.shape().last().unwrap_or(&0);
     let mut table = Tensor::zeros(m, dy.dtype(), &[table_rows, columns])?;
-    let Some(on) = m.gpu() else {
-        return add_rows(m, table, dy, index);
-    };
     let (dy, index) = rows_to_add(op, m, &table, dy, index)?;
-    let scatter = cuda::index::Scatter::new(index.count(), table_rows)?;
-    // Integers of the device's alone, in memory for as many floats.
-    let mut numbers = workspace(m, DType::F32, scatter.numbers())?;
-    let mut room = workspace(m, DType::F32, scatter.order_workspace())?;
-    let need = cuda::index::Scatter::workspace(index.count(), columns);
-    let mut scratch = workspace(m, dy.dtype(), need)?;
-    on.run(|gpu| {
-        let (index, room) = (index.device()?, room.device_mut()?);
-        cuda::index::order_rows(gpu, &scatter, index, numbers.device_mut()?, room)?;
-        let (numbers, dy) = (numbers.device()?, dy.device()?);
-        let (table, scratch) = (table.device_mut()?, scratch.device_mut()?);
-        Ok(cuda::index::scatter_add_rows(
-            gpu, &scatter, numbers, dy, table, columns, scratch,
-        )?)
-    })?;
+    sum_rows(op, m, &mut table, &dy, &index)?;
     Ok(table)
 }
 
@@ -84,18 +67,48 @@ pub fn add_rows(m: &Memory, table: Tensor, dy: &Tensor, index: &Tensor) -> Resul
     let mut table = table.into_owned(m)?;
     if m.gpu().is_some() {
         let scratch = m.with(Category::Workspace);
-        let rows = scatter_add_rows(&scratch, &dy, &index, table.shape()[0])?;
+        let mut rows = Tensor::zeros(&scratch, dy.dtype(), table.shape())?;
+        sum_rows(op, &scratch, &mut rows, &dy, &index)?;
         add_assign(&mut table, &rows)?;
-        return Ok(table);
+    } else {
+        sum_rows(op, m, &mut table, &dy, &index)?;
     }
-    with_float!(op, dy.dtype(), T => {
-        if !table.is_planned() {
-            let (dy, index) = (dy.slice::<T>()?, index.slice::<i64>()?);
-            let columns = table.shape()[1];
-            kernel::scatter_add_rows(dy, index, table.slice_mut::<T>()?, columns);
-        }
-    });
     Ok(table)
+}
+
+/// Adds what [`rows_to_add`] gave up in the rows of `table`: to what is there on a CPU, in its place on a GPU.
+fn sum_rows(
+    op: &'static str,
+    m: &Memory,
+    table: &mut Tensor,
+    dy: &Tensor,
+    index: &Tensor,
+) -> Result<()> {
+    let (rows, columns) = (table.shape()[0], table.shape()[1]);
+    let Some(on) = m.gpu() else {
+        with_float!(op, dy.dtype(), T => {
+            if !table.is_planned() {
+                let (dy, index) = (dy.slice::<T>()?, index.slice::<i64>()?);
+                kernel::scatter_add_rows(dy, index, table.slice_mut::<T>()?, columns);
+            }
+        });
+        return Ok(());
+    };
+    let scatter = cuda::index::Scatter::new(index.count(), rows)?;
+    // Integers of the device's alone, in memory for as many floats.
+    let mut numbers = workspace(m, DType::F32, scatter.numbers())?;
+    let mut room = workspace(m, DType::F32, scatter.order_workspace())?;
+    let need = cuda::index::Scatter::workspace(index.count(), columns);
+    let mut scratch = workspace(m, dy.dtype(), need)?;
+    on.run(|gpu| {
+        let (index, room) = (index.device()?, room.device_mut()?);
+        cuda::index::order_rows(gpu, &scatter, index, numbers.device_mut()?, room)?;
+        let (numbers, dy) = (numbers.device()?, dy.device()?);
+        let (table, scratch) = (table.device_mut()?, scratch.device_mut()?);
+        Ok(cuda::index::scatter_add_rows(
+            gpu, &scatter, numbers, dy, table, columns, scratch,
+        )?)
+    })
 }
 
 /// The gradient of rows of a table, and their numbers, as kernels take them.

@@ -34,6 +34,20 @@ fn repeated_and_strided_indices() {
     equal(&y, &ArrayD::from_elem(IxDyn(&[4, 1]), 3.0));
 }
 
+/// `table` with the rows of `dy` added where the index says, and the same of the numbers' sizes.
+fn added(table: ArrayD<f64>, dy: &ArrayD<f64>, index: &[i64]) -> (ArrayD<f64>, ArrayD<f64>) {
+    let (mut size, mut want) = (table.mapv(f64::abs), table);
+    for (&to, from) in index.iter().zip(dy.axis_iter(Axis(0))) {
+        let (mut row, mut sum) = (
+            want.index_axis_mut(Axis(0), to as usize),
+            size.index_axis_mut(Axis(0), to as usize),
+        );
+        row += &from;
+        sum += &from.mapv(f64::abs);
+    }
+    (want, size)
+}
+
 #[test]
 fn rows_are_added_where_they_came_from() {
     cases(|case| {
@@ -41,16 +55,8 @@ fn rows_are_added_where_they_came_from() {
         let index = case.integers(1, case.dims[1], rows);
         let dy = case.input(0, &[case.dims[1], case.columns]);
         let y = run1(|m| ops::scatter_add_rows(m, &dy.on(m), &ids(m, &index), rows));
-        let mut want = ArrayD::zeros(IxDyn(&[rows, case.columns]));
-        let mut size = want.clone();
-        for (&to, from) in index.iter().zip(dy.values.axis_iter(Axis(0))) {
-            let (mut row, mut sum) = (
-                want.index_axis_mut(Axis(0), to as usize),
-                size.index_axis_mut(Axis(0), to as usize),
-            );
-            row += &from;
-            sum += &from.mapv(f64::abs);
-        }
+        let none = ArrayD::zeros(IxDyn(&[rows, case.columns]));
+        let (want, size) = added(none, &dy.values, &index);
         // Each of up to 7 additions may round to the type.
         let roundings = case.dims[1] as f64 * unit(case.dtype) / unit(wide(case.dtype));
         near(&y, &want, roundings, &size);
@@ -65,16 +71,7 @@ fn rows_are_added_to_what_is_there() {
         let dy = case.input(0, &[case.dims[1], case.columns]);
         let table = case.input(2, &[rows, case.columns]);
         let found = run1(|m| ops::add_rows(m, table.on(m), &dy.on(m), &ids(m, &index)));
-        let mut want = table.values.clone();
-        let mut size = want.mapv(f64::abs);
-        for (&to, from) in index.iter().zip(dy.values.axis_iter(Axis(0))) {
-            let (mut row, mut sum) = (
-                want.index_axis_mut(Axis(0), to as usize),
-                size.index_axis_mut(Axis(0), to as usize),
-            );
-            row += &from;
-            sum += &from.mapv(f64::abs);
-        }
+        let (want, size) = added(table.values.clone(), &dy.values, &index);
         let roundings = case.dims[1] as f64 * unit(case.dtype) / unit(wide(case.dtype));
         near(&found, &want, roundings, &size);
     });
