@@ -1,13 +1,14 @@
 //! The operations as methods of the tape. Shapes and meanings are those of `graft_tensor::ops`.
 
 use graft_tensor::ops::attention::Attention;
+use graft_tensor::ops::random::Key;
 use graft_tensor::ops::rope::Rope;
 use graft_tensor::ops::{Activation, Binary, Glu, Linear, Lora, Pool, Reduce, Unary, WeightLayout};
 use graft_tensor::{DType, Shape};
 
 use crate::error::Result;
 use crate::op::Op;
-use crate::tape::{Tape, Var, without_key};
+use crate::tape::{Tape, Var};
 
 impl Tape {
     /// `activation(x·w + bias)` over the last dimension.
@@ -331,7 +332,11 @@ impl Tape {
             0
         };
         let op = Op::Attention {
-            attention: without_key(*attention),
+            // The stream's number stands for the key.
+            attention: Attention {
+                key: Key::new(0, 0, 0),
+                ..*attention
+            },
             stream,
         };
         self.record(op, &[q, k, v, offsets])
