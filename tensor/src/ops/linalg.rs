@@ -1,18 +1,15 @@
-//! Matrix products: batched `matmul`, and `linear` with its bias and activation fused.
+//! Matrix products: batched `matmul`, and how tensors become the factors of a kernel.
 
-use graft_kernels::activation::Activation;
+use graft_kernels::Float;
 use graft_kernels::cuda::{self, Target};
-use graft_kernels::gemm::{Batch, Epilogue, MatRef, Operands};
-use graft_kernels::{Float, gemm as kernel, reduce as kernel_reduce};
+use graft_kernels::gemm::{self as kernel, Batch, MatRef, Operands};
 use half::{bf16, f16};
 
 use super::elementwise::add_assign;
-use super::product::{Last, product, summand};
-use super::quantised::weight_dtype;
-use super::{accumulator, cast, parameter, rows_of, same_dtype, workspace};
+use super::{same_dtype, workspace};
 use crate::error::{Error, Result};
 use crate::tensor::TensorElement;
-use crate::{Category, DType, Memory, Shape, Tensor, with_float};
+use crate::{Category, DType, Memory, Shape, Tensor};
 
 /// Evaluates the body with the types of a product's operands and result. Where one is bf16, the
 /// others may be f32: weights and their gradients beside bf16 activations.
@@ -58,219 +55,6 @@ pub(super) fn operands(dtype: DType) -> Operands {
     }
 }
 
-/// How a weight matrix is stored.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
-pub enum WeightLayout {
-    /// `[out, in]`: most families
-    OutIn,
-    /// `[in, out]`: GPT-2's Conv1D
-    InOut,
-}
-
-/// What [`linear`] computes beside the product.
-#[derive(Clone, Copy, PartialEq, Debug)]
-pub struct Linear {
-    /// How the weight is stored
-    pub layout: WeightLayout,
-    /// Applied to `x·w + bias`
-    pub activation: Option<Activation>,
-}
-
-impl Linear {
-    /// `(in, out)` features of a weight.
-    fn features(&self, weight: &Tensor) -> Result<(usize, usize)> {
-        match (weight.shape().len(), self.layout) {
-            (2, WeightLayout::OutIn) => Ok((weight.shape()[1], weight.shape()[0])),
-            (2, WeightLayout::InOut) => Ok((weight.shape()[0], weight.shape()[1])),
-            _ => Err(Error::shape(
-                "linear",
-                "the weight",
-                weight.shape(),
-                match self.layout {
-                    WeightLayout::OutIn => "[out, in]",
-                    WeightLayout::InOut => "[in, out]",
-                },
-            )),
-        }
-    }
-
-    /// The weight as a view `[in, out]`.
-    pub fn input_by_output(&self, weight: &Tensor) -> Result<Tensor> {
-        match self.layout {
-            WeightLayout::OutIn => weight.t(),
-            WeightLayout::InOut => Ok(weight.clone()),
-        }
-    }
-}
-
-/// `activation(x·w + bias)`: `x [.., in]` gives `[.., out]`. With `save`, also the pre-activation,
-/// which the activation's backward needs. Weight and bias may be f32 beside bf16 activations; the
-/// weight is then rounded on its way into the product, and nothing is copied. It may also be bf16 beside
-/// f32 ones, or codes: a frozen weight's types.
-///
-/// # Errors
-/// Inner sizes that differ, a bias that is not `[out]`, types that do not go together.
-pub fn linear(
-    m: &Memory,
-    p: &Linear,
-    x: &Tensor,
-    weight: &Tensor,
-    bias: Option<&Tensor>,
-    save: bool,
-) -> Result<(Tensor, Option<Tensor>)> {
-    linear_as(m, p, x, weight, bias, save, x.dtype())
-}
-
-/// [`linear`] with a result of another type: f32 logits of bf16 activations.
-pub(super) fn linear_as(
-    m: &Memory,
-    p: &Linear,
-    x: &Tensor,
-    weight: &Tensor,
-    bias: Option<&Tensor>,
-    save: bool,
-    dtype: DType,
-) -> Result<(Tensor, Option<Tensor>)> {
-    let op = "linear";
-    let (inputs, outputs) = p.features(weight)?;
-    let (rows, columns) = rows_of(op, "the input", x)?;
-    if columns != inputs {
-        return Err(Error::shape(
-            op,
-            format!("the input, for a weight {}", weight.shape()),
-            x.shape(),
-            format!("[.., {inputs}]"),
-        ));
-    }
-    weight_dtype(op, weight, x.dtype())?;
-    let bias = bias
-        .map(|bias| parameter(op, "the bias", bias, outputs, x.dtype(), m))
-        .transpose()?;
-    let x = x.contiguous(m)?;
-    let weight = p.input_by_output(weight)?;
-    let shape = x.shape().replaced(x.shape().rank() - 1, Some(outputs));
-    let mut y = Tensor::empty(m, dtype, &shape)?;
-    let mut pre = (save && p.activation.is_some())
-        .then(|| Tensor::empty(m, dtype, &shape))
-        .transpose()?;
-    if weight.dtype().is_quantised() {
-        let last = Last {
-            bias: bias.as_ref(),
-            activation: p.activation,
-            pre: pre.as_mut(),
-            ..Last::default()
-        };
-        let x = x.reshape(&[rows, inputs])?;
-        product(m, &x, &weight, &mut y, false, last)?;
-        return Ok((y, pre));
-    }
-    let operands = operands(x.dtype());
-    if let Some(on) = m.gpu() {
-        let x = x.reshape(&[rows, inputs])?;
-        let weight = factor(operands, &weight)?;
-        let products = products(operands, single(rows * outputs), &x, &weight, dtype)?;
-        let mut scratch = products_workspace(m, &products, None)?;
-        on.run(|gpu| {
-            let epilogue = cuda::gemm::Epilogue {
-                bias: bias.as_ref().map(Tensor::device).transpose()?,
-                activation: p.activation,
-                pre_activation: pre.as_mut().map(Tensor::device_mut).transpose()?,
-                ..Default::default()
-            };
-            let (x, weight) = (x.device_strided()?, weight.device_strided()?);
-            let (y, scratch) = (y.device_mut()?, scratch.device_mut()?);
-            cuda::gemm::gemm(gpu, &products, x, weight, y, false, epilogue, scratch)?;
-            Ok(())
-        })?;
-        return Ok((y, pre));
-    }
-    with_product!(op, (x.dtype(), weight.dtype(), dtype), (X, W, Y) => {
-        let needed = kernel::gemm_workspace::<Y>(operands, rows, outputs, inputs);
-        let mut scratch = workspace(m, dtype, needed)?;
-        if !y.is_planned() {
-            let epilogue = Epilogue {
-                bias: bias.as_ref().map(|t| t.slice::<<Y as Float>::Acc>()).transpose()?,
-                activation: p.activation,
-                pre_activation: pre.as_mut().map(|t| t.slice_mut::<Y>()).transpose()?,
-            };
-            kernel::gemm(
-                operands,
-                MatRef::row_major(x.slice::<X>()?, rows, inputs),
-                matrix::<W>(&weight, inputs, outputs)?,
-                y.slice_mut::<Y>()?,
-                false,
-                epilogue,
-                scratch.slice_mut::<<Y as Float>::Acc>()?,
-            );
-        }
-    });
-    Ok((y, pre))
-}
-
-/// The gradient of [`linear`]'s input, of `shape`: from `dy [.., out]`, the gradient after the
-/// activation's backward, in whose type it is. It is added to `sum`, if there is one, in whose
-/// storage the result lies if nothing else holds that.
-///
-/// # Errors
-/// A gradient or a weight that does not fit.
-pub fn input_gradient(
-    m: &Memory,
-    linear: &Linear,
-    weight: &Tensor,
-    dy: &Tensor,
-    shape: &Shape,
-    sum: Option<Tensor>,
-) -> Result<Tensor> {
-    let op = "linear backward";
-    weight_dtype(op, weight, dy.dtype())?;
-    let (rows, outputs) = rows_of(op, "the gradient", dy)?;
-    let w = linear.input_by_output(weight)?; // [in, out]
-    let flat = dy.contiguous(m)?.reshape(&[rows, outputs])?;
-    if let Some(sum) = sum {
-        let mut dx = summand(m, sum, dy, shape)?;
-        product(m, &flat, &w.t()?, &mut dx, true, Last::default())?;
-        return Ok(dx);
-    }
-    if weight.dtype().is_quantised() {
-        let mut dx = Tensor::empty(m, dy.dtype(), &[rows, w.shape()[0]])?;
-        product(m, &flat, &w.t()?, &mut dx, false, Last::default())?;
-        return dx.reshape(shape);
-    }
-    matmul_as(m, operands(dy.dtype()), &flat, &w.t()?, dy.dtype())?.reshape(shape)
-}
-
-/// The gradient of [`linear`]'s weight, in its layout and its `dtype`: from `x [.., in]` and `dy
-/// [.., out]`, the gradient after the activation's backward.
-///
-/// # Errors
-/// Row counts that differ, types that do not go together.
-pub fn weight_gradient(
-    m: &Memory,
-    layout: WeightLayout,
-    x: &Tensor,
-    dy: &Tensor,
-    dtype: DType,
-) -> Result<Tensor> {
-    let op = "linear backward";
-    let (rows, inputs) = rows_of(op, "the input", x)?;
-    let (dy_rows, outputs) = rows_of(op, "the gradient", dy)?;
-    if rows != dy_rows {
-        return Err(Error::shape(
-            op,
-            "the gradient",
-            dy.shape(),
-            format!("{rows} rows"),
-        ));
-    }
-    let x = x.contiguous(m)?.reshape(&[rows, inputs])?;
-    let dy = dy.contiguous(m)?.reshape(&[rows, outputs])?;
-    let operands = operands(x.dtype());
-    match layout {
-        WeightLayout::OutIn => narrow_product(m, operands, &dy.t()?, &x, dtype),
-        WeightLayout::InOut => narrow_product(m, operands, &x.t()?, &dy, dtype),
-    }
-}
-
 /// Products of so few columns are computed as their transposes.
 const NARROW: usize = 8;
 
@@ -291,47 +75,6 @@ pub(super) fn narrow_product(
     matmul_as(m, operands, &b.t()?, &a.t()?, dtype)?
         .t()?
         .contiguous(m)
-}
-
-/// The sum over all rows of `x [.., columns]`: `[columns]` in `dtype`, the gradient of a bias.
-///
-/// # Errors
-/// A tensor without dimensions.
-pub fn sum_to_columns(m: &Memory, x: &Tensor, dtype: DType) -> Result<Tensor> {
-    let op = "sum over rows";
-    let (rows, columns) = rows_of(op, "the input", x)?;
-    let x = x.contiguous(m)?;
-    if let Some(on) = m.gpu() {
-        let mut y = Tensor::empty(m, dtype, &[columns])?;
-        let need = cuda::reduce::sum_rows_workspace(rows, columns);
-        let mut scratch = workspace(m, x.dtype(), need)?;
-        on.run(|gpu| {
-            let (y, scratch) = (y.device_mut()?, scratch.device_mut()?);
-            Ok(cuda::reduce::sum_rows(
-                gpu,
-                x.device()?,
-                [rows, columns],
-                y,
-                scratch,
-            )?)
-        })?;
-        return Ok(y);
-    }
-    let mut y = Tensor::empty(m, accumulator(x.dtype()), &[columns])?;
-    with_float!(op, x.dtype(), T => {
-        let mut scratch = workspace(m, x.dtype(), kernel_reduce::sum_rows_workspace(rows, columns))?;
-        if !y.is_planned() {
-            kernel_reduce::sum_rows(
-                x.slice::<T>()?,
-                rows,
-                columns,
-                y.slice_mut::<<T as Float>::Acc>()?,
-                false,
-                scratch.slice_mut::<<T as Float>::Acc>()?,
-            );
-        }
-    });
-    cast(m, &y, dtype)
 }
 
 /// `a·b` over the last two dimensions: `[.., m, k]` and `[.., k, n]` give `[.., m, n]`. Leading

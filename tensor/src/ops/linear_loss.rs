@@ -10,9 +10,9 @@ use graft_kernels::{Float, cross_entropy as kernel, softcap};
 use half::{bf16, f16};
 
 use super::linalg::{
-    Linear, WeightLayout, add_product, linear_as, matmul_as, matrix, operands, products,
-    products_workspace, single, sum_to_columns, with_product,
+    add_product, matmul_as, matrix, operands, products, products_workspace, single, with_product,
 };
+use super::linear::{Linear, WeightLayout, linear_as, sum_to_columns};
 use super::loss::{IGNORE, check_targets, of_gpu, total};
 use super::{accumulator, cast, elementwise::add_assign, indices, parameter, put, workspace};
 use crate::error::{Error, Result};

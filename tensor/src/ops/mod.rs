@@ -8,6 +8,7 @@ pub mod attention;
 pub mod elementwise;
 pub mod index;
 pub mod linalg;
+pub mod linear;
 mod linear_loss;
 pub mod lora;
 pub mod loss;
@@ -27,12 +28,13 @@ pub use elementwise::{
     dropout, dropout_backward, glu, glu_backward, reduce_to_shape, unary, unary_backward,
 };
 pub use index::{add_rows, concat, gather_rows, place, put, scatter_add_rows, write_rows};
-pub use linalg::{
-    Linear, WeightLayout, input_gradient, linear, matmul, sum_to_columns, weight_gradient,
+pub use linalg::matmul;
+pub use linear::{
+    Linear, WeightLayout, input_gradient, input_gradient_through, linear, sum_to_columns,
+    weight_gradient,
 };
 pub use lora::{Lora, lora, lora_input, lora_input_gradient, lora_low, lora_low_gradient};
 pub use pool::{Pool, pool, pool_backward};
-pub use product::input_gradient_through;
 pub use quantised::quantise;
 pub use reduce::{Reduce, argmax, max_backward, reduce};
 

@@ -6,11 +6,8 @@ use graft_kernels::cuda;
 use graft_kernels::gemm::{self as kernel, Epilogue};
 use half::{bf16, f16};
 
-use super::linalg::{
-    Linear, factor, matrix, operands, products, products_workspace, single, with_product,
-};
-use super::quantised::weight_dtype;
-use super::{beside, quantised, rows_of, workspace};
+use super::linalg::{factor, matrix, operands, products, products_workspace, single, with_product};
+use super::{quantised, workspace};
 use crate::error::{Error, Result};
 use crate::{DType, Memory, Shape, Tensor};
 
@@ -108,35 +105,6 @@ pub(super) fn product(
         }
     });
     Ok(())
-}
-
-/// The gradient of [`linear`](super::linear)'s input where that is the activation of `pre`: of `pre`. On a
-/// GPU, for a weight that is not codes.
-///
-/// # Errors
-/// A gradient or a weight that does not fit.
-pub fn input_gradient_through(
-    m: &Memory,
-    linear: &Linear,
-    weight: &Tensor,
-    dy: &Tensor,
-    pre: &Tensor,
-    kind: Activation,
-) -> Result<Tensor> {
-    let op = "linear backward";
-    weight_dtype(op, weight, dy.dtype())?;
-    let (rows, outputs) = rows_of(op, "the gradient", dy)?;
-    let w = linear.input_by_output(weight)?; // [in, out]
-    let flat = dy.contiguous(m)?.reshape(&[rows, outputs])?;
-    let mut dx = Tensor::empty(m, dy.dtype(), pre.shape())?;
-    let pre = beside(op, "the pre-activation", pre, &dx, m)?;
-    let last = Last {
-        activation: Some(kind),
-        slope_of: Some(&pre),
-        ..Last::default()
-    };
-    product(m, &flat, &w.t()?, &mut dx, false, last)?;
-    Ok(dx)
 }
 
 /// `sum` as something that a gradient of `shape`, in the type of `dy`, can be added to in place.

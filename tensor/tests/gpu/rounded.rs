@@ -2,7 +2,7 @@
 
 use graft_kernels::activation::Activation;
 use graft_kernels::cuda::{Asked, Gpu};
-use graft_tensor::ops::linalg::{Linear, WeightLayout, input_gradient, linear};
+use graft_tensor::ops::linear::{Linear, WeightLayout, input_gradient, linear};
 use graft_tensor::ops::loss::{linear_cross_entropy, linear_cross_entropy_backward};
 use graft_tensor::ops::optimizer::{AdamW, Rule, Sgd, Tables, Update, step};
 use graft_tensor::ops::random::Key;
