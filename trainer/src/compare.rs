@@ -6,8 +6,9 @@ use serde_json::Value;
 
 use crate::config::Settings;
 use crate::error::{Error, Result};
+use crate::record::METRICS_FILE;
 use crate::report::{duration, thousands};
-use crate::run_dir::{CONFIG_FILE, METRICS_FILE};
+use crate::run_dir::CONFIG_FILE;
 
 /// A table with a row for each run: strategy, trained parameters and their share, the quality of the model that was kept
 /// (accuracy and macro-F1 of classifiers, perplexity of language models), the median time of a step, duration and peak

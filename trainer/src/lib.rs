@@ -33,6 +33,7 @@ pub mod perplexity;
 pub mod plan;
 pub mod predict;
 pub mod progress;
+pub mod record;
 pub mod report;
 pub mod run_dir;
 pub mod show;

@@ -17,7 +17,8 @@ use crate::model::Model;
 use crate::network::Network;
 use crate::plan::read_one;
 use crate::progress::Progress;
-use crate::run_dir::{Record, RunDir};
+use crate::record::Record;
+use crate::run_dir::RunDir;
 use crate::task::Task;
 
 /// The error for numbers that have left what f32 can hold.

@@ -5,7 +5,8 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
-use super::{AdapterKind, Settings, choice, count, number};
+use super::read::{choice, count, number};
+use super::{AdapterKind, Settings};
 use crate::error::{Error, Result};
 
 /// The rank where nothing is said.

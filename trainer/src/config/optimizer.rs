@@ -1,9 +1,46 @@
 //! The settings of the optimizer, some of which only one kind has.
 
+use graft_models::Strategy as Part;
+
+use super::read::{choice, number};
 use super::{
-    Init, OptimizerConfig, OptimizerKind, Schedule, Settings, Strategy, Warmup, choice, number,
+    AdapterKind, Init, OptimizerConfig, OptimizerKind, Schedule, Settings, Strategy, Warmup,
 };
 use crate::error::{Error, Result};
+
+impl OptimizerConfig {
+    /// The learning rate when none is given. A fresh head on a frozen trunk bears a large one; the deeper the
+    /// pretrained layers that move, the smaller. SGD has no per-parameter scale and needs about a hundred times as
+    /// much.
+    pub fn default_lr(kind: &OptimizerKind, strategy: &Strategy) -> f64 {
+        let of = |part: &Part| match (kind, part) {
+            (OptimizerKind::AdamW { .. }, Part::Head) => 1e-3,
+            // Biases and norms are few and cannot do much harm.
+            (OptimizerKind::AdamW { .. }, Part::Bitfit | Part::Norms) => 2e-3,
+            (OptimizerKind::AdamW { .. }, Part::Last(_)) => 1e-4,
+            (OptimizerKind::AdamW { .. }, Part::Full) => 5e-5,
+            (OptimizerKind::Sgd { .. }, Part::Head) => 1e-1,
+            (OptimizerKind::Sgd { .. }, Part::Bitfit | Part::Norms) => 2e-1,
+            (OptimizerKind::Sgd { .. }, Part::Last(_)) => 1e-2,
+            (OptimizerKind::Sgd { .. }, Part::Full) => 5e-3,
+        };
+        let adapter = strategy.adapter.map(|adapter| match (kind, adapter) {
+            // What nothing but the loss ties to the weights has far to go, and so have factors that begin at 1.
+            (
+                OptimizerKind::AdamW { .. },
+                AdapterKind::Ia3 | AdapterKind::Prompt | AdapterKind::Prefix,
+            ) => 3e-2,
+            (OptimizerKind::AdamW { .. }, _) => 2e-3,
+            (
+                OptimizerKind::Sgd { .. },
+                AdapterKind::Ia3 | AdapterKind::Prompt | AdapterKind::Prefix,
+            ) => 3.0,
+            (OptimizerKind::Sgd { .. }, _) => 2e-1,
+        });
+        let parts = strategy.parts.iter().map(of);
+        parts.chain(adapter).fold(f64::INFINITY, f64::min)
+    }
+}
 
 /// Checks `[optimizer]` and fills in the defaults, which depend on what is trained.
 pub(super) fn optimizer(s: &Settings, strategy: &Strategy, init: Init) -> Result<OptimizerConfig> {

@@ -16,7 +16,7 @@ use crate::error::Result;
 use crate::evaluate::{Evaluation, Labelled, logits};
 use crate::features::{Features, Kept};
 use crate::model::{Changes, Hashes, Loaded, Model};
-use crate::run_dir::Record;
+use crate::record::Record;
 use crate::steps::diverged;
 use crate::text_classifier::TextClassifier;
 

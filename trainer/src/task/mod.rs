@@ -21,7 +21,7 @@ use crate::error::{Result, list_names};
 use crate::features::Kept;
 use crate::model::{Hashes, Loaded, Model};
 use crate::network::Network;
-use crate::run_dir::Record;
+use crate::record::Record;
 
 /// A kind of task with its data.
 pub(crate) trait Task: Sync + Sized {

@@ -11,7 +11,7 @@ use crate::corpus::{Corpus, Pass, TokenNetwork};
 use crate::error::Result;
 use crate::model::{Loaded, Model};
 use crate::perplexity::Perplexity;
-use crate::run_dir::Record;
+use crate::record::Record;
 use crate::steps::diverged;
 
 /// A task over the supervised tokens of some texts.
