@@ -11,8 +11,25 @@ use graft_kernels::cuda::{SOURCES, Source, Target};
 type Failure = Box<dyn Error + Send + Sync>;
 
 /// The simulation's own files, beside its headers: what every kernel runs on, and the driver.
-const PARTS: [&str; 5] = ["scheduler", "instructions", "hopper", "races", "driver"];
-const HEADERS: [&str; 4] = ["device.hpp", "hopper.hpp", "races.hpp", "scheduler.hpp"];
+const PARTS: [&str; 8] = [
+    "scheduler",
+    "instructions",
+    "hopper",
+    "races",
+    "clocks",
+    "shadow",
+    "reports",
+    "driver",
+];
+const HEADERS: [&str; 7] = [
+    "device.hpp",
+    "hopper.hpp",
+    "races.hpp",
+    "clocks.hpp",
+    "shadow.hpp",
+    "reports.hpp",
+    "scheduler.hpp",
+];
 
 /// One file to compile.
 struct Unit {
