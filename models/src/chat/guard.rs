@@ -66,8 +66,10 @@ pub(super) fn add(environment: &mut Environment) {
         )*};
     }
     keep!(
-        upper, lower, title, capitalize, trim, split, lines, escape, safe, format
+        upper, lower, title, capitalize, trim, split, lines, safe, format
     );
+    environment.add_filter(original("escape"), escape);
+    guard(environment, "escape", "escape", flat);
     guard(environment, "e", "escape", flat);
     environment.add_filter(original("join"), filters::join);
     guard(environment, "join", "join", flat_items);
@@ -97,6 +99,24 @@ fn guard(
         state.apply_filter(&of, &arguments)
     };
     environment.add_filter(name.to_string(), guarded);
+}
+
+/// HTML's escapes as Jinja writes them: the engine has others for quotes, and one more for slashes.
+fn escape(state: &State, value: Value) -> Result<Value, Error> {
+    if value.is_safe() {
+        return Ok(value);
+    }
+    let mut text = python::string(state, value)?;
+    for (from, to) in [
+        ("&", "&amp;"),
+        ("<", "&lt;"),
+        (">", "&gt;"),
+        ("'", "&#39;"),
+        ("\"", "&#34;"),
+    ] {
+        text = text.replace(from, to);
+    }
+    Ok(Value::from_safe_string(text))
 }
 
 /// Python's `str.replace`: the first `count` times, or all where that is not given or negative.

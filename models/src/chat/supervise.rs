@@ -35,7 +35,8 @@ impl ChatTemplate {
     /// assistant's, as in transformers. For other templates, a message of the assistant reaches from the end of what
     /// a model is given when it is to write that message (the messages before it, rendered with the generation
     /// prompt) to the end of the conversation up to it. Behind the last special token of that stretch, which ends
-    /// the turn, white space is the template's and not the assistant's.
+    /// the turn, white space is the template's and not the assistant's. Where a template leaves something out of an
+    /// answer once others follow (what the assistant thought), the answer is what remains of its end.
     ///
     /// A message without words, where the template writes what is in front of it otherwise than in front of an answer, is
     /// not learnt from.
@@ -69,7 +70,9 @@ impl ChatTemplate {
                 }
             }
             None => {
-                for span in self.turns(messages, &whole, &text)? {
+                let special = tokens.iter().filter(|t| tokenizer.is_special(t.id));
+                let ends: Vec<usize> = special.map(|token| token.span.end).collect();
+                for span in self.turns(messages, &whole, &text, &ends)? {
                     let first = tokens.partition_point(|token| token.span.end <= span.start);
                     let behind = first
                         + tokens[first..]
@@ -99,12 +102,14 @@ impl ChatTemplate {
         Ok(Supervised { text, tokens, mask })
     }
 
-    /// The bytes of the text that each of the assistant's messages takes, by rendering the conversation up to it.
+    /// The bytes of the text that each of the assistant's messages takes, by rendering the conversation up to it. `ends`
+    /// are those of the text's special tokens.
     fn turns(
         &self,
         messages: &[Value],
         options: &ChatOptions,
         text: &str,
+        ends: &[usize],
     ) -> Result<Vec<Range<usize>>> {
         let prompt = ChatOptions {
             add_generation_prompt: true,
@@ -115,15 +120,20 @@ impl ChatTemplate {
             if message.get("role").and_then(Value::as_str) != Some("assistant") {
                 continue;
             }
+            let before = self.render(&messages[..i], &prompt)?;
             let end = match i + 1 == messages.len() {
                 true => text.len(),
                 false => {
                     let up_to = self.render(&messages[..=i], options)?;
-                    self.check_prefix(i, "the conversation up to it", &up_to, text)?;
-                    up_to.len()
+                    match shortened(&before, &up_to, text, ends) {
+                        Some(end) => end,
+                        None => {
+                            self.check_prefix(i, "the conversation up to it", &up_to, text)?;
+                            up_to.len()
+                        }
+                    }
                 }
             };
-            let before = self.render(&messages[..i], &prompt)?;
             if is_empty(message) && !text[..end].starts_with(&before) {
                 // Some templates write an answer without words otherwise than one with words. A model is never given what
                 // stands in front of it there, and has nothing to say.
@@ -180,6 +190,36 @@ impl ChatTemplate {
     }
 }
 
+/// Where an answer ends in `text` that `up_to` has with more in front of it, behind `before`: what remains must be all that
+/// follows what was left out, up to the special token that ends the turn.
+fn shortened(before: &str, up_to: &str, text: &str, ends: &[usize]) -> Option<usize> {
+    if text.starts_with(up_to) {
+        return None;
+    }
+    let (whole, rest) = (up_to.strip_prefix(before)?, text.strip_prefix(before)?);
+    let end = before.len() + overlap(whole, rest);
+    let last = ends[..ends.partition_point(|&e| e <= end)].last()?;
+    (*last > before.len() && text[*last..end].trim().is_empty()).then_some(end)
+}
+
+/// Bytes of the longest end of `a` that `b` begins with, by the algorithm of Knuth, Morris and Pratt.
+fn overlap(a: &str, b: &str) -> usize {
+    let (a, b) = (a.as_bytes(), b.as_bytes());
+    let b = &b[..b.len().min(a.len())];
+    // Of each beginning of `b`, the longest shorter one that it ends with.
+    let mut borders = vec![0; b.len()];
+    let next = |borders: &[usize], mut held: usize, byte: u8| {
+        while held > 0 && b.get(held) != Some(&byte) {
+            held = borders[held - 1];
+        }
+        held + usize::from(b.get(held) == Some(&byte))
+    };
+    for i in 1..b.len() {
+        borders[i] = next(&borders, borders[i - 1], b[i]);
+    }
+    a.iter().fold(0, |held, &byte| next(&borders, held, byte))
+}
+
 /// Whether a message says nothing and calls no tool.
 fn is_empty(message: &Value) -> bool {
     let nothing = |key: &str| match message.get(key) {
@@ -189,4 +229,29 @@ fn is_empty(message: &Value) -> bool {
         Some(_) => false,
     };
     nothing("content") && nothing("tool_calls")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_longest_end_that_begins_the_other() {
+        for (a, b) in [
+            ("", "a"),
+            ("a", ""),
+            ("xab", "abc"),
+            ("aabaa", "aabaaab"),
+            ("abab", "babab"),
+            ("aaaa", "aa"),
+            ("thought\u{e9}s", "\u{e9}s and"),
+            ("abcabcabd", "abcabd"),
+            ("ab", "ba"),
+        ] {
+            let longest = (0..=a.len())
+                .filter(|&k| a.is_char_boundary(k))
+                .find(|&k| b.starts_with(&a[k..]));
+            assert_eq!(overlap(a, b), a.len() - longest.unwrap(), "{a} {b}");
+        }
+    }
 }

@@ -51,7 +51,7 @@ fn model(kind: &str) -> (Tokenizer, BTreeMap<String, String>) {
             "qwen2",
             &[("eos_token", "<|im_end|>"), ("pad_token", "<|endoftext|>")],
         ),
-        "chatml_generation" => ("qwen2", &[("eos_token", "<|im_end|>")]),
+        "chatml_generation" | "chatml_thinking" => ("qwen2", &[("eos_token", "<|im_end|>")]),
         "llama2" => (
             "llama2",
             &[
