@@ -245,6 +245,20 @@ pub enum Error {
         shapes: Vec<String>,
     },
 
+    /// A tensor that the configuration ties to another and that holds something else.
+    #[error(
+        "{file}: `{copy}` holds other numbers than `{original}`, expected the same ones: config.json ties the two; set \
+         `tie_word_embeddings` to false there if the model was trained so"
+    )]
+    Untied {
+        /// The checkpoint.
+        file: String,
+        /// The tensor that ought to be a copy.
+        copy: String,
+        /// What it ought to be a copy of.
+        original: String,
+    },
+
     /// A sequence with more tokens than the model has positions.
     #[error("a sequence has {tokens} tokens, and the model has positions for {limit}; truncate it")]
     TooLong {

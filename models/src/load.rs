@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 use std::collections::HashMap;
+use std::hash::{DefaultHasher, Hasher};
 use std::path::Path;
 
 use graft_nn::{ParamId, Parameters, TrainableSet};
@@ -40,6 +41,11 @@ pub trait Stored {
     /// Tensors that a checkpoint may hold and that no model has a use for: buffers that can be computed, copies of
     /// others, heads of pretraining.
     fn is_dispensable(&self, name: &str) -> bool;
+
+    /// The parameter that a dispensable tensor must equal, because the configuration ties the two.
+    fn copy_of(&self, _name: &str) -> Option<String> {
+        None
+    }
 
     /// The head of another kind of model, in the way of nothing when this one's head is new.
     fn is_other_head(&self, name: &str) -> bool;
@@ -93,6 +99,12 @@ impl Stored for DecoderConfig {
         self.family.is_buffer(name) || (self.tied && is_of(LM_HEAD, name))
     }
 
+    fn copy_of(&self, name: &str) -> Option<String> {
+        let names = self.family.names();
+        let head = self.tied && is_of(LM_HEAD, name);
+        head.then(|| format!("{}{}.weight", names.prefix, names.words))
+    }
+
     fn is_other_head(&self, name: &str) -> bool {
         is_of(LM_HEAD, name) || is_of(SCORE, name)
     }
@@ -109,7 +121,7 @@ fn is_of(module: &str, name: &str) -> bool {
 /// does.
 ///
 /// # Errors
-/// [`Error::Mismatch`], which lists missing, unexpected and wrongly shaped tensors together; and
+/// [`Error::Mismatch`], which lists missing, unexpected and wrongly shaped tensors together; [`Error::Untied`]; and
 /// whatever reading the file refuses.
 pub fn load_parameters(
     parameters: &mut Parameters,
@@ -151,6 +163,7 @@ pub fn load_parameters_with(
     let mut shapes = Vec::new();
     let mut found = vec![false; parameters.len()];
     let mut places: HashMap<String, ParamId> = HashMap::new();
+    let mut copies: HashMap<String, ParamId> = HashMap::new();
     for tensor in checkpoint.tensors() {
         match find(parameters, &tensor.name) {
             Some(id) if fresh(parameters.get(id).name()) => {
@@ -176,7 +189,13 @@ pub fn load_parameters_with(
                     shapes.push(format!("{name}: {:?}, expected {expected}", tensor.shape));
                 }
             }
-            None if config.is_dispensable(&tensor.name) => report.unused.push(tensor.name.clone()),
+            None if config.is_dispensable(&tensor.name) => {
+                report.unused.push(tensor.name.clone());
+                let original = config.copy_of(&tensor.name);
+                if let Some(id) = original.and_then(|name| parameters.lookup(&name)) {
+                    copies.insert(tensor.name.clone(), id);
+                }
+            }
             // The head of another kind of model for another task.
             None if new_head.is_some() && config.is_other_head(&tensor.name) => {
                 report.unused.push(tensor.name.clone());
@@ -198,8 +217,17 @@ pub fn load_parameters_with(
         });
     }
 
-    checkpoint.read_each(&mut |t| places.contains_key(&t.name), &mut |t, bytes| {
-        let id = places[&t.name];
+    // What the tensors hold that have copies, and these: type and number of the bytes, and a hash of them.
+    let mut held: HashMap<String, _> = HashMap::new();
+    let wanted = |name: &String| places.contains_key(name) || copies.contains_key(name);
+    checkpoint.read_each(&mut |t| wanted(&t.name), &mut |t, bytes| {
+        let place = places.get(&t.name).copied();
+        if place.is_none_or(|id| copies.values().any(|&original| original == id)) {
+            let mut hash = DefaultHasher::new();
+            hash.write(bytes);
+            held.insert(t.name.clone(), (t.dtype, bytes.len(), hash.finish()));
+        }
+        let Some(id) = place else { return Ok(()) };
         let dtype = t
             .dtype
             .dtype()
@@ -215,6 +243,16 @@ pub fn load_parameters_with(
         loaded(parameters.get(id).name(), parameters.value(id)?);
         Ok(())
     })?;
+    for (copy, id) in &copies {
+        let original = places.iter().find(|(_, place)| *place == id);
+        if let Some((original, _)) = original.filter(|(name, _)| held[*name] != held[copy]) {
+            return Err(Error::Untied {
+                file,
+                copy: copy.clone(),
+                original: original.clone(),
+            });
+        }
+    }
     report.initialised = parameters
         .iter()
         .filter(|(_, p)| !p.has_value())

@@ -45,6 +45,17 @@ impl Stored for MaskedConfig {
         is_dispensable(name) || name.contains("pooler.dense.")
     }
 
+    fn copy_of(&self, name: &str) -> Option<String> {
+        let family = self.0.family;
+        let matrix = match family {
+            Family::Bert => "cls.predictions.decoder.weight",
+            Family::Roberta => "lm_head.decoder.weight",
+            Family::DistilBert => "vocab_projector.weight",
+        };
+        let words = || format!("{}embeddings.word_embeddings.weight", family.names().prefix);
+        (name == matrix).then(words)
+    }
+
     fn is_other_head(&self, name: &str) -> bool {
         name.starts_with("classifier.") || name.starts_with("pre_classifier.")
     }

@@ -203,3 +203,50 @@ fn a_head_with_a_matrix_of_its_own_is_refused() {
         "{error}"
     );
 }
+
+/// Copies of the token embedding are read over; anything else in their place is refused.
+#[test]
+fn a_tied_matrix_with_numbers_of_its_own_is_refused() {
+    use graft_models::safetensors::{TensorView, write};
+    for (family, copy, words) in [
+        ("tiny-bert", "cls.predictions.decoder.weight", "bert."),
+        ("tiny-roberta", "lm_head.decoder.weight", "roberta."),
+        ("tiny-distilbert", "vocab_projector.weight", "distilbert."),
+    ] {
+        let dir = masked(family);
+        let words = format!("{words}embeddings.word_embeddings.weight");
+        let stored = tensors(&dir.join("model.safetensors"));
+        for same in [true, false] {
+            let mut list: Vec<_> = stored
+                .iter()
+                .map(|(name, value)| (name.clone(), value, value.to_bytes().unwrap()))
+                .collect();
+            let mut data = stored[&words].to_bytes().unwrap();
+            if !same {
+                data[0] ^= 1;
+            }
+            list.push((copy.to_owned(), &stored[&words], data));
+            let out = tempfile::tempdir().unwrap();
+            let views = list.iter().map(|(name, value, data)| TensorView {
+                name,
+                dtype: value.dtype(),
+                shape: value.shape(),
+                data,
+            });
+            let path = out.path().join("model.safetensors");
+            write(&path, &Default::default(), views).unwrap();
+            let config = config(&dir);
+            let mut parameters = Parameters::new(&Memory::cpu(), DType::F32);
+            MaskedLm::new(&mut parameters, &config).unwrap();
+            let mut checkpoint = Checkpoint::open(out.path()).unwrap();
+            let report = load_parameters(&mut parameters, &config, &mut checkpoint, None);
+            if same {
+                assert_eq!(report.unwrap().unused, [copy]);
+            } else {
+                let text = report.unwrap_err().to_string();
+                let expected = format!("`{copy}` holds other numbers than `{words}`");
+                assert!(text.contains(&expected), "{text}");
+            }
+        }
+    }
+}
