@@ -8,6 +8,16 @@
 
 constexpr int OWN = 128; // rows of a task
 
+// The scores of both own tiles with both others', in turn with the other warpgroup.
+template <class R, int N>
+__device__ __forceinline__ void first_scores(int group, float (&s)[1][N][4], float (&dp)[1][N][4],
+                                             u64 own, u64 other_own, const u8 *tile) {
+    my_turn<R>(group);
+    scores<R>(s, own, wgmma_operand(tile, 0, 1024));
+    scores<R>(dp, other_own, wgmma_operand(tile + R::TILE, 0, 1024));
+    your_turn<R>(group);
+}
+
 // The gradients of 64 keys and values of each task. Rows of scores are keys.
 template <class R, bool DROP>
 __device__ __forceinline__ void gradients_of_keys(const Attention &p, u8 *shared,
@@ -21,10 +31,9 @@ __device__ __forceinline__ void gradients_of_keys(const Attention &p, u8 *shared
     if (group == R::GROUPS - 1) your_turn<R>(group);
 #pragma unroll 1
     for (u32 turn = 0;; turn++) {
-        u32 slot = turn % R::SLOTS;
-        barrier_wait(&barriers.own_full[slot], turn / R::SLOTS & 1);
-        Task task = barriers.tasks[slot];
+        Task task = task_at<R>(barriers, turn);
         if (task.len == 0) return;
+        u32 slot = turn % R::SLOTS;
         const u8 *own = shared + slot * R::SLOT + group * 64 * 128;
         u64 keys = wgmma_operand(own, 0, 1024), values = wgmma_operand(own + R::OWN_TILE, 0, 1024);
         int unit = task.first + 64 * group, key = task.first + 16 * (threadIdx.x / 32);
@@ -32,10 +41,7 @@ __device__ __forceinline__ void gradients_of_keys(const Attention &p, u8 *shared
         clear(dks);
         clear(dvs);
         const u8 *tile = stage_at<R>(shared, barriers, step);
-        my_turn<R>(group);
-        scores<R>(s, keys, wgmma_operand(tile, 0, 1024));
-        scores<R>(dp, values, wgmma_operand(tile + R::TILE, 0, 1024));
-        your_turn<R>(group);
+        first_scores<R>(group, s, dp, keys, values, tile);
 #pragma unroll 1
         for (;;) {
             const u8 *numbers = shared + R::NUMBERS_AT + step % R::STAGES * 2 * R::NUMBERS;
@@ -142,20 +148,16 @@ __device__ __forceinline__ void gradients_of_queries(const Attention &p, const f
     if (group == R::GROUPS - 1) your_turn<R>(group);
 #pragma unroll 1
     for (u32 turn = 0;; turn++) {
-        u32 slot = turn % R::SLOTS;
-        barrier_wait(&barriers.own_full[slot], turn / R::SLOTS & 1);
-        Task task = barriers.tasks[slot];
+        Task task = task_at<R>(barriers, turn);
         if (task.len == 0) return;
+        u32 slot = turn % R::SLOTS;
         const u8 *slot_at = shared + slot * R::SLOT, *own = slot_at + group * 64 * 128;
         u64 queries = wgmma_operand(own, 0, 1024), grads = wgmma_operand(own + R::OWN_TILE, 0, 1024);
         int unit = task.first + 64 * group, query = task.first + 16 * (threadIdx.x / 32);
         int key = task.from, left = task.steps;
         clear(dqs);
         const u8 *tile = stage_at<R>(shared, barriers, step);
-        my_turn<R>(group);
-        scores<R>(s, queries, wgmma_operand(tile, 0, 1024));
-        scores<R>(dp, grads, wgmma_operand(tile + R::TILE, 0, 1024));
-        your_turn<R>(group);
+        first_scores<R>(group, s, dp, queries, grads, tile);
         float lse2[2], dot[2];
 #pragma unroll
         for (int r = 0; r < 2; r++) {

@@ -50,10 +50,9 @@ __device__ __forceinline__ void forward(const Attention &p, u8 *shared, Barriers
     u32 step = 0;
 #pragma unroll 1
     for (u32 turn = 0;; turn++) {
-        u32 slot = turn % R::SLOTS;
-        barrier_wait(&barriers.own_full[slot], turn / R::SLOTS & 1);
-        Task task = barriers.tasks[slot];
+        Task task = task_at<R>(barriers, turn);
         if (task.len == 0) return;
+        u32 slot = turn % R::SLOTS;
         u64 *own_empty = &barriers.own_empty[slot];
         u64 own = wgmma_operand(shared + slot * R::SLOT + group * 64 * 128, 0, 1024);
         int unit = task.first + 64 * group, query = task.first + 16 * (threadIdx.x / 32);

@@ -143,6 +143,18 @@ __device__ __forceinline__ u32 lanes_alike(int digit, bool valid) {
     return alike;
 }
 
+// What a pass of `order_rows` meets at position i: a row, its digit of eight bits, and which lanes meet the same digit. The
+// first pass reads the index itself, others what the pass before wrote.
+struct Met {
+    int row, digit;
+    u32 alike;
+};
+__device__ __forceinline__ Met meet(const i64 *index, const int *rows, int pass, int i, bool valid) {
+    int row = !valid ? 0 : pass == 0 ? (int)index[i] : rows[i];
+    int digit = row >> (8 * pass) & 255;
+    return {row, digit, lanes_alike(digit, valid)};
+}
+
 // The first of rows[from .. to], which rise, that is at least (or more than) `row`.
 __device__ __forceinline__ int bound(const int *rows, int from, int to, int row, bool above) {
     while (from < to) {
@@ -172,16 +184,13 @@ EXPORT __launch_bounds__(SORTERS, 1)
         bool swapped = (passes - 1 - pass) % 2;
         int *to_rows = swapped ? other_rows : rows, *to_order = swapped ? other_order : order;
         const int *from_rows = swapped ? rows : other_rows, *from_order = swapped ? order : other_order;
-        int shift = 8 * pass;
         for (int d = lane; d < 256; d += 32) counts[warp][d] = 0;
         __syncwarp();
 #pragma unroll 1
         for (int i = from + lane; i - lane < to; i += 32) {
             bool valid = i < to;
-            int row = !valid ? 0 : pass == 0 ? (int)index[i] : from_rows[i];
-            int digit = row >> shift & 255;
-            u32 alike = lanes_alike(digit, valid);
-            if (valid && lane == __ffs(alike) - 1) counts[warp][digit] += __popc(alike);
+            Met met = meet(index, from_rows, pass, i, valid);
+            if (valid && lane == __ffs(met.alike) - 1) counts[warp][met.digit] += __popc(met.alike);
             __syncwarp();
         }
         __syncthreads();
@@ -198,16 +207,14 @@ EXPORT __launch_bounds__(SORTERS, 1)
 #pragma unroll 1
         for (int i = from + lane; i - lane < to; i += 32) {
             bool valid = i < to;
-            int row = !valid ? 0 : pass == 0 ? (int)index[i] : from_rows[i];
-            int digit = row >> shift & 255;
-            u32 alike = lanes_alike(digit, valid);
-            int rank = __popc(alike & ((1u << lane) - 1));
-            int at = firsts[digit] + counts[warp][digit] + rank;
+            Met met = meet(index, from_rows, pass, i, valid);
+            int rank = __popc(met.alike & ((1u << lane) - 1));
+            int at = firsts[met.digit] + counts[warp][met.digit] + rank;
             __syncwarp();
             if (valid) {
-                to_rows[at] = row;
+                to_rows[at] = met.row;
                 to_order[at] = pass == 0 ? i : from_order[i];
-                if (rank == 0) counts[warp][digit] += __popc(alike);
+                if (rank == 0) counts[warp][met.digit] += __popc(met.alike);
             }
             __syncwarp();
         }

@@ -155,6 +155,13 @@ __device__ __forceinline__ void load(const Attention &p, const i64 *offsets, con
     no_more_tasks();
 }
 
+// Task number `turn` of a block, when its own rows are there: of no sequence after the last one.
+template <class R> __device__ __forceinline__ Task task_at(Barriers &barriers, u32 turn) {
+    u32 slot = turn % R::SLOTS;
+    barrier_wait(&barriers.own_full[slot], turn / R::SLOTS & 1);
+    return barriers.tasks[slot];
+}
+
 // What a warpgroup reads of stage number `step` of all, when it is there.
 template <class R>
 __device__ __forceinline__ const u8 *stage_at(const u8 *shared, Barriers &barriers, u32 step) {
