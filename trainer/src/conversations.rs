@@ -70,15 +70,7 @@ pub fn supervise(
     };
     template
         .supervise(tokenizer, &row.messages, &options)
-        .map_err(|error| match error {
-            graft_models::Error::Template { file, reason, help } => {
-                Error::data(path, Some(row.line), format!("{file}: {reason}"), help)
-            }
-            other => {
-                let help = "correct the row, or remove it";
-                Error::data(path, Some(row.line), other.to_string(), help)
-            }
-        })
+        .map_err(|error| Error::from(error).of_row(path, row.line))
 }
 
 /// Of tokens `[n]`, how many are supervised and have one in front of them that predicts them.

@@ -156,6 +156,30 @@ impl Error {
 }
 
 impl Error {
+    /// A model that computes something else than numbers.
+    pub(crate) fn not_numbers() -> Error {
+        Error::config(
+            "model",
+            "its logits are not numbers",
+            "check its weights: `trainer inspect` lists them, `trainer verify` checks a run",
+        )
+    }
+
+    /// This error as one of the row that led to it.
+    pub(crate) fn of_row(self, path: &Path, line: usize) -> Error {
+        let (what, help) = match self {
+            Error::Model(graft_models::Error::Template { file, reason, help }) => {
+                (format!("{file}: {reason}"), help)
+            }
+            Error::Config { place, what, help } => (format!("{place}: {what}"), help),
+            other => (
+                other.to_string(),
+                "correct the row, or remove it".to_owned(),
+            ),
+        };
+        Error::data(path, Some(line), what, help)
+    }
+
     /// A run at `out` that was told to stop, with or without a checkpoint.
     pub fn stopped(step: u64, out: &Path, checkpoint: bool) -> Error {
         let out = out.display();

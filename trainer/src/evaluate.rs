@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::batch::{BatchSize, in_order};
 use crate::data::{Columns, Dataset, count_labels, encode_labels};
 use crate::encode::Encoded;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::features::Features;
 use crate::metrics::Confusion;
 use crate::model::Model;
@@ -24,7 +24,7 @@ const EVALUATION_BATCH: BatchSize = BatchSize::Tokens(2048);
 /// run for examples that are not in there yet.
 ///
 /// # Errors
-/// As the model's forward pass.
+/// As the model's forward pass; logits that are no numbers.
 pub fn logits<N: TextClassifier>(
     model: &Model<N>,
     data: &Encoded,
@@ -47,6 +47,9 @@ pub fn logits<N: TextClassifier>(
             None => model.network.forward(&mut f, &packed)?,
         };
         let values = read_all(logits.value())?;
+        if !values.iter().all(|x| x.is_finite()) {
+            return Err(Error::not_numbers());
+        }
         all.extend(values.chunks(labels).map(<[f32]>::to_vec));
     }
     if planned {

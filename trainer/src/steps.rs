@@ -23,7 +23,11 @@ use crate::task::Task;
 
 /// The error for numbers that have left what f32 can hold.
 pub(crate) fn diverged(step: u64, what: String) -> Error {
-    let help = "lower optimizer.lr, or raise optimizer.warmup";
+    let help = match step {
+        // Nothing has moved yet.
+        1 => "check the model's weights and lower optimizer.lr",
+        _ => "lower optimizer.lr, or raise optimizer.warmup",
+    };
     Error::config(format!("step {step}"), what, help)
 }
 

@@ -101,6 +101,9 @@ pub fn resume(out: &Path, threads: Option<usize>, stop: &AtomicBool) -> Result<O
     Ok(Some(report))
 }
 
+/// More threads than any machine has a use for; starting them would take minutes.
+const MOST_THREADS: usize = 1024;
+
 /// Runs `work` on so many threads, or on all cores; `place` is where the number was given.
 ///
 /// # Errors
@@ -114,6 +117,10 @@ pub(crate) fn on_threads<T: Send>(
         // On one of the pool's own threads: from another, each operation would wait for them to wake.
         return rayon::scope(|_| work());
     };
+    if threads > MOST_THREADS {
+        let what = format!("it is {threads}, expected {MOST_THREADS} at most");
+        return Err(Error::config(place, what, "ask for fewer threads"));
+    }
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
     let pool = pool.map_err(|e| {
         let what = format!("cannot start {threads} threads: {e}");

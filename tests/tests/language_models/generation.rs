@@ -301,6 +301,7 @@ fn what_cannot_be_generated_is_refused() {
         ("--top-k", "5", "no effect at temperature 0"),
         ("--max-new-tokens", "0", "1 or more"),
         ("--threads", "0", "1 or more"),
+        ("--threads", "100000", "1024 at most"),
         ("--repetition-penalty", "0", "above 0"),
         ("--stop", "", "some text"),
     ] {
@@ -308,6 +309,24 @@ fn what_cannot_be_generated_is_refused() {
     }
     let data = bench.path("train.jsonl");
     refuse(&["--prompts", &data], &["train.jsonl:1", "`prompt`"]);
+    refuse(
+        &["--prompts", &data],
+        &["name the column with --text-column"],
+    );
+    let folder = bench.path("model");
+    refuse(&["--prompts", &folder], &["it is a directory"]);
+    let prompts = bench.path("long.jsonl");
+    std::fs::write(
+        &prompts,
+        format!("{{\"prompt\": \"a\"}}\n{{\"prompt\": \"{long}\"}}\n"),
+    )
+    .unwrap();
+    refuse(&["--prompts", &prompts], &["long.jsonl:2", "41 tokens"]);
+    let nowhere = bench.path("nowhere/out.jsonl");
+    refuse(
+        &["--prompts", &prompts, "--out", &nowhere],
+        &["--out: there is no directory"],
+    );
     let encoder = graft_tests::fixture("tiny-bert");
     let said = TRAINER.refuses([
         "generate",
@@ -319,6 +338,29 @@ fn what_cannot_be_generated_is_refused() {
     assert!(said.contains("family bert"), "{said}");
     // Nothing at all begins with the token that begins a text.
     bench.continued("model", "", &["--max-new-tokens", "3"]);
+}
+
+#[test]
+fn weights_that_are_no_numbers_are_refused_by_all_that_uses_them() {
+    let bench = Bench::new("tiny-gpt2");
+    let path = bench.path("model/model.safetensors");
+    let mut bytes = std::fs::read(&path).unwrap();
+    // The end of the token embedding, which is the matrix of the logits.
+    let end = bytes.len();
+    bytes[end - 4096..].fill(0xff);
+    std::fs::write(&path, bytes).unwrap();
+    let (model, data) = (bench.path("model"), bench.path("train.jsonl"));
+    for json in [&[][..], &["--json"]] {
+        let arguments = [&["eval", "--model", &model, "--data", &data], json].concat();
+        let said = TRAINER.refuses(arguments);
+        assert!(said.contains("its logits are not numbers"), "{said}");
+    }
+    let said = TRAINER.refuses(bench.generate("model", &["--prompt", "the"]));
+    assert!(said.contains("its logits are not numbers"), "{said}");
+    let said = TRAINER.refuses(bench.train("run", &[]));
+    let wanted = ["step 1: the loss is NaN", "check the model's weights"];
+    assert!(wanted.iter().all(|part| said.contains(part)), "{said}");
+    assert!(!bench.dir.path().join("run").exists());
 }
 
 #[test]

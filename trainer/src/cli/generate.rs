@@ -11,10 +11,10 @@ use serde_json::{Value, json};
 use crate::adapted::{AdapterArgs, Choice};
 use crate::config::Precision;
 use crate::conversations::template;
-use crate::data::{Chats, Columns, Conversation, Dataset};
+use crate::data::{Chats, Columns, Conversation, Dataset, Example};
 use crate::device::DeviceArgs;
 use crate::error::{Error, Result};
-use crate::generate::{Options, Sampling, encode, generate};
+use crate::generate::{Options, Sampling, check, encode, generate};
 use crate::model::Model;
 use crate::train::on_threads;
 
@@ -182,7 +182,7 @@ struct Prompt {
 
 /// What is to be continued, as it was read.
 enum Source {
-    Texts(Vec<String>),
+    Texts(Vec<Example>),
     Chats(Chats),
 }
 
@@ -197,13 +197,18 @@ fn read(args: &GenerateArgs) -> Result<Source> {
                 label: None,
             };
             let data = Dataset::read(path, &columns)?;
-            Source::Texts(data.examples.into_iter().map(|e| e.text).collect())
+            Source::Texts(data.examples)
         }
         (Some(path), true) => Source::Chats(Chats::read(path, &column("messages"))?),
         (None, chat) => {
             let prompt = args.prompt.clone().unwrap_or_default();
             if !chat {
-                return Ok(Source::Texts(vec![prompt]));
+                return Ok(Source::Texts(vec![Example {
+                    text: prompt,
+                    text_pair: None,
+                    label: None,
+                    line: 1,
+                }]));
             }
             let system = args.system.as_ref();
             let system = system.map(|text| json!({"role": "system", "content": text}));
@@ -222,18 +227,26 @@ fn read(args: &GenerateArgs) -> Result<Source> {
 }
 
 /// The tokens of what is to be continued. A conversation ends where the assistant's answer begins, and the token that ends
-/// its turn ends the text.
+/// its turn ends the text. An error names the line of `file`, if there is one.
 fn encode_all(
     model: &Model<CausalLm>,
     source: Source,
+    file: Option<&Path>,
     options: &mut Options,
 ) -> Result<Vec<Prompt>> {
+    let checked = |line: usize, ids: Result<Vec<u32>>| {
+        let ids = ids.and_then(|ids| check(model, &ids).map(|()| ids));
+        ids.map_err(|error| match file {
+            Some(path) => error.of_row(path, line),
+            None => error,
+        })
+    };
     match source {
         Source::Texts(texts) => texts
             .into_iter()
-            .map(|text| {
-                let ids = encode(model, &text)?;
-                let said = text.into();
+            .map(|row| {
+                let ids = checked(row.line, encode(model, &row.text))?;
+                let said = row.text.into();
                 Ok(Prompt { said, ids })
             })
             .collect(),
@@ -250,8 +263,9 @@ fn encode_all(
                         variables: row.variables,
                         ..ChatOptions::default()
                     };
-                    let text = template.render(&row.messages, &render)?;
-                    let ids = model.tokenizer.encode_bare(&text)?;
+                    let text = template.render(&row.messages, &render);
+                    let ids = text.and_then(|text| model.tokenizer.encode_bare(&text));
+                    let ids = checked(row.line, ids.map_err(Error::from))?;
                     let said = row.messages.into();
                     Ok(Prompt { said, ids })
                 })
@@ -261,6 +275,16 @@ fn encode_all(
 }
 
 fn continue_all(args: &GenerateArgs, mut options: Options) -> Result<()> {
+    if let Some(folder) = args.out.as_deref().and_then(Path::parent)
+        && !(folder.as_os_str().is_empty() || folder.is_dir())
+    {
+        let what = format!("there is no directory {}", folder.display());
+        return Err(Error::config(
+            "--out",
+            what,
+            "make it first, or name another file",
+        ));
+    }
     let source = read(args)?;
     let choice = Choice::of(&args.model, &args.adapters)?;
     let mut model = choice.single()?.causal(&args.device.open()?)?.model;
@@ -268,7 +292,7 @@ fn continue_all(args: &GenerateArgs, mut options: Options) -> Result<()> {
     if model.parameters.memory().device() == Device::Cpu {
         model.parameters.hold_as_computed()?;
     }
-    let prompts = encode_all(&model, source, &mut options)?;
+    let prompts = encode_all(&model, source, args.prompts.as_deref(), &mut options)?;
     let ids: Vec<Vec<u32>> = prompts.iter().map(|prompt| prompt.ids.clone()).collect();
     if args.prompts.is_none() {
         let mut out = io::stdout().lock();

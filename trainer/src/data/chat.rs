@@ -79,6 +79,12 @@ fn conversation(path: &Path, line: usize, content: &str, column: &str) -> Result
         let help = "give the row messages or remove it";
         return Err(Error::data(path, Some(line), what, help));
     }
+    for content in messages.iter().filter_map(|message| message.get("content")) {
+        if content.is_number() || content.is_boolean() {
+            let expected = "a string, or a list of parts";
+            return Err(wrong_type(path, line, "content", content, expected));
+        }
+    }
     let tools = match row.get(TOOLS) {
         None | Some(Value::Null) => None,
         Some(Value::Array(tools)) => Some(tools.clone()),
@@ -137,6 +143,10 @@ mod tests {
             (
                 "{\"messages\": []}",
                 "the column `messages` holds no message",
+            ),
+            (
+                "{\"messages\": [{\"role\": \"user\", \"content\": 3}]}",
+                "the column `content` is the number 3, expected a string, or a list of parts",
             ),
             (
                 "{\"messages\": [1], \"tools\": {}}",

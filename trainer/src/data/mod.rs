@@ -75,6 +75,10 @@ impl Dataset {
             _ if is_jsonl(path) => jsonl::parse,
             Some("csv") => csv::parse_csv,
             Some("tsv") => csv::parse_tsv,
+            _ if path.is_dir() => {
+                let what = "it is a directory, expected a file";
+                return Err(Error::data(path, None, what, "name a file in it"));
+            }
             _ => {
                 return Err(Error::data(
                     path,
@@ -203,7 +207,9 @@ fn missing_column<'a>(
     present: impl Iterator<Item = &'a str> + Clone,
 ) -> Error {
     let names: Vec<&str> = present.clone().collect();
-    let setting = format!("set data.{key} to the column's name");
+    let flag = key.replace('_', "-");
+    let setting =
+        format!("name the column with --{flag}-column, or as data.{key} in the configuration");
     let help = match nearest(name, present) {
         Some(near) => format!("did you mean `{}`? If so, {setting}", near.escape_debug()),
         None => setting,

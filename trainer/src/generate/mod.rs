@@ -96,6 +96,20 @@ pub fn encode(model: &Model<CausalLm>, prompt: &str) -> Result<Vec<u32>> {
     Ok(model.tokenizer.encode(prompt, None, usize::MAX)?.ids)
 }
 
+/// Refuses a prompt with no token, or with more than the model has positions.
+pub(crate) fn check(model: &Model<CausalLm>, ids: &[u32]) -> Result<()> {
+    let (tokens, positions) = (ids.len(), model.config.max_tokens());
+    if (1..=positions).contains(&tokens) {
+        return Ok(());
+    }
+    let what = format!("the prompt has {tokens} tokens, but the model has {positions} positions");
+    let help = match tokens {
+        0 => "give it some text",
+        _ => "shorten it",
+    };
+    Err(Error::config("prompt", what, help))
+}
+
 /// Continues `prompts` of token ids, of which the first has the number `first` among all (for its random numbers). `emit`
 /// is handed each text's number within `prompts` and its pieces as soon as they are certain: whole characters, and nothing
 /// of a stop text.
@@ -124,18 +138,7 @@ fn continue_all(
     ends.extend(&options.end);
     let mut growing = Vec::with_capacity(prompts.len());
     for (number, ids) in prompts.iter().enumerate() {
-        if ids.is_empty() || ids.len() > positions {
-            let what = format!(
-                "the prompt has {} tokens, but the model has {positions} positions",
-                ids.len()
-            );
-            let help = if ids.is_empty() {
-                "give it some text"
-            } else {
-                "shorten it"
-            };
-            return Err(Error::config("prompt", what, help));
-        }
+        check(model, ids)?;
         let mut stream = model.tokenizer.stream(true);
         // What a token stands for may depend on those before it.
         for &id in ids {
@@ -172,11 +175,7 @@ fn continue_all(
             let random = uniform(&here, key, &[1], 0.0, 1.0)?.item()?;
             let token = options.sampling.choose(row, &known, &text.ids, random);
             let Some(token) = token else {
-                return Err(Error::config(
-                    "model",
-                    "its logits are not numbers",
-                    "check its weights: `trainer inspect` lists them, `trainer verify` checks a run",
-                ));
+                return Err(Error::not_numbers());
             };
             let number = text.number;
             match text.add(token, &ends, options, positions, &mut |s| emit(number, s))? {
