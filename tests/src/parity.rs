@@ -2,8 +2,9 @@
 
 use std::collections::HashMap;
 
-use graft_autograd::Gradients;
-use graft_nn::Parameters;
+use graft_autograd::{Gradients, Var};
+use graft_nn::{Forward, Parameters, losses};
+use graft_tensor::ops::loss::IGNORE;
 use graft_tensor::{DType, Tensor};
 
 use serde_json::Value;
@@ -16,6 +17,35 @@ pub fn is_noise(expected: &Value, name: &str) -> bool {
     let list = &expected["f32_against_f64"]["gradients"]["zero_in_exact_arithmetic"];
     let list = list.as_array();
     list.is_some_and(|list| list.iter().any(|x| x == name))
+}
+
+/// The mean cross-entropy of a classifier's logits, and its gradients.
+///
+/// # Panics
+/// If logits and labels do not fit each other.
+pub fn loss_of_labels(mut f: Forward, logits: &Var, labels: &[i64]) -> (f64, Gradients) {
+    let targets = Tensor::from_slice(f.memory(), labels, &[labels.len()]).unwrap();
+    let targets = f.input(targets);
+    let rows = labels.len() as f64;
+    let loss = losses::cross_entropy(&mut f, logits, &targets, 0.0, rows).unwrap();
+    gradients_of(f, loss)
+}
+
+/// The mean over the supervised tokens of a loss that was summed, and its gradients.
+///
+/// # Panics
+/// If it depends on nothing that is trained.
+pub fn loss_of_tokens(mut f: Forward, sum: &Var, targets: &[i64]) -> (f64, Gradients) {
+    let supervised = targets.iter().filter(|t| **t != IGNORE).count();
+    let loss = f.tape.scale(sum, 1.0 / supervised as f64).unwrap();
+    gradients_of(f, loss)
+}
+
+fn gradients_of(f: Forward, loss: Var) -> (f64, Gradients) {
+    let value = loss.value().item().unwrap();
+    let mut gradients = Gradients::new();
+    f.backward(loss, &mut gradients).unwrap();
+    (value, gradients)
 }
 
 /// Holds every parameter's gradient against the fixture's in f64, relative to the largest element of that. Where

@@ -12,9 +12,8 @@ use graft_models::{CausalLm, Checkpoint, DecoderClassifier, DecoderConfig, Model
 use graft_models::{Error, Stored, TokenBatch, load_parameters, save_parameters};
 use graft_nn::optimizer::Rule;
 use graft_nn::{Forward, FreezePolicy, Optimizer, Parameters, TrainableSet};
-use graft_tensor::ops::loss::IGNORE;
 use graft_tensor::{DType, Memory};
-use graft_tests::parity::assert_gradients;
+use graft_tests::parity::{assert_gradients, loss_of_tokens};
 use graft_tests::{DECODERS, decoder_batch, fixture, json, max_distance, numbers, tensors};
 
 const CLASSIFIERS: [&str; 2] = ["tiny-gpt2-classifier", "tiny-llama-classifier"];
@@ -54,12 +53,7 @@ impl Model {
     fn step(&self, set: &TrainableSet, batch: &TokenBatch, targets: &[i64]) -> (f64, Gradients) {
         let mut f = Forward::train(&self.parameters, set, 0, 0);
         let sum = self.lm.loss(&mut f, batch, targets).unwrap();
-        let supervised = targets.iter().filter(|t| **t != IGNORE).count();
-        let loss = f.tape.scale(&sum, 1.0 / supervised as f64).unwrap();
-        let value = loss.value().item().unwrap();
-        let mut gradients = Gradients::new();
-        f.backward(loss, &mut gradients).unwrap();
-        (value, gradients)
+        loss_of_tokens(f, &sum, targets)
     }
 }
 

@@ -11,9 +11,8 @@ use graft_models::{
 };
 use graft_nn::optimizer::Rule;
 use graft_nn::{Forward, FreezePolicy, Optimizer, Parameters, TrainableSet};
-use graft_tensor::ops::loss::IGNORE;
 use graft_tensor::{DType, Memory, Tensor};
-use graft_tests::parity::assert_gradients;
+use graft_tests::parity::{assert_gradients, loss_of_tokens};
 use graft_tests::{ENCODERS, fixture, json, max_distance, numbers, tensors};
 
 fn config(dir: &Path) -> MaskedConfig {
@@ -52,12 +51,7 @@ fn step(
 ) -> (f64, Gradients) {
     let mut f = Forward::train(parameters, set, 0, 0);
     let sum = lm.loss(&mut f, batch, targets).unwrap();
-    let supervised = targets.iter().filter(|t| **t != IGNORE).count();
-    let loss = f.tape.scale(&sum, 1.0 / supervised as f64).unwrap();
-    let value = loss.value().item().unwrap();
-    let mut gradients = Gradients::new();
-    f.backward(loss, &mut gradients).unwrap();
-    (value, gradients)
+    loss_of_tokens(f, &sum, targets)
 }
 
 #[test]

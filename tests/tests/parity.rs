@@ -11,9 +11,9 @@ use graft_autograd::Gradients;
 use graft_models::{Checkpoint, Classifier, Labels, ModelConfig, ModelSource, TokenBatch};
 use graft_models::{ProblemType, load_parameters};
 use graft_nn::optimizer::Rule;
-use graft_nn::{Forward, FreezePolicy, Optimizer, Parameters, TrainableSet, losses};
+use graft_nn::{Forward, FreezePolicy, Optimizer, Parameters, TrainableSet};
 use graft_tensor::{DType, Memory, Tensor};
-use graft_tests::parity::{assert_gradients, is_noise};
+use graft_tests::parity::{assert_gradients, is_noise, loss_of_labels};
 use graft_tests::{ENCODERS, batch, fixture, json, max_distance, minilm_wheel, numbers, tensors};
 use serde_json::Value;
 
@@ -48,14 +48,7 @@ impl Model {
     fn step(&self, set: &TrainableSet, batch: &TokenBatch, labels: &[i64]) -> (f64, Gradients) {
         let mut f = Forward::train(&self.parameters, set, 0, 0);
         let logits = self.classifier.forward(&mut f, batch).unwrap();
-        let targets = Tensor::from_slice(f.memory(), labels, &[labels.len()]).unwrap();
-        let targets = f.input(targets);
-        let rows = labels.len() as f64;
-        let loss = losses::cross_entropy(&mut f, &logits, &targets, 0.0, rows).unwrap();
-        let value = loss.value().item().unwrap();
-        let mut gradients = Gradients::new();
-        f.backward(loss, &mut gradients).unwrap();
-        (value, gradients)
+        loss_of_labels(f, &logits, labels)
     }
 
     /// Ten AdamW steps on one batch; the loss and the gradient norm before each.

@@ -3,10 +3,10 @@
 
 use std::path::Path;
 
-use graft_autograd::Gradients;
 use graft_models::{Checkpoint, Classifier, ModelConfig, ModelSource, load_parameters};
-use graft_nn::{Forward, FreezePolicy, Parameters, losses};
-use graft_tensor::{DType, Memory, Tensor};
+use graft_nn::{Forward, FreezePolicy, Parameters};
+use graft_tensor::{DType, Memory};
+use graft_tests::parity::loss_of_labels;
 use graft_tests::{ENCODERS, batch, fixture, tensors};
 
 /// Loss, and name, type and values of each gradient.
@@ -29,13 +29,7 @@ fn step(dir: &Path, compute: DType) -> Step {
     let mut f = Forward::train(&parameters, &set, 0, 0);
     let logits = classifier.forward(&mut f, &batch).unwrap();
     assert_eq!(logits.value().dtype(), DType::F32, "logits");
-    let targets = Tensor::from_slice(f.memory(), &labels, &[labels.len()]).unwrap();
-    let targets = f.input(targets);
-    let rows = labels.len() as f64;
-    let loss = losses::cross_entropy(&mut f, &logits, &targets, 0.0, rows).unwrap();
-    let value = loss.value().item().unwrap();
-    let mut gradients = Gradients::new();
-    f.backward(loss, &mut gradients).unwrap();
+    let (value, gradients) = loss_of_labels(f, &logits, &labels);
     let gradients = parameters
         .iter()
         .map(|(id, p)| {
