@@ -325,12 +325,9 @@ public! {
         if cols == 0 || (dweight.is_none() && dbias.is_none()) {
             return;
         }
-        // [blocks, cols] each, of width 0 where it is not asked for
-        let width = |asked: bool| if asked { cols } else { 0 };
-        let (for_weight, for_bias) = (width(dweight.is_some()), width(dbias.is_some()));
-        let (weights, biases) = workspace[..need].split_at_mut(blocks * cols);
-        let (weights, biases) =
-            (&mut weights[..blocks * for_weight], &mut biases[..blocks * for_bias]);
+        let asked = [dweight.is_some(), dbias.is_some()];
+        let [(weights, for_weight), (biases, for_bias)] =
+            partial_sums(&mut workspace[..need], blocks, cols, asked);
         let partial = (rows(&mut *weights, for_weight), rows(&mut *biases, for_bias));
         for_each_block(blocks, 1, s.len(), partial, |block, (dweight, dbias)| {
             let r = block_range(count, blocks, block);
@@ -348,6 +345,22 @@ public! {
             join_partial(isa, biases, cols, dbias, false);
         }
     }
+}
+
+/// Both parameters' sums of each block in `workspace [2, blocks, cols]`: `[blocks, width]` each, and the width, which is 0
+/// for what is not asked for.
+fn partial_sums<A>(
+    workspace: &mut [A],
+    blocks: usize,
+    cols: usize,
+    asked: [bool; 2],
+) -> [(&mut [A], usize); 2] {
+    let (weights, biases) = workspace.split_at_mut(blocks * cols);
+    let [w, b] = asked.map(|asked| if asked { cols } else { 0 });
+    [
+        (&mut weights[..blocks * w], w),
+        (&mut biases[..blocks * b], b),
+    ]
 }
 
 /// Which gradients [`layer_norm_backward`] computes: those that are given.
@@ -395,11 +408,9 @@ public! {
         if cols == 0 {
             return;
         }
-        let width = |asked: bool| if asked { cols } else { 0 };
-        let (for_weight, for_bias) = (width(dweight.is_some()), width(dbias.is_some()));
-        let (weights, biases) = workspace[..need].split_at_mut(blocks * cols);
-        let (weights, biases) =
-            (&mut weights[..blocks * for_weight], &mut biases[..blocks * for_bias]);
+        let asked = [dweight.is_some(), dbias.is_some()];
+        let [(weights, for_weight), (biases, for_bias)] =
+            partial_sums(&mut workspace[..need], blocks, cols, asked);
         let partial = (rows(&mut *weights, for_weight), rows(&mut *biases, for_bias));
         let of_block = (
             ds.map(|ds| in_blocks(ds, cols, count, blocks)),

@@ -1,12 +1,12 @@
 //! Launchers of the backward pass.
 
 use super::{
-    Kind, Offsets, Rows, THREADS, Tile, check, hopper, options, plain_shared, supported,
+    Kind, Offsets, Rows, THREADS, Tile, check, hopper, inputs, options, plain_shared, supported,
     tensor_shared,
 };
 use crate::attention::Attention;
 use crate::cuda::launch::args;
-use crate::cuda::{Gpu, Launch, Result, Scalar, Slice, SliceMut};
+use crate::cuda::{Arg, Gpu, Launch, Result, Scalar, Slice, SliceMut};
 
 /// Workspace of [`attention_backward`] over so many tokens in so many sequences, in f32.
 pub fn attention_backward_workspace(p: &Attention, tokens: usize, sequences: usize) -> usize {
@@ -118,9 +118,18 @@ impl Pass<'_> {
         (launch, options(self.p, longest, blocks))
     }
 
+    /// The arguments of a kernel with these results.
+    fn args<'a>(&self, results: &[Arg<'a>], options: &'a [u8]) -> Vec<Arg<'a>> {
+        let mut args = inputs(&self.inputs).to_vec();
+        args.extend(args![self.offsets.device, self.dout, self.lse, self.dots]);
+        args.extend(results);
+        args.push(self.offsets.tokens().into());
+        args.extend(self.kind.types(&self.inputs[0]));
+        args.push(Arg::Bytes(options));
+        args
+    }
+
     fn keys(&self, dk: Option<SliceMut<'_>>, dv: Option<SliceMut<'_>>) -> Result<()> {
-        let [q, k, v] = self.inputs;
-        let tokens = self.offsets.tokens();
         match &self.kind {
             Kind::Tensor(tensor) => {
                 let tile = tensor.keys;
@@ -134,25 +143,10 @@ impl Pass<'_> {
                     (_, None, Some(_)) => &["attention_keys_256_dv"],
                     _ => &["attention_keys_256_dk", "attention_keys_256_dv"],
                 };
+                let args = self.args(args![&dk, &dv], &options);
                 for name in names {
-                    let args = args![
-                        q.data,
-                        k.data,
-                        v.data,
-                        q.row_stride,
-                        k.row_stride,
-                        v.row_stride,
-                        self.offsets.device,
-                        self.dout,
-                        self.lse,
-                        self.dots,
-                        &dk,
-                        &dv,
-                        tokens,
-                        &options[..]
-                    ];
                     let launch = launch.with_shared(shared);
-                    self.gpu.launch("attention_backward", name, launch, args)?;
+                    self.gpu.launch("attention_backward", name, launch, &args)?;
                 }
                 Ok(())
             }
@@ -163,31 +157,13 @@ impl Pass<'_> {
                     _ => "attention_keys_simt_256",
                 };
                 let launch = launch.with_shared(plain_shared(2, 2, *tile, *dims));
-                let args = args![
-                    q.data,
-                    k.data,
-                    v.data,
-                    q.row_stride,
-                    k.row_stride,
-                    v.row_stride,
-                    self.offsets.device,
-                    self.dout,
-                    self.lse,
-                    self.dots,
-                    dk,
-                    dv,
-                    tokens,
-                    q.data.scalar() == Scalar::Bf16,
-                    &options[..]
-                ];
-                self.gpu.launch("attention_simt", name, launch, args)
+                let args = self.args(args![dk, dv], &options);
+                self.gpu.launch("attention_simt", name, launch, &args)
             }
         }
     }
 
     fn queries(&self, dq: SliceMut<'_>) -> Result<()> {
-        let [q, k, v] = self.inputs;
-        let tokens = self.offsets.tokens();
         match &self.kind {
             Kind::Tensor(tensor) => {
                 let tile = tensor.queries;
@@ -198,22 +174,8 @@ impl Pass<'_> {
                     _ => "attention_queries_256",
                 };
                 let launch = launch.with_shared(tensor_shared(2, tile, tensor.dims));
-                let args = args![
-                    q.data,
-                    k.data,
-                    v.data,
-                    q.row_stride,
-                    k.row_stride,
-                    v.row_stride,
-                    self.offsets.device,
-                    self.dout,
-                    self.lse,
-                    self.dots,
-                    dq,
-                    tokens,
-                    &options[..]
-                ];
-                self.gpu.launch("attention_backward", name, launch, args)
+                let args = self.args(args![dq], &options);
+                self.gpu.launch("attention_backward", name, launch, &args)
             }
             Kind::Plain { dims, tile } => {
                 let (launch, options) = self.launch(*tile, self.p.heads);
@@ -222,23 +184,8 @@ impl Pass<'_> {
                     _ => "attention_queries_simt_256",
                 };
                 let launch = launch.with_shared(plain_shared(2, 2, *tile, *dims));
-                let args = args![
-                    q.data,
-                    k.data,
-                    v.data,
-                    q.row_stride,
-                    k.row_stride,
-                    v.row_stride,
-                    self.offsets.device,
-                    self.dout,
-                    self.lse,
-                    self.dots,
-                    dq,
-                    tokens,
-                    q.data.scalar() == Scalar::Bf16,
-                    &options[..]
-                ];
-                self.gpu.launch("attention_simt", name, launch, args)
+                let args = self.args(args![dq], &options);
+                self.gpu.launch("attention_simt", name, launch, &args)
             }
         }
     }

@@ -1,6 +1,6 @@
 //! Launchers of `attention_cached.cu`.
 
-use super::{Kept, Offsets, Rows, THREADS, check, forward, most, options, supported};
+use super::{Kept, Offsets, Rows, THREADS, check, forward, inputs, most, options, supported};
 use crate::attention::Attention;
 use crate::cuda::launch::args;
 use crate::cuda::{Gpu, Launch, Result, Scalar, SliceMut};
@@ -109,23 +109,16 @@ pub fn attention_cached(
     let tiles = (p.heads / p.kv_heads).div_ceil(HEADS);
     let launch = Launch::linear(count * tiles * p.kv_heads * tokens, THREADS);
     let options = options(p, most(kept.host.lengths), count);
-    let args = args![
-        q.data,
-        k.data,
-        v.data,
-        q.row_stride,
-        k.row_stride,
-        v.row_stride,
+    let mut args = inputs(&[q, k, v]).to_vec();
+    args.extend(args![
         offsets.device,
         kept.starts,
         kept.lengths,
         stats,
-        sums,
-        sequences as u32,
-        span as u32,
-        &options[..]
-    ];
-    gpu.launch("attention_cached", name, launch, args)?;
+        sums
+    ]);
+    args.extend(args![sequences as u32, span as u32, &options[..]]);
+    gpu.launch("attention_cached", name, launch, &args)?;
     let launch = Launch::linear(tokens * p.heads, THREADS);
     let args = args![stats, sums, out, count as u32, p.head_dim as u32];
     gpu.launch("attention_cached", combine, launch, args)

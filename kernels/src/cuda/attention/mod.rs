@@ -9,7 +9,7 @@ pub use backward::{attention_backward, attention_backward_workspace};
 pub use cached::{attention_cached, attention_cached_workspace};
 
 use super::launch::args;
-use super::{Error, Gpu, Launch, Result, Scalar, Slice, SliceMut, Target};
+use super::{Arg, Error, Gpu, Launch, Result, Scalar, Slice, SliceMut, Target};
 use crate::attention::Attention;
 use crate::dropout::kept_scale;
 use crate::philox::keep_from;
@@ -197,6 +197,14 @@ impl Kind {
             },
         })
     }
+
+    /// What kernels on plain cores are told, before the options: whether operands like these are bf16.
+    fn types(&self, rows: &Rows<'_>) -> Option<Arg<'static>> {
+        match self {
+            Kind::Tensor(_) => None,
+            Kind::Plain { .. } => Some((rows.data.scalar() == Scalar::Bf16).into()),
+        }
+    }
 }
 
 /// Bytes of shared memory on tensor cores: `own` tiles of a block's rows, two stages of keys and
@@ -292,6 +300,18 @@ pub fn attention(
     forward(gpu, p, offsets, None, [q, k, v], out, Some(lse))
 }
 
+/// What the arguments of every kernel begin with: q, k and v, and how far apart their rows are.
+fn inputs([q, k, v]: &[Rows<'_>; 3]) -> [Arg<'static>; 6] {
+    *args![
+        q.data,
+        k.data,
+        v.data,
+        q.row_stride,
+        k.row_stride,
+        v.row_stride
+    ]
+}
+
 fn forward(
     gpu: &Gpu,
     p: &Attention,
@@ -321,8 +341,7 @@ fn forward(
     let grid = blocks * p.heads * offsets.sequences();
     let options = options(p, keys, blocks);
     let [starts, lengths] = [kept.map(|kept| kept.starts), kept.map(|kept| kept.lengths)];
-    let launch = Launch::linear(grid, tile.threads);
-    match kind {
+    let (source, name, shared) = match &kind {
         Kind::Tensor(tensor) => {
             let name = match tensor.dims {
                 64 => "attention_64",
@@ -330,46 +349,20 @@ fn forward(
                 _ => "attention_256",
             };
             let shared = tensor_shared(1, tile, tensor.dims);
-            let args = args![
-                q.data,
-                k.data,
-                v.data,
-                q.row_stride,
-                k.row_stride,
-                v.row_stride,
-                offsets.device,
-                starts,
-                lengths,
-                out,
-                lse,
-                tokens,
-                &options[..]
-            ];
-            gpu.launch("attention_forward", name, launch.with_shared(shared), args)
+            ("attention_forward", name, shared)
         }
         Kind::Plain { dims, .. } => {
             let name = match dims {
                 128 => "attention_simt_128",
                 _ => "attention_simt_256",
             };
-            let shared = plain_shared(1, 1, tile, dims);
-            let args = args![
-                q.data,
-                k.data,
-                v.data,
-                q.row_stride,
-                k.row_stride,
-                v.row_stride,
-                offsets.device,
-                starts,
-                lengths,
-                out,
-                lse,
-                tokens,
-                q.data.scalar() == Scalar::Bf16,
-                &options[..]
-            ];
-            gpu.launch("attention_simt", name, launch.with_shared(shared), args)
+            ("attention_simt", name, plain_shared(1, 1, tile, *dims))
         }
-    }
+    };
+    let launch = Launch::linear(grid, tile.threads).with_shared(shared);
+    let mut args = inputs(&[q, k, v]).to_vec();
+    args.extend(args![offsets.device, starts, lengths, out, lse, tokens]);
+    args.extend(kind.types(&q));
+    args.push(Arg::Bytes(&options));
+    gpu.launch(source, name, launch, &args)
 }
