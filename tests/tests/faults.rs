@@ -306,6 +306,16 @@ fn damaged_weights() {
         let looked = TRAINER.refuses([Path::new("inspect"), &model]);
         assert!(looked.contains(wanted[0]), "{looked}");
     }
+    // Every number is there, and none of the last ones is a number.
+    let mut wild = good.clone();
+    let end = wild.len();
+    wild[end - data.len() / 2..].fill(0xff);
+    std::fs::write(&file, wild).unwrap();
+    let texts = bench.task.text("eval.jsonl");
+    let model_text = model.to_str().unwrap();
+    let said = TRAINER.refuses(["predict", "--data", &texts, "--model", model_text]);
+    assert!(said.contains("its logits are not numbers"), "{said}");
+    bench.refuses(&model, &QUICK, &["step 1", "check the model's weights"]);
     std::fs::remove_file(&file).unwrap();
     std::fs::write(model.join("pytorch_model.bin"), b"\x80\x02}q\x00.").unwrap();
     bench.refuses(

@@ -7,7 +7,7 @@ use serde_json::{Map, Value, json};
 
 use crate::encode::Encoded;
 use crate::error::{Error, Result};
-use crate::evaluate::{best_label, logits, probabilities};
+use crate::evaluate::{best_label, probabilities, sound_logits};
 use crate::model::Model;
 use crate::text_classifier::TextClassifier;
 
@@ -15,7 +15,7 @@ use crate::text_classifier::TextClassifier;
 /// for, in the order of the model's labels; with the name of an adapter, that as `adapter` first.
 ///
 /// # Errors
-/// As the model's forward pass; `out`, called `name` in messages, cannot be written.
+/// As the model's forward pass; logits that are no numbers; `out`, called `name` in messages, cannot be written.
 pub fn write_predictions<N: TextClassifier>(
     model: &Model<N>,
     data: &Encoded,
@@ -24,7 +24,7 @@ pub fn write_predictions<N: TextClassifier>(
     name: &Path,
 ) -> Result<()> {
     let names = N::labels(&model.config).names();
-    for row in logits(model, data, None)? {
+    for row in sound_logits(model, data)? {
         let by_label: Map<String, Value> = names
             .iter()
             .zip(probabilities(&row))

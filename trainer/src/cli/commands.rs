@@ -15,7 +15,7 @@ use crate::data::{Columns, Dataset};
 use crate::documents::Documents;
 use crate::encode::Encoded;
 use crate::error::{Error, Result};
-use crate::evaluate::{Evaluation, Labelled, logits};
+use crate::evaluate::{Evaluation, Labelled, sound_logits};
 use crate::hidden::Hidden;
 use crate::model::Model;
 use crate::perplexity::Perplexity;
@@ -88,6 +88,9 @@ fn eval_tokens<C: Corpus>(
         eprintln!("{}", data.note(&args.data));
     }
     let result = Perplexity::of(model, &data)?;
+    if !result.loss.is_finite() {
+        return Err(Error::not_numbers());
+    }
     let (name, count) = texts(&data);
     if args.json {
         let value = json!({
@@ -110,7 +113,7 @@ fn eval_classifier<N: TextClassifier>(args: &EvalArgs, model: &Model<N>) -> Resu
     let columns = columns(&args.columns, Some(&args.label_column));
     let data = Labelled::read(model, &args.data, &columns, args.max_length)?;
     say_truncated(&data.encoded, &args.data);
-    let rows = logits(model, &data.encoded, None)?;
+    let rows = sound_logits(model, &data.encoded)?;
     // The training set is not at hand: the baseline guesses what is most frequent here.
     let counts = data.counts(N::labels(&model.config));
     let result = Evaluation::new(&rows, &data.labels, &counts);
