@@ -1,7 +1,7 @@
 //! Matrix products of the sizes of a fine-tuning step, against the processor's peak and, in f32,
 //! against the crates `gemm` and `matrixmultiply`.
 //!
-//! `cargo bench -p graft-kernels --bench gemm [-- part-of-a-name ... [peers] [cold]]`
+//! `cargo bench -p graft-kernels --bench gemm [-- part-of-a-name ... [peers] [cold] [avx2|portable|...]]`
 //!
 //! The peaks are measured in the same run: every thread issues independent multiply-adds from
 //! registers, and reads memory. Products of few rows (`generate`) are set against the latter: what they
@@ -9,11 +9,16 @@
 //! `bf16` is bf16 throughout, `mixed` what a step in bf16 computes: f32 weights beside bf16
 //! activations, and the gradients of weights (TN) in f32. With `peers`, f32 products are repeated
 //! with the two crates. With `cold`, each repeat takes other operands, so that they come from memory,
-//! as most do in a training step.
+//! as most do in a training step. With the name of an instruction set, products and peaks are those of that one.
+
+mod instructions;
 
 use graft_kernels::Float;
-use graft_kernels::gemm::{Activation, Epilogue, Isa, MatRef, Operands, gemm, gemm_workspace};
+use graft_kernels::gemm::{
+    Activation, Epilogue, Isa, MatRef, Operands, gemm_with, gemm_workspace_with,
+};
 use half::{bf16, f16};
+use instructions::instructions;
 use std::hint::black_box;
 use std::time::Instant;
 
@@ -89,11 +94,10 @@ mod peak {
 
 /// Operations per second of all threads together, in GFLOP/s: of f32, and of products of bf16. 0
 /// where it is not known.
-fn peaks() -> [f64; 2] {
+fn peaks(isa: Isa) -> [f64; 2] {
     #[cfg(target_arch = "x86_64")]
     {
         let rounds = 400_000;
-        let isa = Isa::detect();
         let measure = |flops: usize, probe: unsafe fn(usize)| {
             let seconds = best(|| {
                 // SAFETY: the processor's instruction set was asked for.
@@ -113,7 +117,10 @@ fn peaks() -> [f64; 2] {
         [f32s, bf16s]
     }
     #[cfg(not(target_arch = "x86_64"))]
-    [0.0; 2]
+    {
+        let _ = isa;
+        [0.0; 2]
+    }
 }
 
 /// Bytes that all threads together read in a second from memory that no cache holds, in GB/s.
@@ -170,7 +177,7 @@ fn view<T>(data: &[T], rows: usize, cols: usize, transposed: bool) -> MatRef<'_,
     }
 }
 
-fn product<A, B, C>(operands: Operands, case: &Case, cold: bool) -> f64
+fn product<A, B, C>(isa: Isa, operands: Operands, case: &Case, cold: bool) -> f64
 where
     A: Float<Acc: From<f32>>,
     B: Float<Acc = A::Acc>,
@@ -183,7 +190,7 @@ where
         .map(|_| (random(m * k), random(k * n), vec![C::default(); m * n]))
         .collect();
     let (bias, mut pre) = (random::<C::Acc>(n), vec![C::default(); m * n]);
-    let mut workspace = vec![C::Acc::default(); gemm_workspace::<C>(operands, m, n, k)];
+    let mut workspace = vec![C::Acc::default(); gemm_workspace_with::<C>(isa, operands, m, n, k)];
     let [a_t, b_t] = case.transposed;
     let (mut next, count) = (0, sets.len());
     best(|| {
@@ -197,7 +204,7 @@ where
             pre_activation: extra.then_some(&mut pre[..]),
         };
         let c = black_box(&mut c[..]);
-        gemm(operands, a, b, c, false, epilogue, &mut workspace);
+        gemm_with(isa, operands, a, b, c, false, epilogue, &mut workspace);
     })
 }
 
@@ -315,20 +322,21 @@ fn cases() -> Vec<Case> {
 }
 
 fn main() {
-    let wanted: Vec<String> = std::env::args()
+    let mut wanted: Vec<String> = std::env::args()
         .skip(1)
         .filter(|x| !x.starts_with("--"))
         .collect();
+    let isa = instructions(&mut wanted);
     let with_peers = wanted.iter().any(|part| part == "peers");
     let cold = wanted.iter().any(|part| part == "cold");
     let option = |part: &String| part == "peers" || part == "cold";
     let wanted: Vec<String> = wanted.into_iter().filter(|part| !option(part)).collect();
-    let mut peak = peaks();
+    let mut peak = peaks(isa);
     let memory = memory();
     println!(
         "{} threads, {:?}, peak {:.0} GFLOP/s in f32, {:.0} in bf16, {memory:.1} GB/s of memory",
         rayon::current_num_threads(),
-        Isa::detect(),
+        isa,
         peak[0],
         peak[1]
     );
@@ -356,16 +364,16 @@ fn main() {
             }
             let (stored, short) = (Operands::AsStored, Operands::Bf16);
             let seconds = match dtype {
-                "f32" => product::<f32, f32, f32>(stored, case, cold),
-                "f64" => product::<f64, f64, f64>(stored, case, cold),
-                "f16" => product::<f16, f16, f16>(stored, case, cold),
-                "bf16" => product::<bf16, bf16, bf16>(short, case, cold),
-                _ if form == "TN" => product::<bf16, bf16, f32>(short, case, cold),
-                _ => product::<bf16, f32, bf16>(short, case, cold),
+                "f32" => product::<f32, f32, f32>(isa, stored, case, cold),
+                "f64" => product::<f64, f64, f64>(isa, stored, case, cold),
+                "f16" => product::<f16, f16, f16>(isa, stored, case, cold),
+                "bf16" => product::<bf16, bf16, bf16>(isa, short, case, cold),
+                _ if form == "TN" => product::<bf16, bf16, f32>(isa, short, case, cold),
+                _ => product::<bf16, f32, bf16>(isa, short, case, cold),
             };
             if case.group == "step" {
                 // Another program may have disturbed the first measurement.
-                let again = peaks();
+                let again = peaks(isa);
                 peak = [peak[0].max(again[0]), peak[1].max(again[1])];
             }
             let most = match dtype {

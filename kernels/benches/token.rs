@@ -2,17 +2,19 @@
 //! against what memory gives: how much of it do products lose where one ends and the next begins?
 //!
 //! ```text
-//! GLIBC_TUNABLES=glibc.malloc.hugetlb=1 cargo bench -p graft-kernels --bench token [-- f32|bf16 ...]
+//! GLIBC_TUNABLES=glibc.malloc.hugetlb=1 cargo bench -p graft-kernels --bench token [-- f32|bf16 ... [avx2|portable|...]]
 //! ```
-//! Weights in f32 and in bf16, threads that sleep between products and threads that are kept awake, in
+//! With the name of an instruction set, products are those of that one. Weights in f32 and in bf16, threads that sleep between products and threads that are kept awake, in
 //! turns, with a reading of the memory's bandwidth before each. Medians.
 
 mod bandwidth;
+mod instructions;
 
 use bandwidth::bandwidth;
-use graft_kernels::gemm::{Epilogue, MatRef, Operands, gemm, gemm_workspace};
+use graft_kernels::gemm::{Epilogue, Isa, MatRef, Operands, gemm_with, gemm_workspace_with};
 use graft_kernels::{Float, awake};
 use half::bf16;
+use instructions::instructions;
 use std::hint::black_box;
 use std::time::Instant;
 
@@ -53,7 +55,7 @@ impl<T: Float<Acc = f32>> Weights<T> {
     }
 
     /// Seconds of a token, and of it those of each product of a layer, and of the head.
-    fn token(&self, operands: Operands, scratch: &mut [f32]) -> [f64; 6] {
+    fn token(&self, isa: Isa, operands: Operands, scratch: &mut [f32]) -> [f64; 6] {
         let x = [T::narrow(0.5); 3072];
         let mut y = [T::default(); HEAD.1];
         let mut seconds = [0.0; 6];
@@ -61,7 +63,8 @@ impl<T: Float<Acc = f32>> Weights<T> {
             let started = Instant::now();
             let y = &mut y[..w.cols];
             let x = MatRef::row_major(&x[..w.rows], 1, w.rows);
-            gemm(operands, x, w, y, false, Epilogue::default(), scratch);
+            let none = Epilogue::default();
+            gemm_with(isa, operands, x, w, y, false, none, scratch);
             black_box(y);
             seconds[place] += started.elapsed().as_secs_f64();
         };
@@ -83,11 +86,11 @@ impl<T: Float<Acc = f32>> Weights<T> {
     }
 }
 
-fn measure<T: Float<Acc = f32>>(name: &str, operands: Operands, numbers: &[u64]) {
+fn measure<T: Float<Acc = f32>>(name: &str, isa: Isa, operands: Operands, numbers: &[u64]) {
     let weights = Weights::<T>::new();
     let need = LAYER.iter().chain([&HEAD]);
     let need = need
-        .map(|&(k, n)| gemm_workspace::<T>(operands, 1, n, k))
+        .map(|&(k, n)| gemm_workspace_with::<T>(isa, operands, 1, n, k))
         .max();
     let mut scratch = vec![0.0; need.unwrap_or(0)];
     let mut memory = Vec::new();
@@ -97,7 +100,7 @@ fn measure<T: Float<Acc = f32>>(name: &str, operands: Operands, numbers: &[u64])
         let kept = round % 2;
         let mut some = || {
             for _ in 0..TOKENS {
-                let seconds = weights.token(operands, &mut scratch);
+                let seconds = weights.token(isa, operands, &mut scratch);
                 for (times, seconds) in times[kept].iter_mut().zip(seconds) {
                     times.push(seconds);
                 }
@@ -129,20 +132,21 @@ fn measure<T: Float<Acc = f32>>(name: &str, operands: Operands, numbers: &[u64])
 }
 
 fn main() {
-    let wanted: Vec<String> = std::env::args()
+    let mut wanted: Vec<String> = std::env::args()
         .skip(1)
         .filter(|x| !x.starts_with("--"))
         .collect();
+    let isa = instructions(&mut wanted);
     let chosen = |name: &str| wanted.is_empty() || wanted.iter().any(|x| x == name);
     // On a thread of those that compute, as all work of the trainer is.
     rayon::scope(|_| {
         let numbers = vec![1u64; 64 << 20];
-        println!("{} threads", rayon::current_num_threads());
+        println!("{} threads, {isa:?}", rayon::current_num_threads());
         if chosen("f32") {
-            measure::<f32>("f32", Operands::AsStored, &numbers);
+            measure::<f32>("f32", isa, Operands::AsStored, &numbers);
         }
         if chosen("bf16") {
-            measure::<bf16>("bf16", Operands::Bf16, &numbers);
+            measure::<bf16>("bf16", isa, Operands::Bf16, &numbers);
         }
     });
 }

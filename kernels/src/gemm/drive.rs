@@ -54,9 +54,9 @@ pub(super) fn product<A, B, C, K>(
     let parallel = parallel && plan.parallel;
     let wide = same::<C, C::Acc>();
     let rounds = operands == Operands::Bf16;
-    if m <= few::FEW && b.streams::<K>(rounds) {
+    if m <= K::FEW && b.streams::<K>(rounds) {
         few::product(
-            kernel, &plan, a, b, c, accumulate, epilogue, workspace, parallel,
+            kernel, &plan, rounds, a, b, c, accumulate, epilogue, workspace, parallel,
         );
         return;
     }

@@ -17,7 +17,7 @@ use half::bf16;
 use std::mem::MaybeUninit;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// Products of more rows are packed.
+/// Products of more rows are packed by any kernel.
 pub(super) const FEW: usize = 2 * ROWS;
 /// Rows that are multiplied at once. The others find their part of B in the second cache level.
 pub(super) const ROWS: usize = 4;
@@ -62,6 +62,7 @@ pub(super) fn workspace(m: usize, steps: usize) -> usize {
 pub(super) fn product<A, B, C, K>(
     kernel: K,
     plan: &Plan,
+    rounds: bool,
     a: MatRef<A>,
     b: B,
     c: &mut [C],
@@ -82,7 +83,7 @@ pub(super) fn product<A, B, C, K>(
         .map_or(std::ptr::null_mut(), |pre| pre.as_mut_ptr());
     let (c, pre) = (Pointer(c.as_mut_ptr()), Pointer(pre));
     let words = &mut workspace[..m * steps];
-    pack::<A, K>(kernel, &a, words, steps);
+    pack::<A, K>(kernel, rounds, &a, words, steps);
     let words = Pointer(words.as_ptr());
     let (bias, activation) = (epilogue.bias, epilogue.activation);
     let along = b.along();
@@ -134,6 +135,7 @@ pub(super) fn product<A, B, C, K>(
                 kernel.call(Strip {
                     pass: &pass,
                     plan,
+                    rounds,
                     b: &b,
                     m,
                     j,
@@ -194,11 +196,17 @@ impl Shares {
 }
 
 /// A in steps, row after row: widened numbers, or pairs of bf16.
-fn pack<A: Float, K: Kernel>(kernel: K, a: &MatRef<A>, words: &mut [A::Acc], steps: usize) {
+fn pack<A: Float, K: Kernel>(
+    kernel: K,
+    rounds: bool,
+    a: &MatRef<A>,
+    words: &mut [A::Acc],
+    steps: usize,
+) {
     for (i, words) in words.chunks_exact_mut(steps.max(1)).enumerate() {
         let first = i * a.row_stride;
         if a.col_stride == 1 {
-            pack_row(kernel, &a.data[first..first + a.cols], words);
+            pack_row(kernel, rounds, &a.data[first..first + a.cols], words);
             continue;
         }
         // As many at a time as there is room for.
@@ -210,7 +218,7 @@ fn pack<A: Float, K: Kernel>(kernel: K, a: &MatRef<A>, words: &mut [A::Acc], ste
             for (l, x) in row[..count].iter_mut().enumerate() {
                 *x = a.data[first + (l0 + l) * a.col_stride];
             }
-            pack_row(kernel, &row[..count], words);
+            pack_row(kernel, rounds, &row[..count], words);
         }
     }
 }
@@ -219,10 +227,16 @@ fn pack<A: Float, K: Kernel>(kernel: K, a: &MatRef<A>, words: &mut [A::Acc], ste
 const GATHERED: usize = 64;
 
 /// Elements of A that lie side by side, in steps.
-fn pack_row<A: Float, K: Kernel>(kernel: K, row: &[A], words: &mut [A::Acc]) {
+fn pack_row<A: Float, K: Kernel>(kernel: K, rounds: bool, row: &[A], words: &mut [A::Acc]) {
     if K::STEP == 1 {
         for (word, x) in words.iter_mut().zip(row) {
             *word = x.widen();
+        }
+        if rounds && !same::<A, bf16>() {
+            for word in words {
+                let x = bf16::narrow(word.to_f64() as f32);
+                *word = A::Acc::from_f64(x.widen().into());
+            }
         }
         return;
     }
@@ -253,6 +267,7 @@ fn pack_row<A: Float, K: Kernel>(kernel: K, row: &[A], words: &mut [A::Acc]) {
 struct Strip<'a, B, C: Float, K> {
     pass: &'a Pass<'a, C, K>,
     plan: &'a Plan,
+    rounds: bool,
     b: &'a B,
     m: usize,
     j: usize,
@@ -270,6 +285,7 @@ impl<B: Right, C: Float<Acc = B::Acc>, K: Kernel> Job for Strip<'_, B, C, K> {
         let Self {
             pass,
             plan,
+            rounds,
             b,
             m,
             j,
@@ -305,6 +321,7 @@ impl<B: Right, C: Float<Acc = B::Acc>, K: Kernel> Job for Strip<'_, B, C, K> {
                         depth: (plan.kb * K::STEP).min(k - l0),
                         cols: width,
                         then: if i + rows < m { (l0, j) } else { after },
+                        rounds,
                         out: out.cast(),
                         out_stride: STRIP,
                     };

@@ -14,6 +14,7 @@ mod few;
 mod pack;
 mod plan;
 mod right;
+mod rounded;
 mod task;
 mod tile;
 

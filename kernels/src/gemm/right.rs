@@ -9,9 +9,11 @@ use super::MatRef;
 use super::ahead::Source;
 use super::few::Columns;
 use super::pack::Pack;
+use super::rounded::Rounded;
 use super::tile::Kernel;
-use crate::element::{Float, Real};
+use crate::element::{Float, Real, same};
 use crate::quantised::Codes;
+use half::bf16;
 
 /// A matrix of codes, read in place: element (i, j) is number `first + i·row_stride + j·col_stride` of them.
 #[derive(Clone, Copy, Debug)]
@@ -89,6 +91,8 @@ pub(super) struct Sums {
     pub cols: usize,
     /// Row and column of what is likely to be read next.
     pub then: (usize, usize),
+    /// Elements are multiplied as bf16. A kernel of pairs does that in any case.
+    pub rounds: bool,
     pub out: *mut f32,
     pub out_stride: usize,
 }
@@ -172,29 +176,68 @@ impl<T: Float> Right for MatRef<'_, T> {
 
     fn streams<K: Kernel>(&self, rounds: bool) -> bool {
         let lies = self.row_stride == 1 || self.col_stride == 1;
-        lies && K::streams::<T>() && (K::STEP > 1 || !rounds)
+        let rounded = K::STEP > 1 || same::<T, bf16>() || same::<T, f32>();
+        lies && K::streams::<T>() && (rounded || !rounds)
     }
 
     #[inline(always)]
-    unsafe fn columns<K: Kernel>(&self, kernel: K, (l, j): (usize, usize), sums: Sums) {
-        let src = self.data.as_ptr();
+    unsafe fn columns<K: Kernel>(&self, kernel: K, from: (usize, usize), sums: Sums) {
+        let strides = (self.row_stride, self.col_stride);
         // SAFETY: by the caller.
-        unsafe {
-            kernel.columns(&Columns {
-                rows: sums.rows,
-                a: sums.a,
-                a_stride: sums.a_stride,
-                b: src.wrapping_add(l * self.row_stride + j * self.col_stride),
-                row_stride: self.row_stride,
-                col_stride: self.col_stride,
-                depth: sums.depth,
-                cols: sums.cols,
-                then: src
-                    .wrapping_add(sums.then.0 * self.row_stride + sums.then.1 * self.col_stride),
-                out: sums.out,
-                out_stride: sums.out_stride,
-            });
+        unsafe { columns(kernel, self.data.as_ptr(), strides, from, sums) };
+    }
+}
+
+/// [`Right::columns`] of numbers of T, the first at `src`.
+///
+/// # Safety
+/// As there.
+#[inline(always)]
+unsafe fn columns<T: Float, K: Kernel>(
+    kernel: K,
+    src: *const T,
+    strides: (usize, usize),
+    from: (usize, usize),
+    sums: Sums,
+) {
+    // SAFETY: by the caller; an f32 is a Rounded, too.
+    unsafe {
+        if K::STEP == 1 && sums.rounds && same::<T, f32>() {
+            as_stored(kernel, src.cast::<Rounded>(), strides, from, sums);
+        } else {
+            as_stored(kernel, src, strides, from, sums);
         }
+    }
+}
+
+/// As [`columns`], of elements that nobody has to round.
+///
+/// # Safety
+/// As there.
+#[inline(always)]
+unsafe fn as_stored<T: Float, K: Kernel>(
+    kernel: K,
+    src: *const T,
+    (row_stride, col_stride): (usize, usize),
+    (l, j): (usize, usize),
+    sums: Sums,
+) {
+    let (then_l, then_j) = sums.then;
+    // SAFETY: by the caller.
+    unsafe {
+        kernel.columns(&Columns {
+            rows: sums.rows,
+            a: sums.a,
+            a_stride: sums.a_stride,
+            b: src.wrapping_add(l * row_stride + j * col_stride),
+            row_stride,
+            col_stride,
+            depth: sums.depth,
+            cols: sums.cols,
+            then: src.wrapping_add(then_l * row_stride + then_j * col_stride),
+            out: sums.out,
+            out_stride: sums.out_stride,
+        });
     }
 }
 
@@ -302,11 +345,10 @@ impl Right for CodesRef<'_> {
         true
     }
 
-    fn streams<K: Kernel>(&self, rounds: bool) -> bool {
+    fn streams<K: Kernel>(&self, _rounds: bool) -> bool {
         self.row_stride == 1
             && K::streams::<f32>()
             && K::shape(size_of::<f32>()).depth * K::STEP <= PITCH
-            && (K::STEP > 1 || !rounds)
     }
 
     #[inline(always)]
@@ -322,19 +364,13 @@ impl Right for CodesRef<'_> {
                     let out = numbers.add(c * PITCH);
                     self.read(l, j + first + c, true, sums.depth, out);
                 }
-                kernel.columns(&Columns {
-                    rows: sums.rows,
-                    a: sums.a,
-                    a_stride: sums.a_stride,
-                    b: numbers.cast_const(),
-                    row_stride: 1,
-                    col_stride: PITCH,
-                    depth: sums.depth,
+                let part = Sums {
                     cols,
-                    then: numbers, // these are in the cache already
+                    then: (0, 0), // these are in the cache already
                     out: sums.out.add(first),
-                    out_stride: sums.out_stride,
-                });
+                    ..sums
+                };
+                columns(kernel, numbers.cast_const(), (1, PITCH), (0, 0), part);
             }
         }
     }

@@ -3,14 +3,16 @@
 
 use super::Operands;
 use super::ahead::Ahead;
-use super::few::Columns;
+use super::few::{self, Columns};
 use super::pack::Pack;
-use crate::element::{Float, Real, same};
-use crate::simd::{self, Arch, Baseline, Isa};
+use crate::element::{Float, Real};
+use crate::simd::{self, Isa};
 use half::{bf16, f16};
 
+mod portable;
 #[cfg(target_arch = "x86_64")]
 mod x86;
+pub(super) use portable::Portable;
 #[cfg(target_arch = "x86_64")]
 pub(super) use x86::{Avx2, Avx512, Avx512Bf16};
 
@@ -137,19 +139,18 @@ pub(super) unsafe trait Kernel: Copy + Send + Sync {
         unreachable!("gemm: a kernel without tiles of rows")
     }
 
+    /// Products of more rows are packed; at most [`few::FEW`].
+    const FEW: usize = few::FEW;
+
     /// Whether [`Kernel::columns`] is there for a B of T.
-    fn streams<T: Float>() -> bool {
-        false
-    }
+    fn streams<T: Float>() -> bool;
 
     /// Sums of columns of a product of few rows, from B where it lies, in the order of
     /// [`Kernel::tile`].
     ///
     /// # Safety
     /// As [`Columns`] says, with all of it inside the buffers.
-    unsafe fn columns<T: Float>(self, _: &Columns<T>) {
-        unreachable!("gemm: a kernel that packs every B")
-    }
+    unsafe fn columns<T: Float>(self, columns: &Columns<T>);
 
     /// Rounds a block to bf16 and packs it into panels of pairs, `[depth / 2, width, 2]`; for a
     /// kernel whose STEP is 2.
@@ -216,83 +217,6 @@ pub(super) unsafe trait Kernel: Copy + Send + Sync {
         for i in 0..4 {
             // SAFETY: by the caller.
             unsafe { dst.add(i).write(f16::from_f32(*src.add(i))) };
-        }
-    }
-}
-
-/// Plain Rust, for any processor. On 64-bit ARM this compiles to NEON with fused multiply-adds.
-#[derive(Clone, Copy)]
-pub(super) struct Portable;
-
-// SAFETY: needs no instructions beyond the target's baseline.
-unsafe impl Kernel for Portable {
-    const MR: usize = if cfg!(target_arch = "aarch64") { 8 } else { 4 };
-    const NR_BYTES: usize = 32;
-    type Arch = simd::Baseline;
-
-    #[inline(always)]
-    fn call<J: Job>(self, job: J) {
-        job.run();
-    }
-
-    #[inline(always)]
-    unsafe fn tile<R: Real>(
-        self,
-        depth: usize,
-        a: *const R,
-        b: *const R,
-        rows: usize,
-        _cols: usize,
-        out: *mut R,
-        stride: usize,
-        add: bool,
-        _ahead: Ahead,
-    ) {
-        // SAFETY: by the caller; NR is 32 bytes.
-        unsafe {
-            if same::<R, f32>() {
-                portable::<R, { Portable::MR }, 8>(depth, a, b, rows, out, stride, add);
-            } else {
-                portable::<R, { Portable::MR }, 4>(depth, a, b, rows, out, stride, add);
-            }
-        }
-    }
-}
-
-/// # Safety
-/// a: `[depth, M]`, b: `[depth, N]`, out: `rows` rows of N.
-#[inline(never)]
-unsafe fn portable<R: Real, const M: usize, const N: usize>(
-    depth: usize,
-    a: *const R,
-    b: *const R,
-    rows: usize,
-    out: *mut R,
-    stride: usize,
-    add: bool,
-) {
-    let mut sums = [[R::ZERO; N]; M];
-    for l in 0..depth {
-        // SAFETY: row l of both panels.
-        let (x, y) = unsafe {
-            (
-                &*a.add(l * M).cast::<[R; M]>(),
-                &*b.add(l * N).cast::<[R; N]>(),
-            )
-        };
-        for i in 0..M {
-            for j in 0..N {
-                sums[i][j] = Baseline::fma(x[i], y[j], sums[i][j]);
-            }
-        }
-    }
-    for (i, row) in sums.iter().enumerate().take(rows) {
-        for (j, &sum) in row.iter().enumerate() {
-            // SAFETY: row i of out has N elements.
-            unsafe {
-                let to = out.add(i * stride + j);
-                to.write(if add { *to + sum } else { sum });
-            }
         }
     }
 }

@@ -1,8 +1,7 @@
 //! What never changes a bit: the number of threads, and other rows and columns.
 
 use graft_kernels::gemm::{
-    Activation, Epilogue, Isa, MatRef, Operands, gemm, gemm_with, gemm_workspace,
-    gemm_workspace_with,
+    Activation, Epilogue, Isa, MatRef, Operands, gemm_with, gemm_workspace_with,
 };
 use half::{bf16, f16};
 
@@ -12,6 +11,7 @@ use crate::support::*;
 #[test]
 fn threads_do_not_change_a_bit() {
     fn product<T: Number>(
+        isa: Isa,
         operands: Operands,
         m: usize,
         n: usize,
@@ -21,7 +21,7 @@ fn threads_do_not_change_a_bit() {
     ) -> Vec<T> {
         let (a, b) = (random::<T>(m * k, 1), random::<T>(k * n, 2));
         let mut c = random::<T>(m * n, 3);
-        let mut workspace = vec![f32::NAN.into(); gemm_workspace::<T>(operands, m, n, k)];
+        let mut workspace = vec![f32::NAN.into(); gemm_workspace_with::<T>(isa, operands, m, n, k)];
         let pool = rayon::ThreadPoolBuilder::new()
             .num_threads(threads)
             .build()
@@ -36,17 +36,23 @@ fn threads_do_not_change_a_bit() {
                 true => (MatRef::row_major(&a, k, m).t(), MatRef::row_major(&b, k, n)),
                 false => (MatRef::row_major(&a, m, k), MatRef::row_major(&b, n, k).t()),
             };
-            gemm(operands, a, b, &mut c, true, epilogue, &mut workspace);
+            gemm_with(isa, operands, a, b, &mut c, true, epilogue, &mut workspace);
         });
         c
     }
     fn same<T: Number>(operands: Operands, m: usize, n: usize, k: usize) {
-        for across in [false, true] {
-            let one = product::<T>(operands, m, n, k, across, 1);
+        // Products of few rows read B in ways of each instruction set's own.
+        let sets = if m <= 8 {
+            Isa::available()
+        } else {
+            vec![Isa::detect()]
+        };
+        for (isa, across) in sets.into_iter().flat_map(|isa| [(isa, false), (isa, true)]) {
+            let one = product::<T>(isa, operands, m, n, k, across, 1);
             for threads in [2, 3, 7] {
                 assert!(
-                    one == product::<T>(operands, m, n, k, across, threads),
-                    "{m}x{n}x{k} on {threads} threads, k apart: {across}"
+                    one == product::<T>(isa, operands, m, n, k, across, threads),
+                    "{isa:?} {m}x{n}x{k} on {threads} threads, k apart: {across}"
                 );
             }
         }
@@ -80,10 +86,12 @@ fn neighbours_do_not_change_a_bit() {
             neighbours::<f32, f16, f32>(isa, Operands::AsStored, layout);
             neighbours::<bf16, f32, bf16>(isa, Operands::Bf16, layout);
             neighbours::<bf16, bf16, f32>(isa, Operands::Bf16, layout);
+            neighbours::<f32, bf16, f32>(isa, Operands::Bf16, layout);
+            neighbours::<bf16, bf16, bf16>(isa, Operands::AsStored, layout);
             neighbours::<f16, f16, f16>(isa, Operands::AsStored, layout);
+            neighbours::<f64, f64, f64>(isa, Operands::AsStored, layout);
         }
     }
-    neighbours::<f64, f64, f64>(Isa::detect(), Operands::AsStored, Layout::Columns);
 }
 
 fn neighbours<A, B, C>(isa: Isa, operands: Operands, layout: Layout)
@@ -125,6 +133,64 @@ where
                 have == want,
                 "{isa:?} {operands:?} {layout:?}: row {i} of {rows} x {cols}: {have:?}, {want:?}"
             );
+        }
+    }
+}
+
+/// Numbers that are rounded while they are read, between two that bf16 has, too large for it, and none at all: few rows
+/// and many, all columns at once and one by one.
+#[test]
+fn rounding_knows_all_numbers() {
+    let special = [
+        f32::from_bits(0x3f80_8000), // halfway, to the even one below
+        f32::from_bits(0x3f81_8000), // halfway, to the even one above
+        f32::from_bits(0x3f80_8001),
+        f32::from_bits(0xbf80_7fff),
+        f32::MAX,
+        f32::MIN,
+        f32::INFINITY,
+        f32::NEG_INFINITY,
+        f32::NAN,
+        f32::from_bits(0x7f80_0001), // not a number by its last bit
+        f32::from_bits(0xffff_ffff),
+        -0.0,
+    ];
+    let (n, k) = (43, 37);
+    for (isa, layout) in Isa::available()
+        .into_iter()
+        .flat_map(|isa| [(isa, Layout::Rows), (isa, Layout::Columns)])
+    {
+        let strides = strides(layout, k, n);
+        // Of row 5 alone, so that each sum is the number as it was rounded.
+        let mut b = vec![0.0f32; span(k, n, strides)];
+        for j in 0..n {
+            b[5 * strides.0 + j * strides.1] = special[j % special.len()];
+        }
+        for m in [1, 2, 3, 4, 7, 20] {
+            let mut a = vec![0.0f32; m * k];
+            a.iter_mut().skip(5).step_by(k).for_each(|x| *x = 1.0);
+            let need = gemm_workspace_with::<f32>(isa, Operands::Bf16, m, n, k);
+            let mut workspace = vec![f32::NAN; need];
+            let mut c = vec![0.0f32; m * n];
+            let (a, b) = (MatRef::row_major(&a, m, k), view(&b, k, n, strides));
+            let none = Epilogue::default();
+            gemm_with(
+                isa,
+                Operands::Bf16,
+                a,
+                b,
+                &mut c,
+                false,
+                none,
+                &mut workspace,
+            );
+            for (i, have) in c.iter().enumerate() {
+                let want = bf16::from_f32(special[i % n % special.len()]).to_f32();
+                assert!(
+                    *have == want || have.is_nan() && want.is_nan(),
+                    "{isa:?} {layout:?}: {have} for {want}, number {i} of {m} rows"
+                );
+            }
         }
     }
 }
