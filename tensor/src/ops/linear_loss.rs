@@ -43,7 +43,7 @@ const HEAD: Linear = Linear {
 /// while it has them, for a `dy` of 1, and keeps those.
 ///
 /// # Errors
-/// As [`cross_entropy`](super::loss::cross_entropy) and [`linear`](super::linear).
+/// As [`cross_entropy`](super::loss::cross_entropy) and [`linear`](super::linear()).
 pub fn linear_cross_entropy(
     m: &Memory,
     x: &Tensor,

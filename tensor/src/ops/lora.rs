@@ -32,7 +32,7 @@ pub struct Lora {
 /// [`lora_low`] gives. `key` keys the dropout's mask.
 ///
 /// # Errors
-/// As [`linear`](super::linear); an adapter whose sizes do not fit the weight's; a dropout outside `[0, 1)`.
+/// As [`linear`](super::linear()); an adapter whose sizes do not fit the weight's; a dropout outside `[0, 1)`.
 pub fn lora(
     m: &Memory,
     p: &Lora,
