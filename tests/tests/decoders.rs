@@ -9,7 +9,7 @@ use std::path::Path;
 use graft_autograd::Gradients;
 use graft_models::config::{Config, RopeScaling};
 use graft_models::{CausalLm, Checkpoint, DecoderClassifier, DecoderConfig, ModelSource};
-use graft_models::{Error, Stored, TokenBatch, load_parameters, save_parameters};
+use graft_models::{Error, KvCache, Stored, TokenBatch, load_parameters, save_parameters};
 use graft_nn::optimizer::Rule;
 use graft_nn::{Forward, FreezePolicy, Optimizer, Parameters, TrainableSet};
 use graft_tensor::{DType, Memory};
@@ -84,6 +84,51 @@ fn both_spellings_of_a_config_are_one_model() {
             config
         };
         assert_eq!(read("config.json"), read("config.v4.json"), "{name}");
+    }
+}
+
+/// Other settings than those of the fixtures: positions stretched, windows, activations, scales, caps; by a full pass and
+/// token by token with a cache.
+#[test]
+fn logits_under_other_settings_equal_those_of_transformers() {
+    let cases = json(&fixture("variants.json"));
+    let expected = tensors(&fixture("variants.safetensors"));
+    let cases = cases.as_array().unwrap();
+    assert_eq!((cases.len(), expected.len()), (32, 32));
+    for (number, case) in cases.iter().enumerate() {
+        let dir = fixture(case["model"].as_str().unwrap());
+        let text = case["config"].to_string();
+        let config = DecoderConfig::parse("config.json", text.as_bytes()).unwrap();
+        let mut parameters = Parameters::new(&Memory::cpu(), DType::F32);
+        let lm = CausalLm::new(&mut parameters, &config).unwrap();
+        let mut checkpoint = Checkpoint::open(&dir).unwrap();
+        load_parameters(&mut parameters, &config, &mut checkpoint, None).unwrap();
+        let (batch, _) = decoder_batch(&tensors(&dir.join("expected.safetensors")));
+        let exact = expected[&number.to_string()].to_f64().unwrap();
+        let vocabulary = config.vocab_size;
+        let mut f = Forward::evaluate(&parameters);
+        let logits = lm.forward(&mut f, &batch).unwrap();
+        let logits = logits.value().to_f64().unwrap();
+        let rows: Vec<&[f64]> = logits.chunks(vocabulary).collect();
+        for (text, pair) in batch.offsets.windows(2).enumerate() {
+            let (start, end) = (pair[0] as usize, pair[1] as usize);
+            let exact = &exact[text * vocabulary..(text + 1) * vocabulary];
+            let error = max_distance(rows[end - 1], exact);
+            assert!(error < 1e-5, "{text}: off by {error:e}: {case}");
+            let mut cache = KvCache::new(&parameters, &config, 1, end - start).unwrap();
+            let mut last = Vec::new();
+            for id in &batch.ids[start..end] {
+                let mut f = Forward::evaluate(&parameters);
+                let new = TokenBatch::of_ids([std::slice::from_ref(id)]);
+                let logits = lm.advance(&mut f, &new, &mut cache).unwrap();
+                last = logits.value().to_f64().unwrap();
+            }
+            let error = max_distance(&last, exact);
+            assert!(
+                error < 1e-5,
+                "{text} with a cache: off by {error:e}: {case}"
+            );
+        }
     }
 }
 
