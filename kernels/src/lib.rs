@@ -7,6 +7,8 @@
 
 pub mod activation;
 pub mod attention;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
 mod awake;
 pub mod binary;
 pub mod copy;

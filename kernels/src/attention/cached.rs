@@ -5,14 +5,17 @@
 
 use super::rows::Source;
 use super::{Attention, Packed};
-use crate::element::{Float, Real};
+use crate::element::{Float, Real, same};
 use crate::math::{exp, tanh};
 use crate::prefetch::prefetch;
 use crate::shared::Shared;
-use crate::simd::{Arch, kernel, public};
-use crate::sums::{each_lane, fold, total};
+use crate::simd::{Arch, Isa, kernel, public};
+use crate::sums::{fold, total};
 use rayon::prelude::*;
 use std::ops::Range;
+
+#[cfg(target_arch = "x86_64")]
+mod avx512;
 
 /// At most so many tasks at a time, each with its piece of workspace.
 const LANES: usize = 32;
@@ -114,7 +117,7 @@ public! {
                 let q = q.head(token, 1, head * group, p.head_dim);
                 let k = k.head(start, len, head, p.head_dim);
                 let v = v.head(start, len, head, p.head_dim);
-                one_query(isa, p, len - behind, &q.data[..width], k, v, out, workspace);
+                one_query(isa, p, len - behind, &q.data[..width], [k, v], out, workspace);
             }
         };
         let workspace = &mut workspace[..need];
@@ -160,37 +163,51 @@ fn check<T>(p: &Attention, offsets: &[i64], kept: Kept, [q, k, v]: [&Packed<T>; 
     );
 }
 
+/// The query at key `i`, of all heads that share keys `k` and values `v`.
+fn one_query<T: Float>(
+    isa: Isa,
+    p: &Attention,
+    i: usize,
+    q: &[T],
+    [k, v]: [Source<'_, T>; 2],
+    out: &mut [T],
+    workspace: &mut [T::Acc],
+) {
+    let seen = p.visible(i, k.rows);
+    if seen.is_empty() {
+        out.fill(T::default());
+        return;
+    }
+    let [k, v] = [k, v].map(|rows| rows.rows(seen.start, seen.len()));
+    let (query, scores) = workspace.split_at_mut(q.len());
+    let scores = &mut scores[..q.len() / p.head_dim * k.rows];
+    scale(isa, q, T::Acc::from_f64(p.factor()), query);
+    products(isa, query, k, scores);
+    ask(v, 0..ROWS_AHEAD);
+    // The query's place takes sums.
+    let sums = query.chunks_exact_mut(p.head_dim);
+    let heads = sums.zip(out.chunks_exact_mut(p.head_dim));
+    for (scores, (sums, out)) in scores.chunks_exact_mut(k.rows).zip(heads) {
+        let total = exponentials(isa, scores, p.softcap);
+        weighted_sum(isa, scores, v, sums);
+        narrow(isa, sums, T::Acc::ONE / total, out);
+    }
+}
+
 kernel! {
-    /// The query at key `i`, of all heads that share keys `k` and values `v`.
-    fn one_query[A: Arch, T: Float](
-        isa: Isa, p: &Attention, i: usize, q: &[T], k: Source<'_, T>, v: Source<'_, T>,
-        out: &mut [T], workspace: &mut [T::Acc],
-    ) {
-        let dim = p.head_dim;
-        let seen = p.visible(i, k.rows);
-        if seen.is_empty() {
-            out.fill(T::default());
-            return;
+    /// `y = x * by`
+    fn scale[A: Arch, T: Float](isa: Isa, x: &[T], by: T::Acc, y: &mut [T::Acc]) {
+        for (y, x) in y.iter_mut().zip(x) {
+            *y = x.widen() * by;
         }
-        let (k, v) = (k.rows(seen.start, seen.len()), v.rows(seen.start, seen.len()));
-        let (query, rest) = workspace.split_at_mut(q.len());
-        let scores = &mut rest[..q.len() / dim * k.rows];
-        let factor = T::Acc::from_f64(p.factor());
-        for (y, x) in query.iter_mut().zip(q) {
-            *y = x.widen() * factor;
-        }
-        products::<A, T>(query, k, scores);
-        ask(v, 0..ROWS_AHEAD);
-        let heads = scores.chunks_exact_mut(k.rows).zip(out.chunks_exact_mut(dim));
-        for (scores, out) in heads {
-            if let Some(cap) = p.softcap {
-                let cap = T::Acc::from_f64(cap);
-                for x in &mut *scores {
-                    *x = cap * tanh::<A, T::Acc>(*x);
-                }
-            }
-            let by = T::Acc::ONE / exponentials::<A, T::Acc>(scores);
-            weighted_sum::<A, T>(scores, by, v, out);
+    }
+}
+
+kernel! {
+    /// `y = x * by`, rounded to storage.
+    fn narrow[A: Arch, T: Float](isa: Isa, x: &[T::Acc], by: T::Acc, y: &mut [T]) {
+        for (y, x) in y.iter_mut().zip(x) {
+            *y = T::narrow(*x * by);
         }
     }
 }
@@ -199,98 +216,173 @@ kernel! {
 /// the next one too far, for the processor to see them coming.
 #[inline(always)]
 fn ask<T>(rows: Source<'_, T>, range: Range<usize>) {
-    for r in range.start..range.end.min(rows.rows) {
-        prefetch(rows.row(r).as_ptr(), rows.dim);
+    for r in range {
+        let row = rows.data.as_ptr().wrapping_add(r * rows.stride);
+        prefetch(row, rows.dim);
     }
 }
 
 /// `scores[h, n]` = the product of query h and key n.
 ///
 /// query: `[heads, dim]`, scores: `[heads, keys]`
-#[inline(always)]
-fn products<A: Arch, T: Float>(query: &[T::Acc], k: Source<'_, T>, scores: &mut [T::Acc]) {
-    ask(k, 0..ROWS_AHEAD);
-    for first in (0..k.rows).step_by(4) {
-        ask(k, first + ROWS_AHEAD..first + ROWS_AHEAD + 4);
-        // Behind the last key it is taken again, for nothing.
-        let key = |r: usize| k.row((first + r).min(k.rows - 1));
-        let keys = [key(0), key(1), key(2), key(3)];
-        for (h, query) in query.chunks_exact(k.dim).enumerate() {
-            let mut lanes = [[T::Acc::ZERO; SUMS]; 4];
-            each_lane!(
-                SUMS;
-                [x = query, a = keys[0], b = keys[1], c = keys[2], d = keys[3]],
-                |lane| {
-                    lanes[0][lane] = A::fma(x, a.widen(), lanes[0][lane]);
-                    lanes[1][lane] = A::fma(x, b.widen(), lanes[1][lane]);
-                    lanes[2][lane] = A::fma(x, c.widen(), lanes[2][lane]);
-                    lanes[3][lane] = A::fma(x, d.widen(), lanes[3][lane]);
+fn products<T: Float>(isa: Isa, query: &[T::Acc], k: Source<'_, T>, scores: &mut [T::Acc]) {
+    #[cfg(target_arch = "x86_64")]
+    if wide::<T>(isa) {
+        // SAFETY: the processor has the instructions; sums are f32.
+        unsafe { avx512::products(floats(query), k, floats_mut(scores)) };
+        return;
+    }
+    any_products(isa, query, k, scores);
+}
+
+/// `out` = the sum of `weights[n] * v[n]`.
+fn weighted_sum<T: Float>(isa: Isa, weights: &[T::Acc], v: Source<'_, T>, out: &mut [T::Acc]) {
+    #[cfg(target_arch = "x86_64")]
+    if wide::<T>(isa) {
+        // SAFETY: as in `products`.
+        unsafe { avx512::weighted_sum(floats(weights), v, floats_mut(out)) };
+        return;
+    }
+    any_weighted_sum(isa, weights, v, out);
+}
+
+/// Whether AVX-512 is there, and meant for what is summed in f32.
+#[cfg(target_arch = "x86_64")]
+fn wide<T: Float>(isa: Isa) -> bool {
+    matches!(isa.or_portable(), Isa::Avx512 | Isa::Avx512Bf16) && same::<T::Acc, f32>()
+}
+
+/// # Safety
+/// R is f32.
+#[cfg(target_arch = "x86_64")]
+unsafe fn floats<R>(x: &[R]) -> &[f32] {
+    // SAFETY: by the caller.
+    unsafe { std::slice::from_raw_parts(x.as_ptr().cast(), x.len()) }
+}
+
+/// # Safety
+/// R is f32.
+#[cfg(target_arch = "x86_64")]
+unsafe fn floats_mut<R>(x: &mut [R]) -> &mut [f32] {
+    // SAFETY: by the caller.
+    unsafe { std::slice::from_raw_parts_mut(x.as_mut_ptr().cast(), x.len()) }
+}
+
+kernel! {
+    /// [`products`] with any instructions.
+    fn any_products[A: Arch, T: Float](
+        isa: Isa, query: &[T::Acc], k: Source<'_, T>, scores: &mut [T::Acc],
+    ) {
+        let heads = query.len() / k.dim;
+        ask(k, 0..ROWS_AHEAD);
+        for first in (0..k.rows).step_by(4) {
+            ask(k, first + ROWS_AHEAD..first + ROWS_AHEAD + 4);
+            // Behind the last key it is taken again, for nothing.
+            let key = |r: usize| k.row((first + r).min(k.rows - 1));
+            let keys = [key(0), key(1), key(2), key(3)];
+            for h in 0..heads {
+                let sums = dots::<A, T>(&query[h * k.dim..][..k.dim], keys);
+                let scores = &mut scores[h * k.rows + first..(h + 1) * k.rows];
+                for (score, sum) in scores.iter_mut().zip(sums) {
+                    *score = sum;
                 }
-            );
-            let scores = &mut scores[h * k.rows + first..(h + 1) * k.rows];
-            for (score, lanes) in scores.iter_mut().zip(lanes) {
-                *score = total(lanes);
             }
         }
     }
 }
 
-/// e to the power of what each score lies below the largest, and the sum of it.
+/// The products of a query and four keys. Sums have names, and what is left behind whole lanes is brought to their
+/// length: what is indexed by a number that changes would not stay in registers.
 #[inline(always)]
-fn exponentials<A: Arch, R: Real>(scores: &mut [R]) -> R {
-    let mut best = [R::NEG_INFINITY; SUMS];
-    each_lane!(SUMS; [x = &*scores], |lane| {
-        best[lane] = if x > best[lane] { x } else { best[lane] };
-    });
-    let largest = fold(best, |a, b| if a > b { a } else { b });
-    let mut lanes = [R::ZERO; SUMS];
-    let (whole, rest) = scores.as_chunks_mut::<SUMS>();
-    for scores in whole {
+fn dots<A: Arch, T: Float>(query: &[T::Acc], [a, b, c, d]: [&[T]; 4]) -> [T::Acc; 4] {
+    let zeros = [T::Acc::ZERO; SUMS];
+    let (mut sa, mut sb, mut sc, mut sd) = (zeros, zeros, zeros, zeros);
+    let (queries, rest) = query.as_chunks::<SUMS>();
+    let [ka, kb, kc, kd] = [a, b, c, d].map(|key| key.as_chunks::<SUMS>().0);
+    let keys = ka.iter().zip(kb).zip(kc.iter().zip(kd));
+    for (x, ((a, b), (c, d))) in queries.iter().zip(keys) {
         for lane in 0..SUMS {
-            scores[lane] = exp::<A, R>(scores[lane] - largest);
-            lanes[lane] += scores[lane];
+            sa[lane] = A::fma(x[lane], a[lane].widen(), sa[lane]);
+            sb[lane] = A::fma(x[lane], b[lane].widen(), sb[lane]);
+            sc[lane] = A::fma(x[lane], c[lane].widen(), sc[lane]);
+            sd[lane] = A::fma(x[lane], d[lane].widen(), sd[lane]);
         }
     }
-    for (x, lane) in rest.iter_mut().zip(&mut lanes) {
-        *x = exp::<A, R>(*x - largest);
-        *lane += *x;
+    if !rest.is_empty() {
+        let mut x = zeros;
+        x[..rest.len()].copy_from_slice(rest);
+        let [a, b, c, d] = [a, b, c, d].map(|key| {
+            let mut end = [T::default(); SUMS];
+            end[..rest.len()].copy_from_slice(&key[query.len() - rest.len()..query.len()]);
+            end
+        });
+        for lane in 0..SUMS {
+            sa[lane] = A::fma(x[lane], a[lane].widen(), sa[lane]);
+            sb[lane] = A::fma(x[lane], b[lane].widen(), sb[lane]);
+            sc[lane] = A::fma(x[lane], c[lane].widen(), sc[lane]);
+            sd[lane] = A::fma(x[lane], d[lane].widen(), sd[lane]);
+        }
     }
-    total(lanes)
+    [total(sa), total(sb), total(sc), total(sd)]
 }
 
-/// `out = by * sum of weights[n] * v[n]`, in stripes whose sums stay in registers.
-#[inline(always)]
-fn weighted_sum<A: Arch, T: Float>(
-    weights: &[T::Acc],
-    by: T::Acc,
-    v: Source<'_, T>,
-    out: &mut [T],
-) {
-    let (whole, rest) = out.as_chunks_mut::<STRIPE>();
-    for (stripe, out) in whole.iter_mut().enumerate() {
-        let mut sums = [T::Acc::ZERO; STRIPE];
-        for (n, &weight) in weights.iter().enumerate() {
-            if stripe == 0 {
-                ask(v, n + ROWS_AHEAD..n + ROWS_AHEAD + 1);
-            }
-            let value = v.row(n)[stripe * STRIPE..].first_chunk::<STRIPE>();
-            let value = value.expect("a stripe lies inside the row");
-            for c in 0..STRIPE {
-                sums[c] = A::fma(weight, value[c].widen(), sums[c]);
+kernel! {
+    /// e to the power of what each score lies below the largest, and the sum of it; a softcap comes first.
+    fn exponentials[A: Arch, R: Real](isa: Isa, scores: &mut [R], softcap: Option<f64>) -> R {
+        if let Some(cap) = softcap {
+            let cap = R::from_f64(cap);
+            for x in &mut *scores {
+                *x = cap * tanh::<A, R>(*x);
             }
         }
-        for c in 0..STRIPE {
-            out[c] = T::narrow(sums[c] * by);
+        let (whole, rest) = scores.as_chunks_mut::<SUMS>();
+        let mut end = [R::NEG_INFINITY; SUMS];
+        end[..rest.len()].copy_from_slice(rest);
+        let mut best = end;
+        for scores in &*whole {
+            for lane in 0..SUMS {
+                best[lane] = if scores[lane] > best[lane] { scores[lane] } else { best[lane] };
+            }
         }
-    }
-    let done = v.dim - rest.len();
-    let mut sums = [T::Acc::ZERO; STRIPE];
-    for (n, &weight) in weights.iter().enumerate() {
-        for (sum, x) in sums.iter_mut().zip(&v.row(n)[done..]) {
-            *sum = A::fma(weight, x.widen(), *sum);
+        let largest = fold(best, |a, b| if a > b { a } else { b });
+        let mut lanes = [R::ZERO; SUMS];
+        for scores in whole.iter_mut().chain([&mut end]) {
+            for lane in 0..SUMS {
+                scores[lane] = exp::<A, R>(scores[lane] - largest);
+                lanes[lane] += scores[lane];
+            }
         }
+        rest.copy_from_slice(&end[..rest.len()]);
+        total(lanes)
     }
-    for (y, sum) in rest.iter_mut().zip(sums) {
-        *y = T::narrow(sum * by);
+}
+
+kernel! {
+    /// [`weighted_sum`] with any instructions, in stripes whose sums stay in registers.
+    fn any_weighted_sum[A: Arch, T: Float](
+        isa: Isa, weights: &[T::Acc], v: Source<'_, T>, out: &mut [T::Acc],
+    ) {
+        for (stripe, out) in out.chunks_mut(STRIPE).enumerate() {
+            let first = stripe * STRIPE;
+            let mut sums = [T::Acc::ZERO; STRIPE];
+            let rows = v.data.chunks(v.stride).map(|row| &row[first..v.dim]);
+            for (n, (&weight, row)) in weights.iter().zip(rows).enumerate() {
+                if stripe == 0 {
+                    ask(v, n + ROWS_AHEAD..n + ROWS_AHEAD + 1);
+                }
+                if let Some(row) = row.first_chunk::<STRIPE>() {
+                    for c in 0..STRIPE {
+                        sums[c] = A::fma(weight, row[c].widen(), sums[c]);
+                    }
+                } else {
+                    let mut end = [T::default(); STRIPE];
+                    end[..row.len()].copy_from_slice(row);
+                    for c in 0..STRIPE {
+                        sums[c] = A::fma(weight, end[c].widen(), sums[c]);
+                    }
+                }
+            }
+            out.copy_from_slice(&sums[..out.len()]);
+        }
     }
 }

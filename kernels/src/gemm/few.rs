@@ -151,13 +151,17 @@ pub(super) fn product<A, B, C, K>(
 /// Tasks, a part of them for each thread, which takes its own from the first on, then what is left of others'
 /// from the last on.
 struct Shares {
-    /// Bounds of what is left, in the halves of a word.
-    left: [AtomicU64; SHARES],
+    left: [Left; SHARES],
     count: usize,
 }
 
 /// Parts at most; more threads share them.
 const SHARES: usize = 64;
+
+/// Bounds of what is left, in the halves of a word. In a line of its own: threads would otherwise take it from
+/// each other with each of their own tasks.
+#[repr(align(64))]
+struct Left(AtomicU64);
 
 impl Shares {
     fn new(tasks: usize, threads: usize) -> Self {
@@ -168,7 +172,7 @@ impl Shares {
             } else {
                 0..0
             };
-            AtomicU64::new((part.start as u64) << 32 | part.end as u64)
+            Left(AtomicU64::new((part.start as u64) << 32 | part.end as u64))
         });
         Shares { left, count }
     }
@@ -177,7 +181,7 @@ impl Shares {
     fn take(&self, thread: usize) -> Option<usize> {
         (0..self.count).find_map(|i| {
             let own = i == 0;
-            let taken = self.left[(thread + i) % self.count].try_update(
+            let taken = self.left[(thread + i) % self.count].0.try_update(
                 Ordering::Relaxed,
                 Ordering::Relaxed,
                 |left| {

@@ -14,7 +14,7 @@ mod few;
 mod pack;
 mod plan;
 mod right;
-mod rounded;
+pub(crate) mod rounded;
 mod task;
 mod tile;
 

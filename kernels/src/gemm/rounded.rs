@@ -6,7 +6,7 @@ use half::bf16;
 /// An `f32` that is rounded to bf16 when it is read.
 #[derive(Clone, Copy, Default, PartialEq, PartialOrd, Debug)]
 #[repr(transparent)]
-pub(super) struct Rounded(f32);
+pub(crate) struct Rounded(f32);
 
 impl Element for Rounded {}
 

@@ -15,7 +15,7 @@ use crate::simd::{Fused, Isa};
 use half::{bf16, f16};
 use std::arch::x86_64::*;
 use std::mem::transmute;
-use transpose::{load16, transpose, transposed};
+use transpose::{transpose, transposed};
 
 /// AVX-512 F: 12 x 32 `f32` or 12 x 16 `f64`, 24 of 32 registers for sums.
 #[derive(Clone, Copy)]

@@ -2,7 +2,8 @@
 //! multiplied with every row. The order of sums is that of the tiles, so the bits are, too.
 
 use super::pairs::{interleaving, load32};
-use super::{dot_pairs, load16, transposed};
+use super::{dot_pairs, transposed};
+use crate::avx512::load16;
 use crate::element::Float;
 use crate::gemm::few::{Columns, ROWS};
 use std::arch::x86_64::*;
