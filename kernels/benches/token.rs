@@ -86,7 +86,7 @@ impl<T: Float<Acc = f32>> Weights<T> {
     }
 }
 
-fn measure<T: Float<Acc = f32>>(name: &str, isa: Isa, operands: Operands, numbers: &[u64]) {
+fn measure<T: Float<Acc = f32>>(name: &str, isa: Isa, operands: Operands, numbers: &[i64]) {
     let weights = Weights::<T>::new();
     let need = LAYER.iter().chain([&HEAD]);
     let need = need
@@ -140,7 +140,7 @@ fn main() {
     let chosen = |name: &str| wanted.is_empty() || wanted.iter().any(|x| x == name);
     // On a thread of those that compute, as all work of the trainer is.
     rayon::scope(|_| {
-        let numbers = vec![1u64; 64 << 20];
+        let numbers = vec![1i64; 64 << 20];
         println!("{} threads, {isa:?}", rayon::current_num_threads());
         if chosen("f32") {
             measure::<f32>("f32", isa, Operands::AsStored, &numbers);

@@ -1,7 +1,7 @@
 //! Threads that stay awake through a string of short pieces of work, as decoding is: dozens of products
 //! a token, each of which takes less time than waking a thread.
 
-use crate::course::{self, Next};
+use crate::course::{self, Asked, Next};
 use rayon::Yield;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -19,16 +19,16 @@ const NAP: Duration = Duration::from_micros(50);
 /// that is likely to come next. With nothing to do for long they nap, so that cores are not kept busy for
 /// a thread that waits. No result depends on it.
 pub fn awake<R>(work: impl FnOnce() -> R) -> R {
-    let Some(me) = rayon::current_thread_index().filter(|_| rayon::current_num_threads() > 1)
-    else {
+    let threads = rayon::current_num_threads();
+    let Some(me) = rayon::current_thread_index().filter(|_| threads > 1) else {
         return work();
     };
-    let (over, next) = (AtomicBool::new(false), Arc::new(Next::default()));
+    let (over, next) = (AtomicBool::new(false), Arc::new(Next::new(me, threads)));
     rayon::in_place_scope(|scope| {
         // Each thread's own: nobody takes another's, least of all the one that works.
         scope.spawn_broadcast(|_, context| {
             if context.index() != me {
-                look_for_work(&over, &next);
+                look_for_work(context.index(), &over, &next);
             }
         });
         let _end = End(&over);
@@ -45,10 +45,11 @@ impl Drop for End<'_> {
     }
 }
 
-fn look_for_work(over: &AtomicBool, next: &Next) {
-    let mut looks = 0;
+/// On thread `me`.
+fn look_for_work(me: usize, over: &AtomicBool, next: &Next) {
+    let (mut looks, mut asked) = (0, Asked::default());
     while !over.load(Ordering::Acquire) {
-        if rayon::yield_now() == Some(Yield::Executed) || next.ask() {
+        if rayon::yield_now() == Some(Yield::Executed) || next.ask(me, &mut asked) {
             looks = 0;
             continue;
         }

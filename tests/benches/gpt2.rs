@@ -19,7 +19,7 @@ use graft_autograd::Gradients;
 use graft_models::{CausalLm, DecoderConfig, KvCache, TokenBatch};
 use graft_nn::optimizer::Rule;
 use graft_nn::{Forward, FreezePolicy, Optimizer, Parameters};
-use graft_tensor::{DType, Memory, awake, ops};
+use graft_tensor::{DType, Memory, Tensor, awake, ops};
 use serde_json::json;
 
 const SEQUENCES: usize = 4;
@@ -135,10 +135,13 @@ fn decode(
     let mut cache = KvCache::new(parameters, config, 1, capacity).expect("memory suffices");
     let mut new = ids(TOKENS);
     let (mut times, mut readings) = (Vec::new(), Vec::new());
-    let numbers = vec![1u64; 64 << 20];
+    // In large pages, as weights are: more can be read of them in a second than of small ones.
+    let numbers = Tensor::from_slice(&Memory::cpu(), &vec![1i64; 64 << 20], &[64 << 20]);
+    let numbers = numbers.expect("memory suffices");
+    let numbers = numbers.slice::<i64>().expect("numbers");
     for token in 0..NEW_TOKENS {
         if token % READING == 0 {
-            readings.push(bandwidth(&numbers));
+            readings.push(bandwidth(numbers));
         }
         let started = Instant::now();
         let batch = TokenBatch::of_ids([new.as_slice()]);

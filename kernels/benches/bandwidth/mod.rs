@@ -4,14 +4,14 @@ use std::hint::black_box;
 use std::time::Instant;
 
 /// Gigabytes that all threads together read in a second from memory that no cache holds, each in four streams.
-pub fn bandwidth(numbers: &[u64]) -> f64 {
+pub fn bandwidth(numbers: &[i64]) -> f64 {
     const STREAMS: usize = 4;
     let part = numbers.len() / rayon::current_num_threads();
     let started = Instant::now();
     rayon::broadcast(|context| {
         let mine = &numbers[context.index() * part..][..part];
         let stream = part / STREAMS / 32 * 32;
-        let mut sums = [0u64; 32];
+        let mut sums = [0i64; 32];
         for at in (0..stream).step_by(32) {
             for first in (0..STREAMS).map(|i| i * stream + at) {
                 for (sum, x) in sums.iter_mut().zip(&mine[first..first + 32]) {

@@ -9,7 +9,7 @@ use super::right::{Right, Sums};
 use super::task::{Pass, complete, narrow};
 use super::tile::{Job, Kernel};
 use super::{Epilogue, MatRef};
-use crate::course;
+use crate::course::{self, Place};
 use crate::element::{Float, Real, same};
 use crate::parallel::{block_range, in_lanes};
 use crate::shared::Pointer;
@@ -96,7 +96,14 @@ pub(super) fn product<A, B, C, K>(
     let cols = cols.next_multiple_of(unit).max(unit);
     let strip = if along { cols.min(STRIP) } else { unit };
     let tasks = n.div_ceil(cols);
-    let course = parallel.then(|| course::begin(b.place()));
+    let course = parallel.then(|| {
+        let (address, bytes) = b.place();
+        course::begin(Place {
+            address,
+            bytes,
+            in_parts: along,
+        })
+    });
     // Where columns lie along k, a thread's tasks lie behind each other in memory.
     let shares = Shares::new(
         tasks,
