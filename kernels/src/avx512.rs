@@ -1,4 +1,4 @@
-//! Reading elements into registers of AVX-512.
+//! Elements in registers of AVX-512: reading and rounding.
 
 use crate::element::{Float, same};
 use crate::gemm::rounded::Rounded;
@@ -8,7 +8,7 @@ use std::arch::x86_64::*;
 /// Rounds to bf16: to nearest, ties to even; what is not a number stays so.
 #[inline]
 #[target_feature(enable = "avx512f")]
-fn round16(x: __m512) -> __m512 {
+pub(crate) fn round16(x: __m512) -> __m512 {
     let bits = _mm512_castps_si512(x);
     let odd = _mm512_and_si512(_mm512_srli_epi32::<16>(bits), _mm512_set1_epi32(1));
     let up = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));

@@ -5,6 +5,8 @@
 
 use super::rows::Source;
 use super::{Attention, Packed};
+#[cfg(target_arch = "x86_64")]
+use super::{floats, floats_mut};
 use crate::element::{Float, Real, same};
 use crate::math::{exp, tanh};
 use crate::prefetch::prefetch;
@@ -250,22 +252,6 @@ fn weighted_sum<T: Float>(isa: Isa, weights: &[T::Acc], v: Source<'_, T>, out: &
 #[cfg(target_arch = "x86_64")]
 fn wide<T: Float>(isa: Isa) -> bool {
     matches!(isa.or_portable(), Isa::Avx512 | Isa::Avx512Bf16) && same::<T::Acc, f32>()
-}
-
-/// # Safety
-/// R is f32.
-#[cfg(target_arch = "x86_64")]
-unsafe fn floats<R>(x: &[R]) -> &[f32] {
-    // SAFETY: by the caller.
-    unsafe { std::slice::from_raw_parts(x.as_ptr().cast(), x.len()) }
-}
-
-/// # Safety
-/// R is f32.
-#[cfg(target_arch = "x86_64")]
-unsafe fn floats_mut<R>(x: &mut [R]) -> &mut [f32] {
-    // SAFETY: by the caller.
-    unsafe { std::slice::from_raw_parts_mut(x.as_mut_ptr().cast(), x.len()) }
 }
 
 kernel! {

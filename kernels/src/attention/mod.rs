@@ -79,6 +79,26 @@ impl<'a, T> Packed<'a, T> {
     }
 }
 
+/// What is computed in f32, as such.
+///
+/// # Safety
+/// R is f32.
+#[cfg(target_arch = "x86_64")]
+unsafe fn floats<R>(x: &[R]) -> &[f32] {
+    // SAFETY: by the caller.
+    unsafe { std::slice::from_raw_parts(x.as_ptr().cast(), x.len()) }
+}
+
+/// [`floats`], to write.
+///
+/// # Safety
+/// R is f32.
+#[cfg(target_arch = "x86_64")]
+unsafe fn floats_mut<R>(x: &mut [R]) -> &mut [f32] {
+    // SAFETY: by the caller.
+    unsafe { std::slice::from_raw_parts_mut(x.as_mut_ptr().cast(), x.len()) }
+}
+
 impl Attention {
     /// The keys that query `i` of a sequence of `len` tokens sees.
     #[inline]

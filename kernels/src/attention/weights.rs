@@ -6,6 +6,8 @@
 use super::Attention;
 use super::plan::KEYS;
 use super::tile::{COLS, Products};
+#[cfg(target_arch = "x86_64")]
+use super::{floats, floats_mut};
 use crate::element::{Real, same};
 use crate::math::{exp, tanh};
 use crate::philox::{self, WIDE_ITEMS};
@@ -129,7 +131,7 @@ pub(super) fn softmax<R: Real>(
     if by_twos(products) {
         // SAFETY: the processor has the instructions, or `products` would be of others; R is f32.
         unsafe {
-            let [s, max, sum, out] = [s, max, sum, out].map(|x| floats(x));
+            let [s, max, sum, out] = [s, max, sum, out].map(|x| floats_mut(x));
             let rows = avx512::Rows::new(scores, s);
             if products.pairs() {
                 avx512::softmax_pairs(rows, max, sum, out, width);
@@ -164,9 +166,8 @@ pub(super) fn gradient<R: Real>(
     if by_twos(products) {
         // SAFETY: as in `softmax`.
         unsafe {
-            let (s, dp) = (floats(s), dp.map(|dp| floats(dp)));
-            let [lse, dot] =
-                [lse, dot].map(|x| std::slice::from_raw_parts(x.as_ptr().cast(), x.len()));
+            let (s, dp) = (floats_mut(s), dp.map(|dp| floats_mut(dp)));
+            let [lse, dot] = [lse, dot].map(|x| floats(x));
             let rows = avx512::Rows::new(scores, s);
             if products.pairs() {
                 avx512::gradient_pairs(rows, dp, lse, dot);
@@ -177,14 +178,6 @@ pub(super) fn gradient<R: Real>(
         return;
     }
     gradient_any(products.isa, scores, s, dp, lse, dot);
-}
-
-/// # Safety
-/// R is f32.
-#[cfg(target_arch = "x86_64")]
-unsafe fn floats<R>(x: &mut [R]) -> &mut [f32] {
-    // SAFETY: by the caller.
-    unsafe { std::slice::from_raw_parts_mut(x.as_mut_ptr().cast(), x.len()) }
 }
 
 kernel! {

@@ -7,6 +7,7 @@ mod rows;
 mod transpose;
 
 use super::{Job, Kernel};
+use crate::avx512::round16;
 use crate::element::{Float, Real, same};
 use crate::gemm::ahead::Ahead;
 use crate::gemm::few::Columns;
@@ -371,16 +372,8 @@ implement! {
 unsafe fn narrow_bf16x16(src: *const f32, dst: *mut bf16) {
     // SAFETY: 64 bytes in, 32 out.
     unsafe {
-        let x = _mm512_loadu_ps(src);
-        let bits = _mm512_castps_si512(x);
-        let high = _mm512_srli_epi32::<16>(bits);
-        let odd = _mm512_and_si512(high, _mm512_set1_epi32(1));
-        let up = _mm512_add_epi32(_mm512_add_epi32(bits, odd), _mm512_set1_epi32(0x7fff));
-        let rounded = _mm512_srli_epi32::<16>(up);
-        // What is not a number stays so.
-        let quiet = _mm512_or_si512(high, _mm512_set1_epi32(0x40));
-        let nan = _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(x, x);
-        let words = _mm512_mask_mov_epi32(rounded, nan, quiet);
+        let rounded = _mm512_castps_si512(round16(_mm512_loadu_ps(src)));
+        let words = _mm512_srli_epi32::<16>(rounded);
         _mm256_storeu_si256(dst.cast(), _mm512_cvtepi32_epi16(words));
     }
 }
