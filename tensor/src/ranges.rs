@@ -53,10 +53,25 @@ struct Segment {
     small: bool,
     /// No byte from here on was ever taken.
     touched: usize,
-    /// Start and length of each free range below `touched`; no two are neighbours.
-    free: BTreeMap<usize, usize>,
-    /// Start and end of each range that was taken from the low end.
-    low: BTreeMap<usize, usize>,
+    /// Free below `touched`, in order: few, as no two are neighbours
+    free: Vec<Span>,
+    /// Where the highest range ends that was taken from the low end, 0 without any
+    low_end: usize,
+    /// End and start of each range that was taken from the high end
+    high: BTreeMap<usize, usize>,
+}
+
+/// Bytes of a segment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Span {
+    start: usize,
+    end: usize,
+}
+
+impl Span {
+    fn bytes(&self) -> usize {
+        self.end - self.start
+    }
 }
 
 /// The ranges of all segments.
@@ -94,10 +109,7 @@ impl Ranges {
             Some(place) => place,
             None => (self.add(bytes, small, grow)?, 0),
         };
-        self.segments[segment].cut(start, bytes);
-        if end == End::Low {
-            self.segments[segment].low.insert(start, start + bytes);
-        }
+        self.segments[segment].take(start, bytes, end);
         Some(Range {
             segment,
             start,
@@ -107,20 +119,7 @@ impl Ranges {
 
     /// Gives a range back.
     pub fn release(&mut self, range: Range) {
-        let Segment { free, low, .. } = &mut self.segments[range.segment];
-        low.remove(&range.start);
-        let (mut start, mut bytes) = (range.start, range.bytes);
-        if let Some((&before, &length)) = free.range(..start).next_back()
-            && before + length == start
-        {
-            free.remove(&before);
-            start = before;
-            bytes += length;
-        }
-        if let Some(length) = free.remove(&(range.start + range.bytes)) {
-            bytes += length;
-        }
-        free.insert(start, bytes);
+        self.segments[range.segment].release(range.start, range.start + range.bytes);
     }
 
     /// Bytes that were ever taken: what the process holds.
@@ -134,15 +133,14 @@ impl Ranges {
         let mut segments = segments.filter(|(_, segment)| segment.small == small);
         match end {
             End::Low => segments.find_map(|(i, segment)| {
-                let mut free = segment.free.iter();
-                free.find(|(_, length)| **length >= bytes)
-                    .map(|(&start, _)| (i, start))
+                let span = segment.free.iter().find(|span| span.bytes() >= bytes)?;
+                Some((i, span.start))
             }),
             End::High => segments.rev().find_map(|(i, segment)| {
-                let low = segment.low.last_key_value().map_or(0, |(_, &end)| end);
-                let mut free = segment.free.range(low..).rev();
-                free.find(|(_, length)| **length >= bytes)
-                    .map(|(start, length)| (i, start + length - bytes))
+                let above = |span: &&Span| span.start >= segment.low_end;
+                let mut spans = segment.free.iter().rev().take_while(above);
+                let span = spans.find(|span| span.bytes() >= bytes)?;
+                Some((i, span.end - bytes))
             }),
         }
     }
@@ -175,8 +173,9 @@ impl Ranges {
             bytes: size,
             small,
             touched: 0,
-            free: BTreeMap::new(),
-            low: BTreeMap::new(),
+            free: Vec::new(),
+            low_end: 0,
+            high: BTreeMap::new(),
         });
         Some(self.segments.len() - 1)
     }
@@ -185,27 +184,64 @@ impl Ranges {
 impl Segment {
     /// Where the free bytes at the end begin.
     fn tail(&self) -> usize {
-        match self.free.last_key_value() {
-            Some((&start, &length)) if start + length == self.touched => start,
+        match self.free.last() {
+            Some(span) if span.end == self.touched => span.start,
             _ => self.touched,
         }
     }
 
     /// Takes bytes of a free range, or from the tail on into what was never touched.
-    fn cut(&mut self, start: usize, bytes: usize) {
+    fn take(&mut self, start: usize, bytes: usize, from: End) {
         let end = start + bytes;
-        let before = self.free.range(..=start).next_back();
-        let around = before.map(|(&first, &length)| (first, first + length));
-        if let Some((first, last)) = around.filter(|&(_, last)| last > start) {
-            self.free.remove(&first);
-            if first < start {
-                self.free.insert(first, start - first);
-            }
-            if end < last {
-                self.free.insert(end, last - end);
+        let around = self.free.partition_point(|span| span.end <= start);
+        if let Some(&span) = self.free.get(around).filter(|span| span.start <= start) {
+            let rest = Span { start: end, ..span };
+            match (span.start < start, end < span.end) {
+                (false, false) => drop(self.free.remove(around)),
+                (false, true) => self.free[around] = rest,
+                (true, after) => {
+                    self.free[around].end = start;
+                    if after {
+                        self.free.insert(around + 1, rest);
+                    }
+                }
             }
         }
         self.touched = self.touched.max(end);
+        match from {
+            End::Low => self.low_end = self.low_end.max(end),
+            End::High => drop(self.high.insert(end, start)),
+        }
+    }
+
+    fn release(&mut self, start: usize, end: usize) {
+        let next = self.free.partition_point(|span| span.start < start);
+        let before = next > 0 && self.free[next - 1].end == start;
+        let behind = self.free.get(next).is_some_and(|span| span.start == end);
+        match (before, behind) {
+            (false, false) => self.free.insert(next, Span { start, end }),
+            (true, false) => self.free[next - 1].end = end,
+            (false, true) => self.free[next].start = start,
+            (true, true) => self.free[next - 1].end = self.free.remove(next).end,
+        }
+        if end == self.low_end {
+            self.low_end = self.below(start);
+        } else {
+            self.high.remove(&end);
+        }
+    }
+
+    /// Where the highest range ends, of those that were taken from the low end, if none ends above `end`.
+    fn below(&self, mut end: usize) -> usize {
+        loop {
+            let next = self.free.partition_point(|span| span.start < end);
+            let free = next.checked_sub(1).map(|last| self.free[last]);
+            end = match (free, self.high.get(&end)) {
+                (Some(span), _) if span.end >= end => span.start,
+                (_, Some(&start)) => start,
+                _ => return end,
+            };
+        }
     }
 }
 
@@ -299,19 +335,32 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 
-        /// Ranges that are taken never overlap, lie inside what was touched, and all come back.
+        /// Ranges that are taken never overlap, lie inside what was touched, and all come back; the high end lies above
+        /// the low one.
         #[test]
         fn taken_ranges_are_disjoint(steps in prop::collection::vec((any::<bool>(), any::<bool>(), 1usize..3 << 20), 1..200)) {
             let mut r = Ranges::of(Device::Cpu);
-            let mut taken: Vec<Range> = Vec::new();
+            let (mut taken, mut lows) = (Vec::<Range>::new(), Vec::<Range>::new());
+            let low_end = |lows: &[Range], segment| {
+                let lows = lows.iter().filter(|low| low.segment == segment);
+                lows.map(|low| low.start + low.bytes).max().unwrap_or(0)
+            };
             let mut most = 0;
             for (free, high, bytes) in steps {
                 if free && !taken.is_empty() {
-                    r.release(taken.swap_remove(bytes % taken.len()));
+                    let old = taken.swap_remove(bytes % taken.len());
+                    lows.retain(|low| *low != old);
+                    r.release(old);
+                    prop_assert_eq!(r.segments[old.segment].low_end, low_end(&lows, old.segment));
                     continue;
                 }
                 let end = if high { End::High } else { End::Low };
                 let new = r.take(bytes, end, |_| true).unwrap();
+                match high {
+                    true => prop_assert!(new.start >= low_end(&lows, new.segment)),
+                    false => lows.push(new),
+                }
+                prop_assert_eq!(r.segments[new.segment].low_end, low_end(&lows, new.segment));
                 prop_assert!(new.bytes >= bytes && new.start.is_multiple_of(ALIGN));
                 let segment = &r.segments[new.segment];
                 prop_assert!(new.start + new.bytes <= segment.touched);
@@ -328,8 +377,9 @@ mod tests {
                 r.release(range);
             }
             for segment in &r.segments {
-                prop_assert!(segment.low.is_empty());
-                prop_assert_eq!(segment.free.iter().collect::<Vec<_>>(), [(&0, &segment.touched)]);
+                prop_assert!(segment.high.is_empty() && segment.low_end == 0);
+                let all = Span { start: 0, end: segment.touched };
+                prop_assert_eq!(&segment.free, &[all]);
             }
         }
     }

@@ -72,14 +72,38 @@ impl Shape {
 
     /// The shape without dimension `axis`, or with `with` in its place.
     pub(crate) fn replaced(&self, axis: usize, with: Option<usize>) -> Shape {
-        let mut dims = self.to_vec();
+        let mut shape = *self;
+        let dims = &mut shape.dims[..self.rank()];
         match with {
             Some(n) => dims[axis] = n,
             None => {
-                dims.remove(axis);
+                dims[axis..].rotate_left(1);
+                dims[self.rank() - 1] = 0;
+                shape.rank -= 1;
             }
         }
-        Shape::checked(&dims).expect("rank does not grow")
+        shape
+    }
+
+    /// Dimension `order[i]` of this as dimension `i`.
+    pub(crate) fn picked(&self, order: &[usize]) -> Shape {
+        let mut shape = *self;
+        for (dim, &axis) in shape.dims.iter_mut().zip(order) {
+            *dim = self[axis];
+        }
+        shape
+    }
+
+    /// The strides of a view of shape `to`, which a tensor of this shape and `strides` broadcasts to.
+    pub(crate) fn expanded(&self, strides: &Shape, to: &Shape) -> Shape {
+        let (mut expanded, lead) = (*to, to.rank() - self.rank());
+        for axis in 0..to.rank() {
+            expanded.dims[axis] = match axis.checked_sub(lead) {
+                Some(own) if self[own] == to[axis] => strides[own],
+                _ => 0,
+            };
+        }
+        expanded
     }
 
     pub(crate) fn from_dims(dims: &[usize]) -> Shape {
@@ -146,6 +170,18 @@ mod tests {
         assert!(Shape::new(&[1; 7]).is_err());
         assert!(Shape::new(&[usize::MAX, 2]).is_err());
         assert!(Shape::new(&[usize::MAX, 0]).is_err());
+    }
+
+    #[test]
+    fn dimensions_are_replaced_and_picked() {
+        let s = |d: &[usize]| Shape::new(d).unwrap();
+        let shape = s(&[2, 3, 4]);
+        assert_eq!(shape.replaced(1, Some(7)), s(&[2, 7, 4]));
+        assert_eq!(shape.replaced(0, None), s(&[3, 4]));
+        assert_eq!(s(&[5]).replaced(0, None), s(&[]));
+        assert_eq!(shape.picked(&[2, 0, 1]), s(&[4, 2, 3]));
+        let strides = s(&[3, 1]).expanded(&s(&[1, 9]), &s(&[2, 3, 4]));
+        assert_eq!(&strides[..], &[0, 1, 0]);
     }
 
     #[test]

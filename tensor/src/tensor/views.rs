@@ -2,7 +2,7 @@
 
 use super::Tensor;
 use crate::error::{Error, Result};
-use crate::shape::Shape;
+use crate::shape::{MAX_RANK, Shape};
 
 impl Tensor {
     /// The same elements under another shape.
@@ -34,7 +34,7 @@ impl Tensor {
     /// # Errors
     /// An order that does not name every dimension once.
     pub fn permute(&self, order: &[usize]) -> Result<Tensor> {
-        let mut seen = [false; crate::shape::MAX_RANK];
+        let mut seen = [false; MAX_RANK];
         let valid = order.len() == self.shape.rank()
             && order
                 .iter()
@@ -48,11 +48,9 @@ impl Tensor {
                 ),
             ));
         }
-        let pick =
-            |of: &Shape| Shape::from_dims(&order.iter().map(|&axis| of[axis]).collect::<Vec<_>>());
         Ok(Tensor {
-            shape: pick(&self.shape),
-            strides: pick(&self.strides),
+            shape: self.shape.picked(order),
+            strides: self.strides.picked(order),
             ..self.clone()
         })
     }
@@ -71,9 +69,9 @@ impl Tensor {
                 "at least [_, _]",
             ));
         }
-        let mut order: Vec<usize> = (0..rank).collect();
+        let mut order: [usize; MAX_RANK] = std::array::from_fn(|axis| axis);
         order.swap(rank - 2, rank - 1);
-        self.permute(&order)
+        self.permute(&order[..rank])
     }
 
     /// `length` indices of dimension `axis` from `start`.
@@ -115,16 +113,9 @@ impl Tensor {
                 format!("one that broadcasts to {to}"),
             ));
         }
-        let lead = to.rank() - self.shape.rank();
-        let strides: Vec<usize> = (0..to.rank())
-            .map(|axis| match axis.checked_sub(lead) {
-                Some(own) if self.shape[own] == to[axis] => self.strides[own],
-                _ => 0,
-            })
-            .collect();
         Ok(Tensor {
             shape: to,
-            strides: Shape::from_dims(&strides),
+            strides: self.shape.expanded(&self.strides, &to),
             ..self.clone()
         })
     }
