@@ -7,7 +7,7 @@ use graft_tensor::ops::{Activation, Binary, Glu, Linear, Lora, Pool, Reduce, Una
 use graft_tensor::{DType, Shape};
 
 use crate::error::Result;
-use crate::op::Op;
+use crate::op::{Inputs, Op};
 use crate::tape::{Tape, Var};
 
 impl Tape {
@@ -28,7 +28,7 @@ impl Tape {
             linear,
             bias: bias.is_some(),
         };
-        let inputs: Vec<&Var> = [x, weight].into_iter().chain(bias).collect();
+        let inputs: Inputs<&Var> = [x, weight].into_iter().chain(bias).collect();
         self.record(op, &inputs)
     }
 
@@ -52,7 +52,7 @@ impl Tape {
                 _ => self.next_stream(),
             },
         };
-        let inputs: Vec<&Var> = [x, weight].into_iter().chain(bias).chain(adapter).collect();
+        let inputs: Inputs<&Var> = [x, weight].into_iter().chain(bias).chain(adapter).collect();
         self.record(op, &inputs)
     }
 
@@ -260,7 +260,7 @@ impl Tape {
             weight: weight.is_some(),
             bias: bias.is_some(),
         };
-        let inputs: Vec<&Var> = [x]
+        let inputs: Inputs<&Var> = [x]
             .into_iter()
             .chain(residual)
             .chain(weight)
@@ -286,7 +286,7 @@ impl Tape {
             offset,
             residual: residual.is_some(),
         };
-        let inputs: Vec<&Var> = [x].into_iter().chain(residual).chain([weight]).collect();
+        let inputs: Inputs<&Var> = [x].into_iter().chain(residual).chain([weight]).collect();
         self.record(op, &inputs)
     }
 
@@ -405,7 +405,7 @@ impl Tape {
             cap,
             bias: bias.is_some(),
         };
-        let inputs: Vec<&Var> = [x, weight]
+        let inputs: Inputs<&Var> = [x, weight]
             .into_iter()
             .chain(bias)
             .chain([targets])

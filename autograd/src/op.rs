@@ -7,6 +7,10 @@ use graft_tensor::ops::attention::Attention;
 use graft_tensor::ops::rope::Rope;
 use graft_tensor::ops::{Binary, Glu, Linear, Lora, Needs, Pool, Reduce, Unary};
 use graft_tensor::{DType, Shape};
+use smallvec::SmallVec;
+
+/// Something for each input of an operation: held inline, as none but [`Op::Concat`] has more than five.
+pub(crate) type Inputs<T> = SmallVec<[T; 6]>;
 
 /// One operation, without its inputs. The inputs of each, in order, stand in its comment; those in
 /// parentheses are there if the field of that name says so.

@@ -129,6 +129,32 @@ fn frozen_activations_are_freed_at_once() {
 }
 
 #[test]
+fn an_evaluation_computes_the_same_and_records_nothing() {
+    let memory = Memory::cpu();
+    let p = weights(&memory, 2);
+    let run = |mut tape: Tape| {
+        let mut x = tape.input(values(&memory, 50, &[6, HIDDEN]));
+        let offsets = Tensor::from_vec::<i64>(&memory, vec![0, 2, 6], &[3]).unwrap();
+        let offsets = tape.input(offsets);
+        x = block(&mut tape, &x, &offsets, &p, 0, true).unwrap();
+        let second = |tape: &mut Tape| block(tape, &x, &offsets, &p, 1, true);
+        x = tape.checkpoint(second).unwrap();
+        let best = tape.argmax(&x);
+        (tape, x, best)
+    };
+    let (recorded, wanted, refused) = run(Tape::new(&memory, 0, 0));
+    assert!(recorded.needs_gradient(&wanted) && refused.is_err());
+    let (mut tape, found, best) = run(Tape::evaluation(&memory));
+    let bits = |x: &Var| x.value().to_vec::<f32>().unwrap();
+    assert_eq!(bits(&found), bits(&wanted));
+    best.expect("no gradient has to pass");
+    assert!(tape.is_empty() && !tape.needs_gradient(&found));
+    let loss = tape.sum_all(&found).unwrap();
+    let error = tape.backward(&loss, &mut Gradients::new()).unwrap_err();
+    assert_eq!(error, Error::NothingTrainable);
+}
+
+#[test]
 fn gradients_of_a_frozen_run_equal_those_of_the_full_run() {
     let memory = Memory::cpu();
     let p = weights(&memory, 3);

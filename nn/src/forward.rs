@@ -31,10 +31,10 @@ impl<'a> Forward<'a> {
         }
     }
 
-    /// An evaluation pass: no dropout, no gradients, nothing saved.
+    /// An evaluation pass: no dropout, no gradients, nothing recorded.
     pub fn evaluate(parameters: &'a Parameters) -> Forward<'a> {
         Forward {
-            tape: Tape::new(parameters.memory(), 0, 0),
+            tape: Tape::evaluation(parameters.memory()),
             parameters,
             trainable: None,
         }

@@ -51,7 +51,7 @@ impl Tape {
             )
             .into());
         }
-        if !self.nodes[from.node].needs_gradient {
+        if !self.needs_gradient(from) {
             return Err(Error::NothingTrainable);
         }
         self.reached = Some(from.node);

@@ -4,6 +4,7 @@
 //! nothing else keeps a value alive but the [`Var`]s that the caller holds. What no needed gradient
 //! reads is therefore freed the moment the caller lets go of it, and a frozen prefix saves nothing.
 //! Of what one pass over kept tensors can compute again ([`Op::can_rebuild`]), nothing is kept either.
+//! Where no gradient will be asked for ([`Tape::evaluation`]), operations are executed and not recorded.
 //!
 //! Here is what records; `backward.rs` walks back, `replay.rs` computes again what was recorded.
 
@@ -20,7 +21,7 @@ use self::replay::Region;
 use crate::backward::Saved;
 use crate::error::{Error, Result};
 use crate::forward::{Randomness, forward};
-use crate::op::Op;
+use crate::op::{Inputs, Op};
 
 /// A value on a tape.
 #[derive(Clone, Debug)]
@@ -40,9 +41,14 @@ impl Var {
         self.value.shape()
     }
 
-    /// The number of the node that computed the value.
+    /// The number of the node that computed the value; of a tape that records nothing, one that no node has.
     pub fn node(&self) -> usize {
         self.node
+    }
+
+    fn unrecorded(value: Tensor) -> Var {
+        let node = usize::MAX;
+        Var { node, value }
     }
 }
 
@@ -55,7 +61,7 @@ struct Parameter {
 
 struct Node {
     op: Op,
-    inputs: Vec<usize>,
+    inputs: Inputs<usize>,
     shape: Shape,
     dtype: DType,
     needs_gradient: bool,
@@ -88,6 +94,8 @@ pub struct Tape {
     memory: Memory,
     random: Randomness,
     streams: u64,
+    /// Operations become nodes
+    records: bool,
     /// Results that can be rebuilt are not kept
     rebuilds: bool,
     /// Where backward started, once it has run
@@ -105,8 +113,18 @@ impl Tape {
             memory: memory.with(Category::Activations),
             random: Randomness { seed, step },
             streams: 0,
+            records: true,
             rebuilds: true,
             reached: None,
+        }
+    }
+
+    /// A tape that executes operations and records none: nothing needs a gradient, whatever it is said to be. It costs
+    /// what the operations cost, and stays empty.
+    pub fn evaluation(memory: &Memory) -> Tape {
+        Tape {
+            records: false,
+            ..Tape::new(memory, 0, 0)
         }
     }
 
@@ -133,7 +151,9 @@ impl Tape {
 
     /// True if a trainable parameter leads to the value.
     pub fn needs_gradient(&self, x: &Var) -> bool {
-        self.nodes[x.node].needs_gradient
+        self.nodes
+            .get(x.node)
+            .is_some_and(|node| node.needs_gradient)
     }
 
     /// A value from outside that needs no gradient: token ids, offsets, cached features.
@@ -144,6 +164,9 @@ impl Tape {
     /// A parameter. Its gradient, if `trainable`, is found under `key`; `label` is for messages.
     /// A second call with the same key returns the first one's node: tied weights share a gradient.
     pub fn parameter(&mut self, key: usize, label: &str, value: &Tensor, trainable: bool) -> Var {
+        if !self.records {
+            return Var::unrecorded(value.clone());
+        }
         if let Some(var) = self.parameters.get(&key) {
             return var.clone();
         }
@@ -157,13 +180,16 @@ impl Tape {
     }
 
     fn leaf(&mut self, value: Tensor, parameter: Option<Parameter>, needs_gradient: bool) -> Var {
+        if !self.records {
+            return Var::unrecorded(value);
+        }
         let node = self.nodes.len();
         if let Some(region) = &mut self.open {
             region.reads(node, &value);
         }
         self.nodes.push(Node {
             op: Op::Leaf,
-            inputs: Vec::new(),
+            inputs: Inputs::new(),
             shape: *value.shape(),
             dtype: value.dtype(),
             // That codes have none is refused when something reads them.
@@ -185,7 +211,12 @@ impl Tape {
     /// # Errors
     /// Inputs that do not fit; an operation without a backward on a path that needs one.
     pub fn record(&mut self, op: Op, inputs: &[&Var]) -> Result<Var> {
-        let numbers: Vec<usize> = inputs.iter().map(|var| var.node).collect();
+        let values: Inputs<&Tensor> = inputs.iter().map(|var| &var.value).collect();
+        if !self.records {
+            let (value, _) = forward(&self.memory, self.random, &op, &values, &[], false)?;
+            return Ok(Var::unrecorded(value));
+        }
+        let numbers: Inputs<usize> = inputs.iter().map(|var| var.node).collect();
         let needs = self.needs(&numbers);
         let wanted = needs.contains(&true);
         if wanted && !op.has_backward() {
@@ -201,7 +232,6 @@ impl Tape {
                 dtype: self.nodes[i].dtype,
             });
         }
-        let values: Vec<&Tensor> = inputs.iter().map(|var| &var.value).collect();
         let saves = self.open.is_none() && wanted;
         let (value, saved) = self.execute(&op, &numbers, &values, &needs, saves)?;
         if let Some(region) = &mut self.open {
@@ -223,7 +253,7 @@ impl Tape {
         Ok(Var { node, value })
     }
 
-    fn needs(&self, inputs: &[usize]) -> Vec<bool> {
+    fn needs(&self, inputs: &[usize]) -> Inputs<bool> {
         inputs
             .iter()
             .map(|&i| self.nodes[i].needs_gradient)
