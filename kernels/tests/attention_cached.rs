@@ -144,7 +144,7 @@ fn worst(found: &[f64], want: &[f64]) -> f64 {
 }
 
 fn case() -> impl Strategy<Value = Case> {
-    let heads = prop::sample::select(vec![(1, 1), (2, 2), (4, 2), (6, 1)]);
+    let heads = prop::sample::select(vec![(1, 1), (2, 2), (4, 2), (6, 1), (7, 7), (12, 4)]);
     let sequence = (0usize..4, 0usize..70, 0usize..5);
     let sequences = prop::collection::vec(sequence, 0..5);
     let options = (any::<bool>(), any::<bool>(), 1usize..30);
@@ -202,21 +202,29 @@ fn threads_do_not_show() {
         dropout: 0.0,
         key: Key([0, 0]),
     };
-    let case = Case {
-        p,
-        sequences: vec![(1, 300, 0), (3, 500, 7), (1, 1, 0), (20, 40, 2)],
-        seed: 3,
-    };
-    let run = |threads| {
-        let pool = rayon::ThreadPoolBuilder::new()
-            .num_threads(threads)
-            .build()
-            .unwrap();
-        pool.install(|| case.run::<f32>(None))
-    };
-    let one = run(1);
-    assert!(worst(&one, &case.naive(&case.data())) < 2e-6);
-    assert_eq!(one, run(3));
+    // Texts together, and one alone whose heads are divided among the threads.
+    for sequences in [
+        vec![(1, 300, 0), (3, 500, 7), (1, 1, 0), (20, 40, 2)],
+        vec![(1, 300, 0)],
+    ] {
+        let case = Case {
+            p,
+            sequences,
+            seed: 3,
+        };
+        let run = |threads| {
+            let pool = rayon::ThreadPoolBuilder::new()
+                .num_threads(threads)
+                .build()
+                .unwrap();
+            pool.install(|| case.run::<f32>(None))
+        };
+        let one = run(1);
+        assert!(worst(&one, &case.naive(&case.data())) < 2e-6);
+        for threads in [2, 3, 5, 9] {
+            assert_eq!(one, run(threads), "{threads} threads");
+        }
+    }
 }
 
 #[test]

@@ -19,7 +19,7 @@ use std::ops::Range;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 
-/// At most so many tasks at a time, each with its piece of workspace.
+/// Key heads of queries that are worked on at a time, at most, if one query has no more: each has its piece of workspace.
 const LANES: usize = 32;
 /// Fewer multiply-adds than this stay on the calling thread.
 const PARALLEL: usize = 1 << 16;
@@ -27,6 +27,8 @@ const PARALLEL: usize = 1 << 16;
 const SUMS: usize = 16;
 /// Columns of values that are summed together.
 const STRIPE: usize = 64;
+/// Rows of values whose products with a head's weights are summed before the next head's.
+const ROWS: usize = 16;
 /// How many rows of keys or values are asked for ahead of those that are being read.
 const ROWS_AHEAD: usize = 16;
 
@@ -53,19 +55,28 @@ impl Kept<'_> {
     }
 }
 
-/// Elements of a lane: the scores and the sums of a group of heads.
-fn lane(p: &Attention, kept: Kept) -> usize {
-    p.heads / p.kv_heads * (kept.longest() + p.head_dim)
+/// Elements that a key head of a query needs: the scores, their total and the sums of each head that shares it.
+fn piece(p: &Attention, kept: Kept) -> usize {
+    p.heads / p.kv_heads * (kept.longest() + 1 + p.head_dim)
 }
 
-/// A query of all heads that share a key head is a task.
-fn lanes(p: &Attention, queries: usize) -> usize {
-    (queries * p.kv_heads).clamp(1, LANES)
+/// Key heads that are worked on at a time, at most.
+fn at_once(p: &Attention, queries: usize) -> usize {
+    (queries * p.kv_heads).clamp(1, LANES.max(p.kv_heads))
 }
 
 /// Workspace of [`attention_cached`] for so many queries, in elements of `T::Acc`.
 pub fn attention_cached_workspace(p: &Attention, queries: usize, kept: Kept) -> usize {
-    lanes(p, queries) * lane(p, kept)
+    at_once(p, queries) * piece(p, kept)
+}
+
+/// Key heads of a task, which lie side by side: as many as leave something to do for every thread. What is read
+/// of a row of keys is then longer, and no result depends on it.
+fn heads_of_a_task(p: &Attention, queries: usize) -> usize {
+    let threads = rayon::current_num_threads();
+    // Texts may be of different lengths.
+    let tasks = if queries == 1 { threads } else { 4 * threads };
+    p.kv_heads.div_ceil(tasks.div_ceil(queries))
 }
 
 public! {
@@ -98,31 +109,37 @@ public! {
             "attention_cached: workspace of {} elements, {need} needed",
             workspace.len()
         );
-        let group = p.heads / p.kv_heads;
-        let width = group * p.head_dim;
-        let (lanes, each) = (lanes(p, queries), lane(p, kept));
         if queries == 0 {
             return;
         }
+        let group = p.heads / p.kv_heads;
+        let width = group * p.head_dim;
+        let run = heads_of_a_task(p, queries);
+        let runs = p.kv_heads.div_ceil(run);
+        let lanes = (at_once(p, queries) / run).min(queries * runs);
         let shared = Shared::new(out);
         let work = |first: usize, workspace: &mut [T::Acc]| {
             let mut sequence = 0;
-            for task in (first..queries * p.kv_heads).step_by(lanes) {
-                let (token, head) = (task / p.kv_heads, task % p.kv_heads);
+            for task in (first..queries * runs).step_by(lanes) {
+                let (token, head) = (task / runs, task % runs * run);
+                let heads = head..p.kv_heads.min(head + run);
                 while offsets[sequence + 1] as usize <= token {
                     sequence += 1;
                 }
                 let (start, len) = (kept.starts[sequence] as usize, kept.lengths[sequence] as usize);
                 let behind = offsets[sequence + 1] as usize - token;
+                let width = heads.len() * width;
                 // SAFETY: this token and these heads belong to this task alone.
-                let out = unsafe { shared.part((token * p.kv_heads + head) * width, width) };
+                let out = unsafe {
+                    shared.part((token * p.heads + head * group) * p.head_dim, width)
+                };
                 let q = q.head(token, 1, head * group, p.head_dim);
-                let k = k.head(start, len, head, p.head_dim);
-                let v = v.head(start, len, head, p.head_dim);
+                let [k, v] = [k, v].map(|x| x.heads(start, len, heads.clone(), p.head_dim));
                 one_query(isa, p, len - behind, &q.data[..width], [k, v], out, workspace);
             }
         };
-        let workspace = &mut workspace[..need];
+        let each = run * piece(p, kept);
+        let workspace = &mut workspace[..lanes * each];
         if queries * p.heads * kept.longest() * p.head_dim < PARALLEL {
             for (first, workspace) in workspace.chunks_exact_mut(each).enumerate() {
                 work(first, workspace);
@@ -165,7 +182,7 @@ fn check<T>(p: &Attention, offsets: &[i64], kept: Kept, [q, k, v]: [&Packed<T>; 
     );
 }
 
-/// The query at key `i`, of all heads that share keys `k` and values `v`.
+/// The query at key `i`, of all heads that share the key heads side by side in the rows of `k` and `v`.
 fn one_query<T: Float>(
     isa: Isa,
     p: &Attention,
@@ -181,18 +198,41 @@ fn one_query<T: Float>(
         return;
     }
     let [k, v] = [k, v].map(|rows| rows.rows(seen.start, seen.len()));
-    let (query, scores) = workspace.split_at_mut(q.len());
-    let scores = &mut scores[..q.len() / p.head_dim * k.rows];
+    let heads = q.len() / p.head_dim;
+    let (query, workspace) = workspace.split_at_mut(q.len());
+    let (totals, scores) = workspace.split_at_mut(heads);
+    let scores = &mut scores[..heads * k.rows];
     scale(isa, q, T::Acc::from_f64(p.factor()), query);
-    products(isa, query, k, scores);
-    ask(v, 0..ROWS_AHEAD);
+    let each = Heads {
+        dim: p.head_dim,
+        group: p.heads / p.kv_heads,
+    };
+    products(isa, each, query, [k, v], scores);
+    for (scores, total) in scores.chunks_exact_mut(k.rows).zip(&mut *totals) {
+        *total = exponentials(isa, scores, p.softcap);
+    }
     // The query's place takes sums.
-    let sums = query.chunks_exact_mut(p.head_dim);
-    let heads = sums.zip(out.chunks_exact_mut(p.head_dim));
-    for (scores, (sums, out)) in scores.chunks_exact_mut(k.rows).zip(heads) {
-        let total = exponentials(isa, scores, p.softcap);
-        weighted_sum(isa, scores, v, sums);
-        narrow(isa, sums, T::Acc::ONE / total, out);
+    weighted_sums(isa, each, scores, v, query);
+    let heads = query.chunks_exact(p.head_dim).zip(totals);
+    for ((sums, total), out) in heads.zip(out.chunks_exact_mut(p.head_dim)) {
+        narrow(isa, sums, T::Acc::ONE / *total, out);
+    }
+}
+
+/// How heads lie in a row.
+#[derive(Clone, Copy)]
+struct Heads {
+    /// Columns of a head
+    dim: usize,
+    /// Heads of queries that share a head of keys and values
+    group: usize,
+}
+
+impl Heads {
+    /// The first column, of a row of keys or values, that head `h` of the queries reads.
+    #[inline(always)]
+    fn column(self, h: usize) -> usize {
+        h / self.group * self.dim
     }
 }
 
@@ -224,28 +264,44 @@ fn ask<T>(rows: Source<'_, T>, range: Range<usize>) {
     }
 }
 
-/// `scores[h, n]` = the product of query h and key n.
+/// `scores[h, n]` = the product of query h and key n, of all heads before the next keys: so are rows of keys read as
+/// they lie.
 ///
-/// query: `[heads, dim]`, scores: `[heads, keys]`
-fn products<T: Float>(isa: Isa, query: &[T::Acc], k: Source<'_, T>, scores: &mut [T::Acc]) {
+/// query: `[heads, dim]`, k: `[keys, heads / group * dim]`, scores: `[heads, keys]`
+fn products<T: Float>(
+    isa: Isa,
+    each: Heads,
+    query: &[T::Acc],
+    [k, then]: [Source<'_, T>; 2],
+    scores: &mut [T::Acc],
+) {
     #[cfg(target_arch = "x86_64")]
     if wide::<T>(isa) {
         // SAFETY: the processor has the instructions; sums are f32.
-        unsafe { avx512::products(floats(query), k, floats_mut(scores)) };
+        unsafe { avx512::products(each, floats(query), [k, then], floats_mut(scores)) };
         return;
     }
-    any_products(isa, query, k, scores);
+    any_products(isa, each, query, k, scores);
+    ask(then, 0..ROWS_AHEAD);
 }
 
-/// `out` = the sum of `weights[n] * v[n]`.
-fn weighted_sum<T: Float>(isa: Isa, weights: &[T::Acc], v: Source<'_, T>, out: &mut [T::Acc]) {
+/// `out[h]` = the sum of `weights[h, n] * v[n]`, of all heads before the next rows of values.
+///
+/// weights: `[heads, keys]`, v: `[keys, heads / group * dim]`, out: `[heads, dim]`
+fn weighted_sums<T: Float>(
+    isa: Isa,
+    each: Heads,
+    weights: &[T::Acc],
+    v: Source<'_, T>,
+    out: &mut [T::Acc],
+) {
     #[cfg(target_arch = "x86_64")]
     if wide::<T>(isa) {
         // SAFETY: as in `products`.
-        unsafe { avx512::weighted_sum(floats(weights), v, floats_mut(out)) };
+        unsafe { avx512::weighted_sums(each, floats(weights), v, floats_mut(out)) };
         return;
     }
-    any_weighted_sum(isa, weights, v, out);
+    any_weighted_sums(isa, each, weights, v, out);
 }
 
 /// Whether AVX-512 is there, and meant for what is summed in f32.
@@ -257,17 +313,16 @@ fn wide<T: Float>(isa: Isa) -> bool {
 kernel! {
     /// [`products`] with any instructions.
     fn any_products[A: Arch, T: Float](
-        isa: Isa, query: &[T::Acc], k: Source<'_, T>, scores: &mut [T::Acc],
+        isa: Isa, each: Heads, query: &[T::Acc], k: Source<'_, T>, scores: &mut [T::Acc],
     ) {
-        let heads = query.len() / k.dim;
         ask(k, 0..ROWS_AHEAD);
         for first in (0..k.rows).step_by(4) {
             ask(k, first + ROWS_AHEAD..first + ROWS_AHEAD + 4);
             // Behind the last key it is taken again, for nothing.
             let key = |r: usize| k.row((first + r).min(k.rows - 1));
             let keys = [key(0), key(1), key(2), key(3)];
-            for h in 0..heads {
-                let sums = dots::<A, T>(&query[h * k.dim..][..k.dim], keys);
+            for (h, query) in query.chunks_exact(each.dim).enumerate() {
+                let sums = dots::<A, T>(query, keys.map(|key| &key[each.column(h)..][..each.dim]));
                 let scores = &mut scores[h * k.rows + first..(h + 1) * k.rows];
                 for (score, sum) in scores.iter_mut().zip(sums) {
                     *score = sum;
@@ -344,31 +399,37 @@ kernel! {
 }
 
 kernel! {
-    /// [`weighted_sum`] with any instructions, in stripes whose sums stay in registers.
-    fn any_weighted_sum[A: Arch, T: Float](
-        isa: Isa, weights: &[T::Acc], v: Source<'_, T>, out: &mut [T::Acc],
+    /// [`weighted_sums`] with any instructions, in stripes whose sums stay in registers over some rows.
+    fn any_weighted_sums[A: Arch, T: Float](
+        isa: Isa, each: Heads, weights: &[T::Acc], v: Source<'_, T>, out: &mut [T::Acc],
     ) {
-        for (stripe, out) in out.chunks_mut(STRIPE).enumerate() {
-            let first = stripe * STRIPE;
-            let mut sums = [T::Acc::ZERO; STRIPE];
-            let rows = v.data.chunks(v.stride).map(|row| &row[first..v.dim]);
-            for (n, (&weight, row)) in weights.iter().zip(rows).enumerate() {
-                if stripe == 0 {
-                    ask(v, n + ROWS_AHEAD..n + ROWS_AHEAD + 1);
-                }
-                if let Some(row) = row.first_chunk::<STRIPE>() {
-                    for c in 0..STRIPE {
-                        sums[c] = A::fma(weight, row[c].widen(), sums[c]);
+        out.fill(T::Acc::ZERO);
+        for first in (0..v.rows).step_by(ROWS) {
+            ask(v, first + ROWS_AHEAD..first + ROWS_AHEAD + ROWS);
+            let rows = first..v.rows.min(first + ROWS);
+            for (h, out) in out.chunks_exact_mut(each.dim).enumerate() {
+                let weights = &weights[h * v.rows..(h + 1) * v.rows];
+                for (stripe, out) in out.chunks_mut(STRIPE).enumerate() {
+                    let column = each.column(h) + stripe * STRIPE;
+                    let mut sums = [T::Acc::ZERO; STRIPE];
+                    sums[..out.len()].copy_from_slice(out);
+                    for n in rows.clone() {
+                        let row = &v.row(n)[column..][..out.len()];
+                        let mut end = [T::default(); STRIPE];
+                        let row = match row.first_chunk::<STRIPE>() {
+                            Some(row) => row,
+                            None => {
+                                end[..row.len()].copy_from_slice(row);
+                                &end
+                            }
+                        };
+                        for c in 0..STRIPE {
+                            sums[c] = A::fma(weights[n], row[c].widen(), sums[c]);
+                        }
                     }
-                } else {
-                    let mut end = [T::default(); STRIPE];
-                    end[..row.len()].copy_from_slice(row);
-                    for c in 0..STRIPE {
-                        sums[c] = A::fma(weight, end[c].widen(), sums[c]);
-                    }
+                    out.copy_from_slice(&sums[..out.len()]);
                 }
             }
-            out.copy_from_slice(&sums[..out.len()]);
         }
     }
 }

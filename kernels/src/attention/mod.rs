@@ -65,16 +65,21 @@ pub struct Packed<'a, T> {
 impl<'a, T> Packed<'a, T> {
     /// Head `h` of tokens `first .. first + rows`.
     fn head(&self, first: usize, rows: usize, h: usize, dim: usize) -> Source<'a, T> {
+        self.heads(first, rows, h..h + 1, dim)
+    }
+
+    /// Heads that lie side by side of tokens `first .. first + rows`.
+    fn heads(&self, first: usize, rows: usize, heads: Range<usize>, dim: usize) -> Source<'a, T> {
         let data = if rows == 0 {
             &[]
         } else {
-            &self.data[first * self.row_stride + h * dim..]
+            &self.data[first * self.row_stride + heads.start * dim..]
         };
         Source {
             data,
             stride: self.row_stride,
             rows,
-            dim,
+            dim: heads.len() * dim,
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Attention of one query on AVX-512: what it reads of the cache goes through registers once.
 
 use super::super::rows::Source;
-use super::{ROWS_AHEAD, ask};
+use super::{Heads, ROWS, STRIPE, ask};
 use crate::avx512::load16;
 use crate::element::Float;
 use std::arch::x86_64::*;
@@ -10,52 +10,86 @@ use std::arch::x86_64::*;
 const KEYS: usize = 16;
 /// Columns of a register.
 const LANES: usize = 16;
-/// Columns of values that are summed together.
-const STRIPE: usize = 4 * LANES;
+/// Bytes of a line of the caches.
+const LINE: usize = 64;
 
 /// As [`super::products`].
 ///
 /// # Safety
 /// T is `f32`, `bf16` or `f16`; the processor has the instructions.
 #[target_feature(enable = "avx512f,avx512bw")]
-pub(super) unsafe fn products<T: Float>(query: &[f32], k: Source<'_, T>, scores: &mut [f32]) {
-    let (heads, rest) = (query.len() / k.dim, k.dim % LANES);
+pub(super) unsafe fn products<T: Float>(
+    each: Heads,
+    query: &[f32],
+    [k, then]: [Source<'_, T>; 2],
+    scores: &mut [f32],
+) {
+    let (heads, rest) = (query.len() / each.dim, each.dim % LANES);
     assert!(
-        scores.len() == heads * k.rows,
+        scores.len() == heads * k.rows && each.column(heads - 1) + each.dim <= k.dim,
         "attention_cached: a score for each head and key"
     );
-    ask(k, 0..ROWS_AHEAD);
+    ask(k, 0..2 * KEYS);
+    // A hint is dropped while as many reads are on their way as a core can have: each is given twice.
+    let mut keys = block(k, then, 0);
+    let mut next = block(k, then, 1);
     for first in (0..k.rows).step_by(KEYS) {
-        ask(k, first + ROWS_AHEAD..first + ROWS_AHEAD + KEYS);
         let count = KEYS.min(k.rows - first);
-        // Behind the last key it is taken again, for nothing.
-        let mut keys = [k.row(first + count - 1).as_ptr(); KEYS];
-        for (i, key) in keys.iter_mut().enumerate().take(count - 1) {
-            *key = k.row(first + i).as_ptr();
-        }
+        let far = block(k, then, first / KEYS + 2);
         for h in 0..heads {
-            let query = query[h * k.dim..][..k.dim].as_ptr();
+            let query = query[h * each.dim..][..each.dim].as_ptr();
+            let column = each.column(h);
             let mut sums = [_mm512_setzero_ps(); KEYS];
-            // SAFETY: a query and keys have k.dim columns; head h has a score for each key.
+            // SAFETY: a query has each.dim columns, keys as many from `column` on; head h has a score for each key.
             unsafe {
-                for c in (0..k.dim - rest).step_by(LANES) {
+                for c in (0..each.dim - rest).step_by(LANES) {
                     let x = _mm512_loadu_ps(query.add(c));
                     for i in 0..KEYS {
-                        sums[i] = _mm512_fmadd_ps(x, load16(keys[i].add(c), LANES), sums[i]);
+                        let key = load16(keys[i].add(column + c), LANES);
+                        sums[i] = _mm512_fmadd_ps(x, key, sums[i]);
+                        if (c * size_of::<T>()).is_multiple_of(LINE) {
+                            hint(next[i].wrapping_add(column + c));
+                            hint(far[i].wrapping_add(column + c));
+                        }
                     }
                 }
                 if rest > 0 {
-                    let c = k.dim - rest;
+                    let c = each.dim - rest;
                     let x = load16(query.add(c), rest);
                     for i in 0..KEYS {
-                        sums[i] = _mm512_fmadd_ps(x, load16(keys[i].add(c), rest), sums[i]);
+                        let key = load16(keys[i].add(column + c), rest);
+                        sums[i] = _mm512_fmadd_ps(x, key, sums[i]);
                     }
                 }
                 let to = scores.as_mut_ptr().add(h * k.rows + first);
                 _mm512_mask_storeu_ps(to, ((1u32 << count) - 1) as u16, totals(sums));
             }
         }
+        (keys, next) = (next, far);
     }
+}
+
+/// Where the rows of a block of keys begin, or those of a block of what is read `then`. Behind the last row it is taken
+/// again, for nothing.
+#[inline]
+fn block<T: Float>(k: Source<'_, T>, then: Source<'_, T>, n: usize) -> [*const T; KEYS] {
+    let blocks = k.rows.div_ceil(KEYS);
+    let (rows, n) = if n < blocks {
+        (k, n)
+    } else {
+        (then, n - blocks)
+    };
+    std::array::from_fn(|i| {
+        let row = (n * KEYS + i).min(rows.rows - 1);
+        rows.row(row).as_ptr()
+    })
+}
+
+/// Asks for a line.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn hint<T>(address: *const T) {
+    _mm_prefetch::<_MM_HINT_T0>(address.cast());
 }
 
 /// The sum of each register.
@@ -88,44 +122,64 @@ fn halves(a: __m512, b: __m512) -> __m512 {
     )
 }
 
-/// As [`super::weighted_sum`].
+/// As [`super::weighted_sums`].
 ///
 /// # Safety
 /// T is `f32`, `bf16` or `f16`; the processor has the instructions.
 #[target_feature(enable = "avx512f,avx512bw")]
-pub(super) unsafe fn weighted_sum<T: Float>(weights: &[f32], v: Source<'_, T>, out: &mut [f32]) {
+pub(super) unsafe fn weighted_sums<T: Float>(
+    each: Heads,
+    weights: &[f32],
+    v: Source<'_, T>,
+    out: &mut [f32],
+) {
+    let heads = out.len() / each.dim;
     assert!(
-        weights.len() == v.rows && out.len() == v.dim,
-        "attention_cached: a weight for each value"
+        weights.len() == heads * v.rows && each.column(heads - 1) + each.dim <= v.dim,
+        "attention_cached: a weight for each head and value"
     );
-    for (stripe, out) in out.chunks_mut(STRIPE).enumerate() {
-        let first = stripe * STRIPE;
-        // SAFETY: by the caller; a stripe ends where the row does.
-        unsafe {
-            match out.len() {
-                STRIPE => summed::<T, 4, true>(weights, v, first, out),
-                49.. => summed::<T, 4, false>(weights, v, first, out),
-                48 => summed::<T, 3, true>(weights, v, first, out),
-                33.. => summed::<T, 3, false>(weights, v, first, out),
-                32 => summed::<T, 2, true>(weights, v, first, out),
-                17.. => summed::<T, 2, false>(weights, v, first, out),
-                16 => summed::<T, 1, true>(weights, v, first, out),
-                _ => summed::<T, 1, false>(weights, v, first, out),
+    out.fill(0.0);
+    for first in (0..v.rows).step_by(ROWS) {
+        let rows = v.rows(first, ROWS.min(v.rows - first));
+        // Nobody reads what lies behind the last row.
+        let ahead = match v.rows - first {
+            0..=ROWS => 0,
+            _ => ROWS * v.stride,
+        };
+        for (h, out) in out.chunks_exact_mut(each.dim).enumerate() {
+            let weights = &weights[h * v.rows + first..][..rows.rows];
+            for (stripe, out) in out.chunks_mut(STRIPE).enumerate() {
+                let column = each.column(h) + stripe * STRIPE;
+                // SAFETY: by the caller; a stripe ends where the head does.
+                unsafe {
+                    match out.len() {
+                        STRIPE => add::<T, 4, true>(weights, rows, column, ahead, out),
+                        49.. => add::<T, 4, false>(weights, rows, column, ahead, out),
+                        48 => add::<T, 3, true>(weights, rows, column, ahead, out),
+                        33.. => add::<T, 3, false>(weights, rows, column, ahead, out),
+                        32 => add::<T, 2, true>(weights, rows, column, ahead, out),
+                        17.. => add::<T, 2, false>(weights, rows, column, ahead, out),
+                        16 => add::<T, 1, true>(weights, rows, column, ahead, out),
+                        _ => add::<T, 1, false>(weights, rows, column, ahead, out),
+                    }
+                }
             }
         }
     }
 }
 
-/// Columns from `first` on, in V registers, the last of which is full if FULL.
+/// Adds the weighted rows' columns from `column` on, in V registers, the last of which is full if FULL. What lies
+/// `ahead` elements behind them is asked for.
 ///
 /// # Safety
-/// As [`weighted_sum`]; rows have so many columns.
+/// As [`weighted_sums`]; rows have so many columns, and there are as many weights.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw")]
-unsafe fn summed<T: Float, const V: usize, const FULL: bool>(
+unsafe fn add<T: Float, const V: usize, const FULL: bool>(
     weights: &[f32],
-    v: Source<'_, T>,
-    first: usize,
+    rows: Source<'_, T>,
+    column: usize,
+    ahead: usize,
     out: &mut [f32],
 ) {
     let rest = if FULL {
@@ -136,12 +190,13 @@ unsafe fn summed<T: Float, const V: usize, const FULL: bool>(
     // Two rows in turns: sums wait for each other less.
     let mut sums = [[_mm512_setzero_ps(); V]; 2];
     for (n, weights) in weights.chunks(2).enumerate() {
-        if first == 0 {
-            ask(v, 2 * n + ROWS_AHEAD..2 * n + ROWS_AHEAD + 2);
-        }
         for (row, &weight) in weights.iter().enumerate() {
-            let (src, weight) = (v.row(2 * n + row)[first..].as_ptr(), _mm512_set1_ps(weight));
+            let (src, weight) = (rows.row(2 * n + row), _mm512_set1_ps(weight));
+            let src = src[column..].as_ptr();
             for c in 0..V {
+                if (c * LANES * size_of::<T>()).is_multiple_of(LINE) {
+                    hint(src.wrapping_add(ahead + c * LANES));
+                }
                 let lanes = if c + 1 < V { LANES } else { rest };
                 // SAFETY: by the caller.
                 let value = unsafe { load16(src.add(c * LANES), lanes) };
@@ -151,8 +206,11 @@ unsafe fn summed<T: Float, const V: usize, const FULL: bool>(
     }
     for (c, out) in out.chunks_mut(LANES).enumerate() {
         let mask = ((1u32 << out.len()) - 1) as u16;
-        let sum = _mm512_add_ps(sums[0][c], sums[1][c]);
         // SAFETY: as many columns as there are.
-        unsafe { _mm512_mask_storeu_ps(out.as_mut_ptr(), mask, sum) };
+        unsafe {
+            let sum = _mm512_add_ps(sums[0][c], sums[1][c]);
+            let sum = _mm512_add_ps(_mm512_maskz_loadu_ps(mask, out.as_ptr()), sum);
+            _mm512_mask_storeu_ps(out.as_mut_ptr(), mask, sum);
+        }
     }
 }
