@@ -4,8 +4,9 @@
 //!
 //! Each number is the median of repeats that the GPU's own clock times, on random numbers; packing
 //! of operands and the sum over splits are part of a product. `general` are the kernels of
-//! `gemm.cu`, `hopper` those of `gemm_hopper.cu`; `cublaslt` is NVIDIA's
-//! library, if it is found (the variable GRAFT_CUBLASLT may name its file).
+//! `gemm.cu`, on tensor cores where there are any; `simt` are those for f32 without, `hopper` those of
+//! `gemm_hopper.cu`, for bf16; `cublaslt` is NVIDIA's library, if it is found (the variable
+//! GRAFT_CUBLASLT may name its file).
 
 use std::process::ExitCode;
 
@@ -14,8 +15,9 @@ use graft_kernels::cuda::gemm::{Epilogue, Kernels, Layout, Products, gemm};
 use graft_kernels::cuda::{self, Buffer, Error, Gpu, Scalar};
 use graft_kernels::gemm::{Batch, Operands};
 
-const KERNELS: [(&str, Kernels); 3] = [
+const KERNELS: [(&str, Kernels); 4] = [
     ("general", Kernels::General),
+    ("simt", Kernels::Simt),
     ("hopper", Kernels::Hopper),
     ("cublaslt", Kernels::CublasLt),
 ];
@@ -55,6 +57,12 @@ fn cases() -> Vec<Case> {
     case("f32 4096", [4096; 3], *b"nn", WIDE, false);
     case("f32 4096", [4096; 3], *b"nt", WIDE, false);
     case("f32 4096", [4096; 3], *b"tn", WIDE, false);
+    case("f32 4096", [4096; 3], *b"tt", WIDE, false);
+    case("f32 bert up gelu", [4096, 3072, 768], *b"nt", WIDE, true);
+    case("f32 bert down", [4096, 768, 3072], *b"nt", WIDE, false);
+    case("f32 bert d(up)", [4096, 768, 3072], *b"nn", WIDE, false);
+    case("f32 bert dW up", [3072, 768, 4096], *b"tn", WIDE, false);
+    case("f32 classifier", [4096, 3, 768], *b"nt", WIDE, false);
     case("square 8192", [8192; 3], *b"nn", SHORT, false);
     case("square 8192", [8192; 3], *b"nt", SHORT, false);
     case("square 8192", [8192; 3], *b"tn", SHORT, false);
@@ -255,11 +263,16 @@ fn run() -> cuda::Result<()> {
             case.name, order[0], order[1]
         );
         for (_, kernels) in KERNELS {
-            let own = kernels == Kernels::Hopper;
-            let seconds = match time(&gpu, &case, kernels) {
-                Err(Error::Unsupported { .. }) => None,
-                _ if own && case.types[0] == Scalar::F32 => None,
-                seconds => Some(seconds?),
+            let other = match case.types[0] {
+                Scalar::F32 => Kernels::Hopper,
+                _ => Kernels::Simt,
+            };
+            let seconds = match kernels == other {
+                true => None,
+                false => match time(&gpu, &case, kernels) {
+                    Err(Error::Unsupported { .. }) => None,
+                    seconds => Some(seconds?),
+                },
             };
             let Some(seconds) = seconds else {
                 print!("{:>17}", "-");

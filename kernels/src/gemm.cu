@@ -1,16 +1,14 @@
 // Dense matrix products with everything that gemm.rs does on their way into C. Sums are float; each
 // element of C is summed in an order that the sizes fix.
 //
-// Names end in the order of A and of B: n is row-major, t is column-major. f32 operands are
-// multiplied as they are. bf16 ones are multiplied by tensor cores where there are any; their
-// rows (columns, if column-major) begin on 16-byte boundaries there.
-#include "ptx.cuh"
-#include "product.cuh"
+// Names end in the order of A and of B: n is row-major, t is column-major. bf16 operands are
+// multiplied by tensor cores where there are any, f32 ones as they are or, split in two, by tensor
+// cores; rows (columns, if column-major) of what those multiply begin on 16-byte boundaries.
+#include "gemm_stages.cuh"
 
 // --- Products without tensor cores: 128 x 128 elements of C by 256 threads, 64 each, 16 of k at a
 // time through shared memory, of which there are two sets.
 
-constexpr int SIDE = 128;
 constexpr int SLICE = 16;
 
 // Up to four elements, zeros beyond.
@@ -176,160 +174,183 @@ SIMPLE(f32, float, tt, false, true)
 
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
 
-// --- Products on tensor cores: 128 x 128 elements of C by 4 warps of 64 x 64, 32 of k at a time
-// through 4 stages of shared memory that asynchronous copies fill ahead.
+// --- Products on tensor cores: 128 x 128 elements of C by 4 warps of 64 x 64, 32 of k in bf16 and 16 in
+// f32 at a time through 4 stages of shared memory that asynchronous copies fill ahead.
 
-constexpr int DEEP = 32;
-constexpr int STAGES = 4;
-constexpr int STRIP = SIDE * DEEP * sizeof(bf16); // bytes of one operand's part of a stage
-
-// The 128 x 32 elements of an operand in a stage, moved in chunks of 8 elements, 16 bytes.
+// f32 numbers as sums of two that TF32 holds: a product of two is then three products, of which the
+// fourth, of both small parts, is less than 2^-22 of the whole. (Ootomo and Yokota, "Recovering single
+// precision accuracy from Tensor Cores while surpassing the FP32 theoretical peak performance", 2022.)
 //
-// ALONG_DEPTH: rows are sides, of 4 chunks each; chunk c of row r is in place c ^ (r / 2 % 4), so
-// that any 8 rows that follow each other have their chunk c in 8 different parts of the banks.
-// Otherwise rows are k, of 16 chunks each; chunk c of row r is in place c ^ (r % 8), likewise.
-template <bool ALONG_DEPTH> struct Staged {
-    const bf16 *x; // this thread's first chunk
-    i64 quarter;   // elements to the next of its four chunks
-    int sides;     // that exist from this thread's first on
-    int to;        // bytes from the stage's begin to this thread's first chunk
-
-    __device__ __forceinline__ void set(const void *base, i64 batch, i64 step, i64 side, i64 all,
-                                        i64 begin) {
-        int t = threadIdx.x;
-        x = (const bf16 *)base + batch;
-        sides = (int)min(all - side, (i64)SIDE);
-        if (ALONG_DEPTH) {
-            int row = t / 4, chunk = t % 4;
-            x += (side + row) * step + begin + 8 * chunk;
-            quarter = 32 * step;
-            sides -= row;
-            to = row * 64 + ((chunk ^ (row / 2 % 4)) * 16);
-        } else {
-            int row = t / 16, chunk = t % 16;
-            x += (begin + row) * step + side + 8 * chunk;
-            quarter = 8 * step;
-            sides -= 8 * chunk;
-            to = row * 256 + ((chunk ^ (row % 8)) * 16);
-        }
-    }
-
-    // The next 32 of k, of which `left` exist.
-    __device__ __forceinline__ void copy(int left, u8 *stage) {
-        int t = threadIdx.x;
+// Tensor cores do not round sums, they cut them, which over long sums would all go one way. So they
+// add the products of 8 k alone, from zero and the small ones first, of which the last addition is
+// cut; and what they made is added to the other sums as any f32.
+//
+// `high` is the nearest number of 10 bits behind the first, and `low` what is left, exactly: at most
+// 12 bits, of which the product cuts the last if it comes to that, in one direction as often as in the
+// other. In all, x is wrong by at most 2^-23 of itself or 2^-136, TF32's smallest number. Infinities,
+// what is not a number, and what becomes infinite when it is rounded (all from 2^128 - 2^115 on) give
+// sums that are not finite, for which see `sum_again`.
+__device__ __forceinline__ void split(const u32 (&x)[4], u32 (&high)[4], u32 (&low)[4]) {
 #pragma unroll
-        for (int i = 0; i < 4; i++) {
-            int count = ALONG_DEPTH ? (32 * i < sides ? left - 8 * (t % 4) : 0)
-                                    : (t / 16 + 8 * i < left ? sides : 0);
-            int bytes = 2 * max(0, min(8, count));
-            cp_async_part(stage + to + 2048 * i, x + i * quarter, bytes);
-        }
-        x += ALONG_DEPTH ? (i64)DEEP : 4 * quarter;
+    for (int i = 0; i < 4; i++) {
+        high[i] = (x[i] + 0x1000) & 0xffffe000u;
+        low[i] = __float_as_uint(__uint_as_float(x[i]) - __uint_as_float(high[i]));
     }
-};
-
-// Reads an operand's fragments of 16 sides and 16 of k: four 8 x 8 matrices. A's are (side 0, depth
-// 0), (1, 0), (0, 1), (1, 1) as mma.m16n8k16 takes them; B's are (0, 0), (0, 1), (1, 0), (1, 1), two
-// for each of two groups of 8 columns.
-template <bool ALONG_DEPTH, bool IS_A> struct Fragments {
-    int from; // bytes from the stage's begin to this lane's row of its matrix, at k = 0
-
-    __device__ __forceinline__ void set(int first_side) {
-        int lane = threadIdx.x % 32, row = lane % 8, matrix = lane / 8;
-        int side = IS_A ? matrix % 2 : matrix / 2, depth = IS_A ? matrix / 2 : matrix % 2;
-        if (ALONG_DEPTH) {
-            int r = first_side + 8 * side + row;
-            from = r * 64 + ((depth ^ (r / 2 % 4)) * 16);
-        } else {
-            int r = 8 * depth + row; // r % 8 == row
-            from = r * 256 + (((first_side / 8 + side) ^ row) * 16);
-        }
-    }
-
-    // Sides first_side + 16 i .., k 16 deep ... First sides are multiples of 64, or of 32 if i is 0
-    // or 1.
-    __device__ __forceinline__ void read(const u8 *stage, int i, int deep, u32 (&to)[4]) const {
-        if (ALONG_DEPTH) {
-            // Chunk 2 deep + depth: the bit of `deep` is exchanged by itself.
-            ldmatrix_x4(to, stage + 1024 * i + (from ^ (32 * deep)));
-        } else {
-            // Chunk 2 i + side of the 8 that a warp has: bits of i likewise.
-            ldmatrix_x4_trans(to, stage + 4096 * deep + (from ^ (32 * i)));
-        }
-    }
-};
-
-// Streams DEEP of k after the other through STAGES stages of `bytes` each: `copy(left, stage)` asks for
-// the next, of which `left` exist, while `multiply(stage)` multiplies what has arrived. In the end all
-// threads are past the last stage.
-template <class Copy, class Multiply>
-__device__ __forceinline__ void stream(int depth, u8 *stages, int bytes, Copy copy, Multiply multiply) {
-    int left_to_copy = depth, filled = 0;
-    auto next = [&] {
-        if (left_to_copy > 0) {
-            copy(left_to_copy, stages + bytes * filled);
-            left_to_copy -= DEEP;
-            filled = filled + 1 == STAGES ? 0 : filled + 1;
-        }
-        cp_async_commit();
-    };
-#pragma unroll 1
-    for (int i = 0; i < STAGES - 1; i++) next();
-    int stage = 0;
-#pragma unroll 1
-    for (int to_multiply = depth; to_multiply > 0; to_multiply -= DEEP) {
-        cp_async_wait<STAGES - 2>();
-        __syncthreads(); // this stage has arrived, and the one before has been read by all
-        next();
-        multiply(stages + bytes * stage);
-        stage = stage + 1 == STAGES ? 0 : stage + 1;
-    }
-    cp_async_wait<0>();
-    __syncthreads();
 }
 
-template <bool A_ALONG, bool B_ALONG> __device__ __forceinline__ void tensor(const Product &p) {
+// sums[0 .. 4] += a * b of 16 x 8 and 8 x 32 elements. Products that follow each other are of different
+// sums: none waits for the one before.
+__device__ __forceinline__ void multiply_split(float (*sums)[4], const u32 (&high)[4], const u32 (&low)[4],
+                                               const u32 (*b_high)[4], const u32 (*b_low)[4]) {
+    float parts[4][4] = {};
+#pragma unroll
+    for (int c = 0; c < 4; c++) mma_tf32_1688(parts[c], low, b_high[c / 2][c % 2 * 2], b_high[c / 2][c % 2 * 2 + 1]);
+#pragma unroll
+    for (int c = 0; c < 4; c++) mma_tf32_1688(parts[c], high, b_low[c / 2][c % 2 * 2], b_low[c / 2][c % 2 * 2 + 1]);
+#pragma unroll
+    for (int c = 0; c < 4; c++) mma_tf32_1688(parts[c], high, b_high[c / 2][c % 2 * 2], b_high[c / 2][c % 2 * 2 + 1]);
+#pragma unroll
+    for (int c = 0; c < 4; c++) {
+#pragma unroll
+        for (int i = 0; i < 4; i++) sums[c][i] += parts[c][i];
+    }
+}
+
+// Where a warp has its 64 x 64 sums in the block's 128 x 128. Lane l has rows l / 4 and l / 4 + 8 of
+// a 16 x 8 fragment, columns 2 (l % 4) and the next.
+struct Part {
+    int row, column, lane;
+
+    __device__ __forceinline__ Part() {
+        int warp = threadIdx.x / 32;
+        row = warp / 2 * 64, column = warp % 2 * 64, lane = threadIdx.x % 32;
+    }
+    __device__ __forceinline__ int row_of(int r, int half) const { return row + 16 * r + 8 * half + lane / 4; }
+    __device__ __forceinline__ int column_of(int c) const { return column + 8 * c + lane % 4 * 2; }
+};
+
+// Puts what `simple` would sum in place of sums that are not finite: split, an infinity times a number
+// can be none. The block streams its operands once for each 16 rows of its warps.
+template <bool A_ALONG, bool B_ALONG>
+__device__ __forceinline__ void sum_again(const Product &p, const Task &task, u8 *stages, const Part &part,
+                                          float (&sums)[4][8][4]) {
+    typedef Staged<float, A_ALONG> Left;
+    typedef Staged<float, B_ALONG> Right;
+#pragma unroll 1
+    for (int r = 0; r < 4; r++) {
+        Left a;
+        Right b;
+        a.set(p.a, task.batch * p.a_batch, p.a_step, task.row, p.m, task.begin);
+        b.set(p.b, task.batch * p.b_batch, p.b_step, task.column, p.n, task.begin);
+        float again[8][4] = {};
+        stream(task.depth, DEEP<float>, stages, 2 * STRIP, [&](int left, u8 *stage) {
+            a.copy(left, stage);
+            b.copy(left, stage + STRIP);
+        }, [&](const u8 *stage) {
+#pragma unroll 1
+            for (int k = 0; k < DEEP<float>; k++) {
+                float left[2];
+#pragma unroll
+                for (int half = 0; half < 2; half++) left[half] = Left::at(stage, part.row_of(r, half), k);
+#pragma unroll
+                for (int c = 0; c < 8; c++) {
+#pragma unroll
+                    for (int i = 0; i < 4; i++) {
+                        float right = Right::at(stage + STRIP, part.column_of(c) + i % 2, k);
+                        again[c][i] = fmaf(left[i / 2], right, again[c][i]);
+                    }
+                }
+            }
+        });
+        // The rows of the next round come first; after four, all are where they were.
+#pragma unroll
+        for (int c = 0; c < 8; c++) {
+#pragma unroll
+            for (int i = 0; i < 4; i++) {
+                float sum = isfinite(sums[0][c][i]) ? sums[0][c][i] : again[c][i];
+                sums[0][c][i] = sums[1][c][i], sums[1][c][i] = sums[2][c][i];
+                sums[2][c][i] = sums[3][c][i], sums[3][c][i] = sum;
+            }
+        }
+    }
+}
+
+template <class T, bool A_ALONG, bool B_ALONG> __device__ __forceinline__ void tensor(const Product &p) {
     DYNAMIC_SHARED(stages); // STAGES x (A, B); then the sums
+    __shared__ Task kept;   // registers are for sums
     Task task = task_at<SIDE, SIDE>(p, blockIdx.x);
-    Staged<A_ALONG> a;
-    Staged<B_ALONG> b;
+    if (threadIdx.x == 0) kept = task;
+    Staged<T, A_ALONG> a;
+    Staged<T, B_ALONG> b;
     a.set(p.a, task.batch * p.a_batch, p.a_step, task.row, p.m, task.begin);
     b.set(p.b, task.batch * p.b_batch, p.b_step, task.column, p.n, task.begin);
-    int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-    int warp_row = warp / 2 * 64, warp_column = warp % 2 * 64;
-    Fragments<A_ALONG, true> left;
-    Fragments<B_ALONG, false> right;
-    left.set(warp_row);
-    right.set(warp_column);
+    Part part;
+    Fragments<T, A_ALONG, true> left;
+    Fragments<T, B_ALONG, false> right;
+    left.set(part.row);
+    right.set(part.column);
     float sums[4][8][4] = {};
-    stream(task.depth, stages, 2 * STRIP, [&](int left, u8 *stage) {
+    stream(task.depth, DEEP<T>, stages, 2 * STRIP, [&](int left, u8 *stage) {
         a.copy(left, stage);
         b.copy(left, stage + STRIP);
     }, [&](const u8 *as) {
         const u8 *bs = as + STRIP;
+        if constexpr (sizeof(T) == 2) {
 #pragma unroll
-        for (int deep = 0; deep < 2; deep++) {
-            u32 fa[4][4], fb[4][4];
+            for (int deep = 0; deep < 2; deep++) {
+                u32 fa[4][4], fb[4][4];
 #pragma unroll
-            for (int r = 0; r < 4; r++) left.read(as, r, deep, fa[r]);
+                for (int r = 0; r < 4; r++) left.read(as, r, deep, fa[r]);
 #pragma unroll
-            for (int c = 0; c < 4; c++) right.read(bs, c, deep, fb[c]);
+                for (int c = 0; c < 4; c++) right.read(bs, c, deep, fb[c]);
 #pragma unroll
-            for (int r = 0; r < 4; r++) {
+                for (int r = 0; r < 4; r++) {
 #pragma unroll
-                for (int c = 0; c < 8; c++) {
-                    mma_bf16_16816(sums[r][c], fa[r], fb[c / 2][c % 2 * 2], fb[c / 2][c % 2 * 2 + 1]);
+                    for (int c = 0; c < 8; c++) {
+                        mma_bf16_16816(sums[r][c], fa[r], fb[c / 2][c % 2 * 2], fb[c / 2][c % 2 * 2 + 1]);
+                    }
+                }
+            }
+        } else {
+#pragma unroll 1 // there are registers for one
+            for (int deep = 0; deep < 2; deep++) {
+                u32 high[4][4], low[4][4];
+#pragma unroll
+                for (int c = 0; c < 4; c++) {
+                    u32 whole[4];
+                    right.read(bs, c, deep, whole);
+                    split(whole, high[c], low[c]);
+                }
+#pragma unroll
+                for (int r = 0; r < 4; r++) {
+                    u32 whole[4], a_high[4], a_low[4];
+                    left.read(as, r, deep, whole);
+                    split(whole, a_high, a_low);
+                    multiply_split(sums[r], a_high, a_low, high, low);
+                    multiply_split(sums[r] + 4, a_high, a_low, high + 2, low + 2);
                 }
             }
         }
     });
-    // Lane l has rows l / 4 and l / 4 + 8 of a 16 x 8 fragment, columns 2 (l % 4) and the next.
+    task = kept;
+    if constexpr (sizeof(T) == 4) {
+        float zero = 0; // none any more if a sum is not finite
+#pragma unroll
+        for (int r = 0; r < 4; r++) {
+#pragma unroll
+            for (int c = 0; c < 8; c++) {
+#pragma unroll
+                for (int i = 0; i < 4; i++) zero = fmaf(sums[r][c][i], 0.f, zero);
+            }
+        }
+        if (__syncthreads_or(zero != 0)) sum_again<A_ALONG, B_ALONG>(p, task, stages, part, sums);
+    }
     float *staged = (float *)stages;
 #pragma unroll
     for (int r = 0; r < 4; r++) {
 #pragma unroll
         for (int c = 0; c < 8; c++) {
-            int row = warp_row + 16 * r + lane / 4, column = warp_column + 8 * c + lane % 4 * 2;
+            int row = part.row_of(r, 0), column = part.column_of(c);
             const float(&s)[4] = sums[r][c];
             *(float2 *)(staged + staged_at(row, column)) = make_float2(s[0], s[1]);
             *(float2 *)(staged + staged_at(row + 8, column)) = make_float2(s[2], s[3]);
@@ -339,20 +360,24 @@ template <bool A_ALONG, bool B_ALONG> __device__ __forceinline__ void tensor(con
     finish_staged(p, staged, SIDE, task.at(p), task.row, task.column);
 }
 
-#define TENSOR(order, a, b)                                                                        \
-    EXPORT __launch_bounds__(128, 2) gemm_bf16_##order(const __grid_constant__ Product p) {        \
-        tensor<a, b>(p);                                                                           \
+#define TENSOR(type, T, order, a, b)                                                               \
+    EXPORT __launch_bounds__(128, 2) gemm_##type##_##order(const __grid_constant__ Product p) {    \
+        tensor<T, a, b>(p);                                                                        \
     }
-TENSOR(nn, true, false)
-TENSOR(nt, true, true)
-TENSOR(tn, false, false)
-TENSOR(tt, false, true)
+TENSOR(bf16, bf16, nn, true, false)
+TENSOR(bf16, bf16, nt, true, true)
+TENSOR(bf16, bf16, tn, false, false)
+TENSOR(bf16, bf16, tt, false, true)
+TENSOR(split, float, nn, true, false)
+TENSOR(split, float, nt, true, true)
+TENSOR(split, float, tn, false, false)
+TENSOR(split, float, tt, false, true)
 
 // --- Products with an operand of at most 16 sides, which are over when the other one has been read:
 // 128 of its sides by 4 warps, 32 each. As many blocks as a multiprocessor holds wait for it.
 
 constexpr int FEW = 16;
-constexpr int FEW_STRIP = FEW * DEEP * sizeof(bf16);
+constexpr int FEW_STRIP = FEW * 64;
 constexpr int FEW_STAGE = STRIP + FEW_STRIP;
 
 // The 16 x 32 elements of the small operand in a stage, one chunk each for half of the threads.
@@ -371,13 +396,13 @@ template <bool ALONG_DEPTH> struct StagedFew {
         if (ALONG_DEPTH) {
             int row = t / 4, chunk = t % 4;
             x += row * step + begin + 8 * chunk;
-            next = DEEP;
+            next = DEEP<bf16>;
             sides = (int)all - row;
             to = row * 64 + ((chunk ^ (row / 2 % 4)) * 16);
         } else {
             int row = t / 2, chunk = t % 2;
             x += (begin + row) * step + 8 * chunk;
-            next = DEEP * step;
+            next = DEEP<bf16> * step;
             sides = (int)all - 8 * chunk;
             to = row * 32 + ((chunk ^ (row / 4 % 2)) * 16);
         }
@@ -412,7 +437,7 @@ template <bool A_ALONG, bool B_ALONG, bool IS_A> __device__ __forceinline__ void
     DYNAMIC_SHARED(stages); // STAGES x (large, small); then the sums
     Task task = IS_A ? task_at<FEW, SIDE>(p, blockIdx.x) : task_at<SIDE, FEW>(p, blockIdx.x);
     i64 a_batch = task.batch * p.a_batch, b_batch = task.batch * p.b_batch;
-    Staged<ALONG> large;
+    Staged<bf16, ALONG> large;
     StagedFew<FEW_ALONG> small;
     if (IS_A) {
         large.set(p.b, b_batch, p.b_step, task.column, p.n, task.begin);
@@ -422,10 +447,10 @@ template <bool A_ALONG, bool B_ALONG, bool IS_A> __device__ __forceinline__ void
         small.set(p.b, b_batch, p.b_step, p.n, task.begin);
     }
     int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-    Fragments<ALONG, true> left;
+    Fragments<bf16, ALONG, true> left;
     left.set(32 * warp);
     float sums[2][2][4] = {};
-    stream(task.depth, stages, FEW_STAGE, [&](int left, u8 *stage) {
+    stream(task.depth, DEEP<bf16>, stages, FEW_STAGE, [&](int left, u8 *stage) {
         large.copy(left, stage);
         small.copy(left, stage + STRIP);
     }, [&](const u8 *at) {

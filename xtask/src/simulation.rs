@@ -21,6 +21,8 @@ const PARTS: [&str; 8] = [
     "reports",
     "driver",
 ];
+/// Its own kernels, for tests.
+const OWN: [&str; 2] = ["planted", "products"];
 const HEADERS: [&str; 7] = [
     "device.hpp",
     "hopper.hpp",
@@ -77,19 +79,18 @@ pub fn build(target: Target, watched: bool) -> Result<(), Failure> {
             from,
         });
     }
-    let planted = cuda.join("simulation/planted.cu");
-    let from = to.join("planted.cpp");
-    let own = format!("namespace {{\n#include \"{}\"\n}}\n", planted.display());
-    units.push(Unit {
-        text: format!(
-            "{own}/* {}{headers} */\n",
-            std::fs::read_to_string(&planted)?
-        ),
-        object: from.with_extension("o"),
-        architecture: architecture(target),
-        watched,
-        from,
-    });
+    for name in OWN {
+        let file = cuda.join(format!("simulation/{name}.cu"));
+        let from = to.join(format!("{name}.cpp"));
+        let own = format!("namespace {{\n#include \"{}\"\n}}\n", file.display());
+        units.push(Unit {
+            text: format!("{own}/* {}{headers} */\n", std::fs::read_to_string(&file)?),
+            object: from.with_extension("o"),
+            architecture: architecture(target),
+            watched,
+            from,
+        });
+    }
     for name in PARTS {
         units.push(Unit {
             from: cuda.join(format!("simulation/{name}.cpp")),

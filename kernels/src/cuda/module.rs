@@ -115,6 +115,7 @@ pub const HEADERS: &[(&str, &str)] = &[
     ),
     ("attention_tensor.cuh", include_str!("attention_tensor.cuh")),
     ("common.cuh", include_str!("common.cuh")),
+    ("gemm_stages.cuh", include_str!("gemm_stages.cuh")),
     ("half.cuh", include_str!("half.cuh")),
     ("pack.cuh", include_str!("pack.cuh")),
     ("ptx.cuh", include_str!("ptx.cuh")),

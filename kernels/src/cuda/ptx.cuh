@@ -69,6 +69,15 @@ __device__ __forceinline__ void mma_bf16_16816(float (&d)[4], const u32 (&a)[4],
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
+// d += a * b: a 16x8 (row), b 8x8 (column), d 16x8, in the layout of the PTX manual's mma.m16n8k8 for
+// .tf32: of a and b, which are floats, the last 13 bits do not count.
+__device__ __forceinline__ void mma_tf32_1688(float (&d)[4], const u32 (&a)[4], u32 b0, u32 b1) {
+    asm volatile("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 "
+                 "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
 // Two floats as bf16 side by side, `low` in the low half.
 __device__ __forceinline__ u32 pack_bf16(float low, float high) {
     u32 r;

@@ -220,4 +220,6 @@ fn layout(bytes: usize) -> Option<std::alloc::Layout> {
 }
 
 #[cfg(test)]
+mod products;
+#[cfg(test)]
 mod tests;

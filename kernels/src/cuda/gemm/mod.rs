@@ -1,7 +1,7 @@
 //! Launchers of `gemm.cu` and `gemm_hopper.cu`: matrix products with everything that [`crate::gemm`] does on their way
 //! into C.
 //!
-//! f32 operands that are to be multiplied in bf16, and bf16 ones whose rows do not begin on 16-byte
+//! f32 operands that are to be multiplied in bf16, and those of tensor cores whose rows do not begin on 16-byte
 //! boundaries, are first copied to the workspace. So are matrices that are contiguous along neither
 //! dimension.
 
@@ -34,8 +34,8 @@ pub struct Epilogue<'a> {
     pub relative_to: Option<Slice<'a>>,
 }
 
-/// Dynamic shared memory of the kernels on tensor cores, in bytes.
-const STAGES: usize = 4 * 2 * TILE * 32 * 2;
+/// Dynamic shared memory of the kernels on tensor cores, in bytes: four stages of 64 bytes of each side.
+const STAGES: usize = 4 * 2 * TILE * 64;
 /// The same of those for few rows or columns.
 const FEW_STAGES: usize = 4 * (TILE + FEW) * 32 * 2;
 
@@ -151,12 +151,13 @@ fn run(
         && epilogue.pre_activation.is_none()
         && epilogue.activation.is_none()
         && epilogue.relative_to.is_none();
-    let products = &match products.kernels {
-        Kernels::CublasLt if !plain => Products {
-            kernels: Kernels::Auto,
-            ..*products
-        },
-        _ => *products,
+    let kernels = match products.kernels {
+        Kernels::CublasLt if !plain => Kernels::Auto,
+        kernels => kernels,
+    };
+    let products = &Products {
+        kernels: kernels.on(gpu.limits().capability),
+        ..*products
     };
     let plan = products.plan(gpu.limits().target)?;
     check(products, &plan, a, b, &c, &epilogue, &workspace);
@@ -249,6 +250,12 @@ fn multiply(
             "gemm_bf16_nt",
             "gemm_bf16_tn",
             "gemm_bf16_tt",
+        ][order],
+        _ if plan.path == Path::TensorCores => [
+            "gemm_split_nn",
+            "gemm_split_nt",
+            "gemm_split_tn",
+            "gemm_split_tt",
         ][order],
         _ => ["gemm_f32_nn", "gemm_f32_nt", "gemm_f32_tn", "gemm_f32_tt"][order],
     };

@@ -28,8 +28,10 @@ pub enum Kernels {
     /// The fastest for the device and the sizes
     #[default]
     Auto,
-    /// Those of `gemm.cu`, which every device has
+    /// Those of `gemm.cu`, which every device has: on tensor cores where there are any
     General,
+    /// Of f32 numbers those without tensor cores; others as with `Auto`
+    Simt,
     /// Warpgroups of Hopper
     Hopper,
     /// NVIDIA's cuBLASLt, which has to be there; products with an epilogue as with `Auto`
@@ -37,7 +39,7 @@ pub enum Kernels {
 }
 
 impl Kernels {
-    /// What the variable GRAFT_GEMM asks for: `auto` (as if there were none), `general`, `hopper`,
+    /// What the variable GRAFT_GEMM asks for: `auto` (as if there were none), `general`, `simt`, `hopper`,
     /// `cublaslt`.
     ///
     /// # Errors
@@ -49,12 +51,25 @@ impl Kernels {
         match name.to_str() {
             Some("auto") => Ok(Kernels::Auto),
             Some("general") => Ok(Kernels::General),
+            Some("simt") => Ok(Kernels::Simt),
             Some("hopper") => Ok(Kernels::Hopper),
             Some("cublaslt") => Ok(Kernels::CublasLt),
             _ => Err(Error::Unsupported {
                 kernel: "gemm",
-                what: format!("GRAFT_GEMM is {name:?}; use auto, general, hopper or cublaslt"),
+                what: format!(
+                    "GRAFT_GEMM is {name:?}; use auto, general, simt, hopper or cublaslt"
+                ),
             }),
+        }
+    }
+
+    /// What multiplies on a device of this compute capability: of f32 numbers, three products on tensor cores are faster
+    /// than one beside them on an A100, an H100 and an H200, as their rates say (156 of 3 x 19.5 TFLOP/s, 495 of 3 x 67).
+    /// Other cards of these generations have tensor cores that multiply TF32 no faster than twice the rate of f32.
+    pub(super) fn on(self, capability: (i32, i32)) -> Kernels {
+        match self {
+            Kernels::Auto if !matches!(capability, (8 | 9, 0)) => Kernels::Simt,
+            kernels => kernels,
         }
     }
 }
@@ -197,7 +212,8 @@ impl Room {
 }
 
 impl Products {
-    /// Bytes of workspace that the products need on devices that run kernels for `target`.
+    /// Bytes of workspace that the products need on devices that run kernels for `target`, those included on which
+    /// [`Kernels::Simt`] is chosen, for which less is copied.
     ///
     /// # Errors
     /// Element types other than f32 and bf16.
@@ -222,11 +238,12 @@ impl Products {
         assert!(m <= most && n <= most && k <= most, "gemm: {m} x {n} x {k}");
         let scalar = self.multiplied()?;
         let mut room = Room(0);
+        let chunks = self.on_tensor_cores(scalar, target);
         let mut operand = |x: &Layout, side_stride, depth_stride, side, batch_stride| {
             operand(
                 x,
                 scalar,
-                target,
+                chunks,
                 [side, k],
                 [side_stride, depth_stride],
                 self.batch.count,
@@ -276,8 +293,11 @@ impl Products {
         {
             return Path::Library;
         }
-        if scalar != Scalar::Bf16 || target == Target::Sm70 {
+        if !self.on_tensor_cores(scalar, target) {
             return Path::Simple;
+        }
+        if scalar == Scalar::F32 {
+            return Path::TensorCores;
         }
         // The copy engine reads rows that do not overlap.
         let rows = [(operands[0], m), (operands[1], n)]
@@ -295,12 +315,18 @@ impl Products {
         let narrow = m.min(n) <= 64;
         match self.kernels {
             Kernels::General => Path::TensorCores,
-            Kernels::Auto | Kernels::CublasLt if n <= FEW => Path::FewColumns,
-            Kernels::Auto | Kernels::CublasLt if m <= FEW => Path::FewRows,
-            Kernels::Auto | Kernels::CublasLt if narrow => Path::TensorCores,
-            _ if possible => Path::Hopper,
-            _ => Path::TensorCores,
+            Kernels::Hopper if possible => Path::Hopper,
+            Kernels::Hopper => Path::TensorCores,
+            _ if n <= FEW => Path::FewColumns,
+            _ if m <= FEW => Path::FewRows,
+            _ if narrow || !possible => Path::TensorCores,
+            _ => Path::Hopper,
         }
+    }
+
+    /// Whether numbers of this type are multiplied by tensor cores.
+    fn on_tensor_cores(&self, scalar: Scalar, target: Target) -> bool {
+        target != Target::Sm70 && (scalar == Scalar::Bf16 || self.kernels != Kernels::Simt)
     }
 
     /// The type that is multiplied. Products of bf16 numbers are exact in f32, in which all sums
@@ -324,11 +350,11 @@ impl Products {
 }
 
 /// How an operand is read, and what has to be copied for that. `[side, depth]`: its sizes, with
-/// `strides` in that order.
+/// `strides` in that order. `chunks`: 16 bytes at a time, which begin at multiples of that.
 fn operand(
     x: &Layout,
     scalar: Scalar,
-    target: Target,
+    chunks: bool,
     [side, depth]: [usize; 2],
     [side_stride, depth_stride]: [usize; 2],
     batches: usize,
@@ -339,9 +365,9 @@ fn operand(
     let side_stride = if side > 1 { side_stride } else { 0 };
     let depth_stride = if depth > 1 { depth_stride } else { 0 };
     let batch_stride = if batches > 1 { batch_stride } else { 0 };
-    let chunks = scalar == Scalar::Bf16 && target != Target::Sm70;
+    let chunk = 16 / scalar.size();
     let aligned = |step: usize| {
-        !chunks || (x.aligned && step.is_multiple_of(8) && batch_stride.is_multiple_of(8))
+        !chunks || (x.aligned && step.is_multiple_of(chunk) && batch_stride.is_multiple_of(chunk))
     };
     let contiguous = |stride: usize, length: usize| stride == 1 || length <= 1;
     let along = contiguous(depth_stride, depth) && aligned(side_stride);
@@ -526,6 +552,47 @@ mod tests {
         assert_eq!(large(Target::Sm80, Kernels::Hopper), Path::TensorCores);
         assert_eq!(large(Target::Sm70, Kernels::Auto), Path::Simple);
         assert_eq!(large(Target::Sm80, Kernels::CublasLt), Path::Library);
+        assert_eq!(large(Target::Sm90a, Kernels::Simt), Path::Hopper);
+    }
+
+    #[test]
+    fn f32_is_split_where_that_is_faster() {
+        let b = layout(Scalar::F32, 50, 64, true);
+        let plan = |cols, kernels, target| {
+            let a = layout(Scalar::F32, 300, cols, false);
+            let b = Layout { rows: cols, ..b };
+            let b = Layout {
+                col_stride: cols,
+                ..b
+            };
+            let products = products(a, b, Operands::AsStored);
+            let plan = Products {
+                kernels,
+                ..products
+            }
+            .plan(target)
+            .unwrap();
+            (plan.path, plan.a.packed.is_some(), plan.workspace)
+        };
+        // Rows of 50 f32 do not begin on 16-byte boundaries; rows of 52 do.
+        let split = plan(50, Kernels::Auto, Target::Sm80);
+        assert_eq!((split.0, split.1), (Path::TensorCores, true));
+        let in_place = (Path::TensorCores, false, 0);
+        for kernels in [Kernels::Auto, Kernels::General, Kernels::Hopper] {
+            assert_eq!(plan(52, kernels, Target::Sm90a), in_place);
+        }
+        let simple = (Path::Simple, false, 0);
+        assert_eq!(plan(50, Kernels::Auto, Target::Sm70), simple);
+        assert_eq!(plan(50, Kernels::Simt, Target::Sm80), simple);
+        for (kernels, capability, expected) in [
+            (Kernels::Auto, (8, 0), Kernels::Auto),
+            (Kernels::Auto, (9, 0), Kernels::Auto),
+            (Kernels::Auto, (8, 6), Kernels::Simt),
+            (Kernels::Auto, (12, 0), Kernels::Simt),
+            (Kernels::General, (8, 6), Kernels::General),
+        ] {
+            assert_eq!(kernels.on(capability), expected);
+        }
     }
 
     #[test]

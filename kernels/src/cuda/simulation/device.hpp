@@ -90,6 +90,7 @@ void atomic_access(void *at, int bytes);
 
 void load_matrices(const void *operation, unsigned (&r)[4], const void *row, bool transposed);
 void multiply_16816(const void *operation, float (&d)[4], const unsigned (&a)[4], unsigned b0, unsigned b1);
+void multiply_tf32(const void *operation, float (&d)[4], const unsigned (&a)[4], unsigned b0, unsigned b1);
 
 // A kernel's entry in the table that `launch` looks up, with the bytes of each of its parameters.
 typedef void (*Call)(void **parameters);
@@ -152,6 +153,16 @@ template <class T, class Source> T shuffle(const void *operation, unsigned mask,
 } // namespace simulation
 
 inline void __syncthreads() { simulation::block_barrier(); }
+// Whether one of the block's threads says so.
+UNWATCHED inline int __syncthreads_or(int predicate) {
+    static int any;
+    simulation::block_barrier();
+    any = 0;
+    simulation::block_barrier();
+    if (predicate) any = 1;
+    simulation::block_barrier();
+    return any;
+}
 inline void __syncwarp(unsigned mask = 0xffffffffu) { simulation::warp_barrier(mask); }
 inline void __threadfence() {}
 inline void __threadfence_block() {}
@@ -305,6 +316,11 @@ inline void ldmatrix_x4_trans(unsigned (&r)[4], const void *row) {
 inline void mma_bf16_16816(float (&d)[4], const unsigned (&a)[4], unsigned b0, unsigned b1) {
     static const char id = 0;
     simulation::multiply_16816(&id, d, a, b0, b1);
+}
+
+inline void mma_tf32_1688(float (&d)[4], const unsigned (&a)[4], unsigned b0, unsigned b1) {
+    static const char id = 0;
+    simulation::multiply_tf32(&id, d, a, b0, b1);
 }
 
 inline unsigned pack_bf16(float low, float high) {

@@ -5,6 +5,7 @@ mod general;
 mod hopper;
 mod operations;
 mod pairs;
+mod split;
 
 use graft_kernels::activation::{Activation, activation, activation_backward};
 use graft_kernels::cuda::gemm::{
