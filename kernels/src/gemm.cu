@@ -99,7 +99,11 @@ template <class T, bool A_ALONG, bool B_ALONG> __device__ __forceinline__ void s
 #endif
     __shared__ __align__(16) float pool[4 * SLICE * SIDE]; // A and B, twice; then 64 rows of sums
     __shared__ Task task; // registers are for sums
-    if (threadIdx.x == 0) task = task_at<SIDE, SIDE>(p, blockIdx.x);
+    if (threadIdx.x == 0) {
+        // By way of registers: what a function returns in memory, the watched simulation does not see written.
+        Task own = task_at<SIDE, SIDE>(p, blockIdx.x);
+        task = own;
+    }
     __syncthreads();
     Strip<T, A_ALONG> a;
     Strip<T, B_ALONG> b;
