@@ -114,7 +114,7 @@ kernel! {
             let (s, dy, dx) = (&s[range.clone()], &dy[range.clone()], &mut dx[range]);
             // dx = rstd·(g - n·mean(g·n)) with g = dy·(weight + offset), n = s·rstd
             let mut lanes = [T::Acc::ZERO; LANES];
-            each_lane!([s = s, dy = dy, weight = weight], |lane| {
+            each_lane!([lanes], [s = s, dy = dy, weight = weight], |lane| {
                 let g = dy.widen() * (weight.widen() + offset);
                 lanes[lane] = A::fma(g, s.widen(), lanes[lane]);
             });

@@ -4,6 +4,7 @@ use crate::element::{Float, Real};
 use crate::parallel::{for_each_chunk, reduce_chunks};
 use crate::simd::{Isa, kernel, public};
 use crate::sums::{LANES, each_lane, total};
+use std::hint::black_box;
 
 /// One step of AdamW: I. Loshchilov, F. Hutter, "Decoupled Weight Decay Regularization", ICLR
 /// 2019, in PyTorch's order of operations.
@@ -210,7 +211,8 @@ kernel! {
             let x = x.widen().to_f64();
             lanes[i] += if squared { x * x } else { x };
         }
-        total(lanes)
+        // Sums that are stored are kept in whole vectors until then.
+        total(black_box(lanes))
     }
 }
 
@@ -230,7 +232,7 @@ kernel! {
     fn finite_chunk[A: Arch, T: Float](isa: Isa, x: &[T]) -> bool {
         // x·0 is 0 for what is finite, else NaN, which stays in a sum.
         let mut lanes = [T::Acc::ZERO; LANES];
-        each_lane!([x = x], |lane| {
+        each_lane!([lanes], [x = x], |lane| {
             lanes[lane] += x.widen() * T::Acc::ZERO;
         });
         total(lanes) == T::Acc::ZERO

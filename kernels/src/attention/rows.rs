@@ -158,7 +158,7 @@ kernel! {
         for r in 0..out.rows {
             let (x, y) = (out.row(r), dout.row(r));
             let mut sums = [T::Acc::ZERO; COLS];
-            each_lane!(COLS; [x = x, y = y], |lane| {
+            each_lane!(COLS, in_place; [sums], [x = x, y = y], |lane| {
                 sums[lane] = A::fma(x.widen(), y.widen(), sums[lane]);
             });
             dots[r] = total(sums);

@@ -17,7 +17,7 @@ fn moments<A: Arch, T: Float>(s: &[T], inverse: T::Acc) -> (T::Acc, T::Acc, T::A
     let mean = row_sum(s) * inverse;
     let mut lanes = [T::Acc::ZERO; LANES];
     let mut squares = [T::Acc::ZERO; LANES];
-    each_lane!([s = s], |lane| {
+    each_lane!(LANES, copied; [lanes, squares], [s = s], |lane| {
         let d = s.widen() - mean;
         lanes[lane] += d;
         squares[lane] = A::fma(d, d, squares[lane]);
@@ -109,10 +109,7 @@ kernel! {
                 }
                 (None, None, x) => x,
             };
-            let (first, correction, variance) = match s {
-                Some(s) => moments::<A, T>(s, inverse),
-                None => moments::<A, T>(y, inverse),
-            };
+            let (first, correction, variance) = moments::<A, T>(s.unwrap_or(y), inverse);
             *mean = first + correction;
             *rstd = T::Acc::ONE / (variance + eps).sqrt();
             normalise::<A, T>(s, (first, correction, *rstd), weight, bias, y);
@@ -212,13 +209,13 @@ kernel! {
             match weight {
                 Some(weight) => {
                     let weight = &weight[..cols];
-                    each_lane!([s = s, dy = dy, weight = weight], |lane| {
+                    each_lane!([sums, dots], [s = s, dy = dy, weight = weight], |lane| {
                         let g = dy.widen() * weight.widen();
                         sums[lane] += g;
                         dots[lane] = A::fma(g, s.widen() - mean, dots[lane]);
                     });
                 }
-                None => each_lane!([s = s, dy = dy], |lane| {
+                None => each_lane!([sums, dots], [s = s, dy = dy], |lane| {
                     let g = dy.widen();
                     sums[lane] += g;
                     dots[lane] = A::fma(g, s.widen() - mean, dots[lane]);
