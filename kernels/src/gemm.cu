@@ -281,9 +281,12 @@ __device__ __forceinline__ void sum_again(const Product &p, const Task &task, u8
 
 template <class T, bool A_ALONG, bool B_ALONG> __device__ __forceinline__ void tensor(const Product &p) {
     DYNAMIC_SHARED(stages); // STAGES x (A, B); then the sums
-    __shared__ Task kept;   // registers are for sums
-    Task task = task_at<SIDE, SIDE>(p, blockIdx.x);
-    if (threadIdx.x == 0) kept = task;
+    __shared__ Task task;   // registers are for sums
+    if (threadIdx.x == 0) {
+        Task own = task_at<SIDE, SIDE>(p, blockIdx.x); // as in `simple`
+        task = own;
+    }
+    __syncthreads();
     Staged<T, A_ALONG> a;
     Staged<T, B_ALONG> b;
     a.set(p.a, task.batch * p.a_batch, p.a_step, task.row, p.m, task.begin);
@@ -330,13 +333,14 @@ template <class T, bool A_ALONG, bool B_ALONG> __device__ __forceinline__ void t
                     u32 whole[4], a_high[4], a_low[4];
                     left.read(as, r, deep, whole);
                     split(whole, a_high, a_low);
-                    multiply_split(sums[r], a_high, a_low, high, low);
-                    multiply_split(sums[r] + 4, a_high, a_low, high + 2, low + 2);
+#pragma unroll
+                    for (int half = 0; half < 2; half++) {
+                        multiply_split(sums[r] + 4 * half, a_high, a_low, high + 2 * half, low + 2 * half);
+                    }
                 }
             }
         }
     });
-    task = kept;
     if constexpr (sizeof(T) == 4) {
         float zero = 0; // none any more if a sum is not finite
 #pragma unroll

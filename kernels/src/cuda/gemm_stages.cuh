@@ -16,6 +16,14 @@ constexpr int STRIP = SIDE * 64; // bytes of one operand's part of a stage
 // k of a stage: 64 bytes of each side.
 template <class T> constexpr int DEEP = 64 / sizeof(T);
 
+// Elements between chunks. The sums of split numbers leave registers for 32 bits; launchers see to it.
+template <class T> struct Distance {
+    typedef i64 Type;
+};
+template <> struct Distance<float> {
+    typedef int Type;
+};
+
 // The 128 sides x 64 bytes of k of an operand in a stage, moved in chunks of 16 bytes.
 //
 // ALONG_DEPTH: rows are sides, of 4 chunks each; chunk c of row r is in place c ^ (r / 2 % 4), so
@@ -27,10 +35,10 @@ template <class T, bool ALONG_DEPTH> struct Staged {
     static constexpr int CHUNK = 16 / sizeof(T);
     static constexpr int ACROSS = SIDE / CHUNK; // chunks of a row that is k
 
-    const T *x;  // this thread's first chunk
-    i64 quarter; // elements to the next of its four chunks
-    int sides;   // that exist from this thread's first on
-    int to;      // bytes from the stage's begin to this thread's first chunk
+    const T *x; // this thread's first chunk
+    typename Distance<T>::Type quarter; // to the next of its four chunks
+    int sides; // that exist from this thread's first on
+    int to;    // bytes from the stage's begin to this thread's first chunk
 
     __device__ __forceinline__ static int place(int row, int chunk) {
         if (ALONG_DEPTH) return row * 64 + ((chunk ^ (row / 2 % 4)) * 16);
@@ -45,13 +53,13 @@ template <class T, bool ALONG_DEPTH> struct Staged {
         if (ALONG_DEPTH) {
             int row = t / 4, chunk = t % 4;
             x += (side + row) * step + begin + CHUNK * chunk;
-            quarter = 32 * step;
+            quarter = (typename Distance<T>::Type)(32 * step);
             sides -= row;
             to = place(row, chunk);
         } else {
             int row = t / ACROSS, chunk = t % ACROSS;
             x += (begin + row) * step + side + CHUNK * chunk;
-            quarter = DEEP<T> / 4 * step;
+            quarter = (typename Distance<T>::Type)(DEEP<T> / 4 * step);
             sides -= CHUNK * chunk;
             to = place(row, chunk);
         }
@@ -65,9 +73,9 @@ template <class T, bool ALONG_DEPTH> struct Staged {
             int count = ALONG_DEPTH ? (32 * i < sides ? left - CHUNK * (t % 4) : 0)
                                     : (t / ACROSS + DEEP<T> / 4 * i < left ? sides : 0);
             int bytes = (int)sizeof(T) * max(0, min(CHUNK, count));
-            cp_async_part(stage + to + 2048 * i, x + i * quarter, bytes);
+            cp_async_part(stage + to + 2048 * i, x + i * (i64)quarter, bytes);
         }
-        x += ALONG_DEPTH ? (i64)DEEP<T> : 4 * quarter;
+        x += ALONG_DEPTH ? (i64)DEEP<T> : 4 * (i64)quarter;
     }
 
     // The element of a side at one k of the stage.

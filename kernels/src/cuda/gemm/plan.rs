@@ -298,7 +298,12 @@ impl Products {
             return Path::Simple;
         }
         if scalar == Scalar::F32 {
-            return Path::TensorCores;
+            // They have 32 times the step in 32 bits.
+            let short = |x: &&Operand| x.step <= i32::MAX as usize / 32;
+            return match operands.iter().all(short) {
+                true => Path::TensorCores,
+                false => Path::Simple,
+            };
         }
         // The copy engine reads rows that do not overlap.
         let rows = [(operands[0], m), (operands[1], n)]
@@ -583,6 +588,7 @@ mod tests {
             assert_eq!(plan(52, kernels, Target::Sm90a), in_place);
         }
         let simple = (Path::Simple, false, 0);
+        assert_eq!(plan(1 << 27, Kernels::Auto, Target::Sm80).0, Path::Simple);
         assert_eq!(plan(50, Kernels::Auto, Target::Sm70), simple);
         assert_eq!(plan(50, Kernels::Simt, Target::Sm80), simple);
         for (kernels, capability, expected) in [
