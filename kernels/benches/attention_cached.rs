@@ -2,13 +2,16 @@
 //! GPT-2 with 124 million weights and of a model with grouped heads.
 //!
 //! ```text
-//! cargo bench -p graft-kernels --bench attention_cached [-- avx2|portable|...]
+//! GLIBC_TUNABLES=glibc.malloc.hugetlb=1 cargo bench -p graft-kernels --bench attention_cached [-- avx2|portable|...]
 //! ```
 //! A layer's keys and values are read from memory, since others are read between, and, in the second column, from the
-//! caches, where the same layer is read again and again. Threads are kept awake; medians of µs, and how much is read.
+//! caches, where the same layer is read again and again. Threads are kept awake; medians of µs, and how much is read, of
+//! what memory gives in the same moments.
 
+mod bandwidth;
 mod instructions;
 
+use bandwidth::bandwidth;
 use graft_kernels::attention::{
     Attention, Kept, Packed, attention_cached_with, attention_cached_workspace,
 };
@@ -37,6 +40,7 @@ fn bench<T: Float<Acc = f32>>(
     heads: usize,
     kv_heads: usize,
     head_dim: usize,
+    numbers: &[i64],
 ) {
     let p = Attention {
         heads,
@@ -52,10 +56,10 @@ fn bench<T: Float<Acc = f32>>(
     let width = kv_heads * head_dim;
     let table = KEYS * width;
     let layers = BYTES / (2 * table * size_of::<T>());
-    let mut numbers = vec![0.0f32; heads * head_dim + table];
-    philox::fill_normal(Key::new(0, 0, 1), &mut numbers, 0.0, 1.0);
-    let numbers: Vec<T> = numbers.into_iter().map(T::narrow).collect();
-    let (query, row) = numbers.split_at(heads * head_dim);
+    let mut normal = vec![0.0f32; heads * head_dim + table];
+    philox::fill_normal(Key::new(0, 0, 1), &mut normal, 0.0, 1.0);
+    let normal: Vec<T> = normal.into_iter().map(T::narrow).collect();
+    let (query, row) = normal.split_at(heads * head_dim);
     let mut kept = Vec::with_capacity(layers * 2 * table);
     for _ in 0..2 * layers {
         kept.extend_from_slice(row);
@@ -80,17 +84,18 @@ fn bench<T: Float<Acc = f32>>(
         black_box(&mut out);
         started.elapsed().as_secs_f64()
     };
-    let (mut memory, mut cached) = (Vec::new(), Vec::new());
+    let (mut memory, mut cached, mut readings) = (Vec::new(), Vec::new(), Vec::new());
     awake(|| {
         for _ in 0..ROUNDS {
+            readings.push(bandwidth(numbers));
             memory.extend((0..layers).map(&mut layer));
             cached.extend((0..layers).map(|_| layer(0)));
         }
     });
-    let [memory, cached] = [memory, cached].map(median);
+    let [memory, cached, reading] = [memory, cached, readings].map(median);
     let speed = |seconds| 1e-9 * (2 * table * size_of::<T>()) as f64 / seconds;
     println!(
-        "{name:<24} from memory {:6.1} µs {:6.1} GB/s   from the caches {:6.1} µs {:6.1} GB/s",
+        "{name:<24} from memory {:6.1} µs {:6.1} of {reading:.1} GB/s   from the caches {:6.1} µs {:6.1} GB/s",
         1e6 * memory,
         speed(memory),
         1e6 * cached,
@@ -110,8 +115,9 @@ fn main() {
             "{} threads, {isa:?}, {KEYS} keys",
             rayon::current_num_threads()
         );
-        bench::<f32>("12 heads of 64, f32", isa, 12, 12, 64);
-        bench::<bf16>("12 heads of 64, bf16", isa, 12, 12, 64);
-        bench::<bf16>("32 heads of 64 over 8", isa, 32, 8, 64);
+        let numbers = vec![1i64; 32 << 20];
+        bench::<f32>("12 heads of 64, f32", isa, 12, 12, 64, &numbers);
+        bench::<bf16>("12 heads of 64, bf16", isa, 12, 12, 64, &numbers);
+        bench::<bf16>("32 heads of 64 over 8", isa, 32, 8, 64, &numbers);
     });
 }
