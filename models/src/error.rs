@@ -97,7 +97,10 @@ pub enum Error {
     },
 
     /// Text that is not the JSON it should be.
-    #[error("{file}: line {line}, column {column}: {reason}")]
+    #[error(
+        "{file}: line {line}, column {column}: {reason}; take the file again from where the model came from, or mend it \
+         there"
+    )]
     Json {
         /// The file.
         file: String,

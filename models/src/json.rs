@@ -183,6 +183,16 @@ mod tests {
     }
 
     #[test]
+    fn a_file_that_is_no_json_is_to_be_taken_again_or_mended() {
+        let said = parse_object("config.json", b"{\n\"model_type\": bert}").unwrap_err();
+        assert_eq!(
+            said.to_string(),
+            "config.json: line 2, column 15: expected value; take the file again from where the model came from, or \
+             mend it there"
+        );
+    }
+
+    #[test]
     fn objects_only_and_nothing_after_them() {
         assert!(
             parse_object("c", b"[1]")

@@ -71,6 +71,11 @@ impl Dataset {
     /// An unknown extension, a file that cannot be read, is not UTF-8 or holds no example, a malformed row, a missing
     /// column, a text that is no string, a label that is neither a string nor an integer, or an empty label.
     pub fn read(path: &Path, columns: &Columns) -> Result<Dataset> {
+        Self::read_rows(path, columns, ".jsonl, .csv or .tsv")
+    }
+
+    /// [`Dataset::read`]; `endings` are those of the names that the caller reads.
+    fn read_rows(path: &Path, columns: &Columns, endings: &str) -> Result<Dataset> {
         let parse = match extension(path).as_deref() {
             _ if is_jsonl(path) => jsonl::parse,
             Some("csv") => csv::parse_csv,
@@ -83,7 +88,7 @@ impl Dataset {
                 return Err(Error::data(
                     path,
                     None,
-                    "the format is unknown: expected a name ending in .jsonl, .csv or .tsv",
+                    format!("the format is unknown: expected a name ending in {endings}"),
                     "rename the file after what it holds",
                 ));
             }
@@ -122,7 +127,7 @@ impl Dataset {
                 text_pair: None,
                 label: None,
             };
-            return Dataset::read(path, &columns);
+            return Self::read_rows(path, &columns, ".txt, .jsonl, .csv or .tsv");
         }
         let example = Example {
             text: read_text(path)?,
@@ -314,8 +319,12 @@ mod tests {
     #[test]
     fn unreadable_files_are_refused() {
         let columns = Columns::default();
-        assert!(refusal("d.txt", b"x", &columns).contains("expected a name ending in"));
-        assert!(refusal("d", b"x", &columns).contains("expected a name ending in"));
+        for name in ["d.txt", "d"] {
+            assert_eq!(
+                refusal(name, b"x", &columns),
+                ": the format is unknown: expected a name ending in .jsonl, .csv or .tsv"
+            );
+        }
         assert!(refusal("d.csv", b"\xff\xfet\0", &columns).starts_with(":1: the file is UTF-16"));
         let bad = b"{\"text\": \"a\", \"label\": 1}\n{\"text\": \"\xe9\", \"label\": 1}\n";
         assert_eq!(
@@ -349,6 +358,11 @@ mod tests {
         assert_eq!((data.examples.len(), data.examples[1].line), (2, 2));
         let said = Dataset::documents(&rows, "text").unwrap_err().to_string();
         assert!(said.contains("the column `text` is missing"), "{said}");
+        for name in ["d.doc", "d"] {
+            let said = Dataset::documents(&dir.path().join(name), "text").unwrap_err();
+            let expected = "expected a name ending in .txt, .jsonl, .csv or .tsv";
+            assert!(said.to_string().ends_with(expected), "{said}");
+        }
     }
 
     #[test]
