@@ -4,6 +4,7 @@ use super::tile::{COLS, Products};
 use crate::element::{Float, Real};
 use crate::gemm::{self, MatRef};
 use crate::math::ln;
+use crate::prefetch::{Near, prefetch_to};
 use crate::shared::Shared;
 use crate::simd::kernel;
 use crate::sums::{each_lane, total};
@@ -46,31 +47,6 @@ impl<'a, T> Source<'a, T> {
     }
 }
 
-/// Asks for elements to be brought into the second cache level, or into the first to be written if
-/// `own`: a hint, which may point anywhere.
-#[inline(always)]
-fn prefetch<T>(row: *const T, count: usize, own: bool) {
-    #[cfg(target_arch = "x86_64")]
-    {
-        use std::arch::x86_64::{_MM_HINT_ET0, _MM_HINT_T1, _mm_prefetch};
-        let bytes = count * size_of::<T>();
-        // The row may begin inside a line, so its last element is asked for too.
-        for at in (0..bytes).step_by(64).chain([bytes.saturating_sub(1)]) {
-            let line = row.cast::<i8>().wrapping_add(at);
-            // SAFETY: it never faults.
-            unsafe {
-                if own {
-                    _mm_prefetch::<_MM_HINT_ET0>(line);
-                } else {
-                    _mm_prefetch::<_MM_HINT_T1>(line);
-                }
-            }
-        }
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = (row, count, own);
-}
-
 /// Rows that are read next, which are asked for while others are computed on.
 pub(super) struct Ahead<'a, T, const N: usize> {
     pub sources: [Source<'a, T>; N],
@@ -89,7 +65,7 @@ impl<'a, T, const N: usize> Ahead<'a, T, N> {
         for source in &self.sources {
             for r in self.at..next.min(source.rows) {
                 let row = source.data.as_ptr().wrapping_add(r * source.stride);
-                prefetch(row, source.dim, false);
+                prefetch_to(Near::Second, row, source.dim);
             }
         }
         self.at = next;
@@ -191,7 +167,8 @@ impl<'a, T> Target<'a, T> {
     pub fn ask(&self, first: usize, rows: usize) {
         for r in first..first + rows {
             let first = self.out.pointer().wrapping_add(self.first);
-            prefetch(first.wrapping_add(r * self.stride), self.dim, true);
+            let row = first.wrapping_add(r * self.stride);
+            prefetch_to(Near::Written, row, self.dim);
         }
     }
 
