@@ -8,12 +8,18 @@ use crate::error::{Error, Result};
 /// The most dimensions that a tensor can have.
 pub const MAX_RANK: usize = 6;
 
-/// The lengths (or strides) of a tensor's dimensions.
+/// The lengths of a tensor's dimensions.
+///
+/// Shapes are copied with every tensor: they are whole words, without gaps.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Shape {
+    /// 0 from `rank` on
     dims: [usize; MAX_RANK],
-    rank: u8,
+    rank: usize,
 }
+
+/// The distances, in elements, between neighbours along each dimension of a shape that is known.
+pub(crate) type Strides = [usize; MAX_RANK];
 
 impl Shape {
     /// From a slice of at most [`MAX_RANK`] lengths.
@@ -45,7 +51,7 @@ impl Shape {
         inline[..dims.len()].copy_from_slice(dims);
         Ok(Shape {
             dims: inline,
-            rank: dims.len() as u8,
+            rank: dims.len(),
         })
     }
 
@@ -56,15 +62,15 @@ impl Shape {
 
     /// Number of dimensions.
     pub fn rank(&self) -> usize {
-        self.rank as usize
+        self.rank
     }
 
     /// Strides, in elements, of a contiguous row-major tensor of this shape.
-    pub fn row_major_strides(&self) -> Shape {
-        let mut strides = *self;
+    pub(crate) fn row_major_strides(&self) -> Strides {
+        let mut strides = [0; MAX_RANK];
         let mut step = 1;
         for axis in (0..self.rank()).rev() {
-            strides.dims[axis] = step;
+            strides[axis] = step;
             step *= self.dims[axis];
         }
         strides
@@ -85,20 +91,20 @@ impl Shape {
         shape
     }
 
-    /// Dimension `order[i]` of this as dimension `i`.
-    pub(crate) fn picked(&self, order: &[usize]) -> Shape {
-        let mut shape = *self;
-        for (dim, &axis) in shape.dims.iter_mut().zip(order) {
-            *dim = self[axis];
+    /// Dimension `order[i]` of this as dimension `i`, with its stride.
+    pub(crate) fn picked(&self, strides: &Strides, order: &[usize]) -> (Shape, Strides) {
+        let (mut shape, mut picked) = (*self, *strides);
+        for (i, &axis) in order.iter().enumerate() {
+            (shape.dims[i], picked[i]) = (self[axis], strides[axis]);
         }
-        shape
+        (shape, picked)
     }
 
     /// The strides of a view of shape `to`, which a tensor of this shape and `strides` broadcasts to.
-    pub(crate) fn expanded(&self, strides: &Shape, to: &Shape) -> Shape {
-        let (mut expanded, lead) = (*to, to.rank() - self.rank());
+    pub(crate) fn expanded(&self, strides: &Strides, to: &Shape) -> Strides {
+        let (mut expanded, lead) = ([0; MAX_RANK], to.rank() - self.rank());
         for axis in 0..to.rank() {
-            expanded.dims[axis] = match axis.checked_sub(lead) {
+            expanded[axis] = match axis.checked_sub(lead) {
                 Some(own) if self[own] == to[axis] => strides[own],
                 _ => 0,
             };
@@ -137,7 +143,7 @@ impl Shape {
 impl Deref for Shape {
     type Target = [usize];
     fn deref(&self) -> &[usize] {
-        &self.dims[..self.rank as usize]
+        &self.dims[..self.rank]
     }
 }
 
@@ -179,14 +185,16 @@ mod tests {
         assert_eq!(shape.replaced(1, Some(7)), s(&[2, 7, 4]));
         assert_eq!(shape.replaced(0, None), s(&[3, 4]));
         assert_eq!(s(&[5]).replaced(0, None), s(&[]));
-        assert_eq!(shape.picked(&[2, 0, 1]), s(&[4, 2, 3]));
-        let strides = s(&[3, 1]).expanded(&s(&[1, 9]), &s(&[2, 3, 4]));
-        assert_eq!(&strides[..], &[0, 1, 0]);
+        let strides = shape.row_major_strides();
+        let (picked, strides) = shape.picked(&strides, &[2, 0, 1]);
+        assert_eq!((picked, &strides[..3]), (s(&[4, 2, 3]), &[1, 12, 4][..]));
+        let strides = s(&[3, 1]).expanded(&[1, 9, 0, 0, 0, 0], &s(&[2, 3, 4]));
+        assert_eq!(strides, [0, 1, 0, 0, 0, 0]);
     }
 
     #[test]
     fn strides_are_row_major() {
         let s = Shape::new(&[2, 3, 4]).unwrap();
-        assert_eq!(&s.row_major_strides()[..], &[12, 4, 1]);
+        assert_eq!(s.row_major_strides(), [12, 4, 1, 0, 0, 0]);
     }
 }

@@ -243,7 +243,8 @@ pub fn put(m: &Memory, y: &mut Tensor, block: &Tensor, axis: usize, start: usize
     if y.is_planned() || block.count() == 0 {
         return Ok(());
     }
-    let strides = *y.strides();
+    let strides = y.shape().row_major_strides();
+    let strides = &strides[..y.shape().rank()];
     if let Some(on) = m.gpu().filter(|_| block.dtype().is_float()) {
         let first = start * strides[axis];
         return on.run(|gpu| {
@@ -257,13 +258,13 @@ pub fn put(m: &Memory, y: &mut Tensor, block: &Tensor, axis: usize, start: usize
                 block.shape(),
                 x,
                 y.part(to),
-                &strides,
+                strides,
             )?)
         });
     }
     with_dtype!(block.dtype(), T => {
         let to = &mut y.slice_mut::<T>()?[start * strides[axis]..];
-        copy::scatter_strided(block.shape(), block.slice::<T>()?, to, &strides);
+        copy::scatter_strided(block.shape(), block.slice::<T>()?, to, strides);
     });
     Ok(())
 }

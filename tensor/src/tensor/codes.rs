@@ -9,7 +9,7 @@ use crate::memory::Memory;
 impl Tensor {
     /// All codes of the storage, of which the view's first element is number [`Tensor::first`].
     pub(crate) fn codes(&self) -> Result<Codes<'_>> {
-        let format = self.dtype.format().ok_or_else(|| self.no_codes())?;
+        let format = self.dtype().format().ok_or_else(|| self.no_codes())?;
         let bytes = self.storage.block.bytes();
         let bytes = bytes.ok_or_else(|| self.absent("reading its codes"))?;
         let count = self.storage.count;
@@ -18,7 +18,7 @@ impl Tensor {
 
     /// The bytes of all codes, to write.
     pub(crate) fn codes_mut(&mut self) -> Result<&mut [u8]> {
-        if !self.dtype.is_quantised() {
+        if !self.dtype().is_quantised() {
             return Err(self.no_codes());
         }
         if self.is_planned() || self.is_on_device() {
@@ -35,7 +35,7 @@ impl Tensor {
         Error::DType {
             op: "codes",
             what: format!("the tensor {}", self.shape),
-            found: self.dtype,
+            found: self.dtype(),
             expected: "nf4 or int8".into(),
         }
     }
@@ -76,7 +76,7 @@ impl Tensor {
 
     /// The same codes in another memory, and the same view of them.
     pub(super) fn codes_to(&self, memory: &Memory) -> Result<Tensor> {
-        let mut out = Tensor::empty(memory, self.dtype, &[self.stored()])?;
+        let mut out = Tensor::empty(memory, self.dtype(), &[self.stored()])?;
         if !out.is_planned() {
             let bytes = self.stored_bytes()?;
             match out.is_on_device() {

@@ -49,13 +49,13 @@ impl Tensor {
     }
 
     fn check_type<T: TensorElement>(&self, op: &'static str) -> Result<()> {
-        if T::DTYPE == self.dtype {
+        if T::DTYPE == self.dtype() {
             return Ok(());
         }
         Err(Error::DType {
             op,
             what: format!("the tensor {}", self.shape),
-            found: self.dtype,
+            found: self.dtype(),
             expected: T::DTYPE.to_string(),
         })
     }
@@ -93,7 +93,7 @@ impl Tensor {
         copy::copy_strided(
             &self.shape,
             self.strided_slice::<T>()?,
-            &self.strides,
+            self.strides(),
             &mut out,
         );
         Ok(out)
@@ -104,7 +104,7 @@ impl Tensor {
     /// # Errors
     /// A planned tensor.
     pub fn to_f64(&self) -> Result<Vec<f64>> {
-        Ok(match self.dtype {
+        Ok(match self.dtype() {
             DType::F32 => self.to_vec::<f32>()?.into_iter().map(f64::from).collect(),
             DType::F64 => self.to_vec::<f64>()?,
             DType::Bf16 => self.to_vec::<bf16>()?.into_iter().map(f64::from).collect(),
@@ -144,10 +144,10 @@ impl Tensor {
     /// # Errors
     /// A planned tensor.
     pub fn to_bytes(&self) -> Result<Vec<u8>> {
-        if self.dtype.is_quantised() {
+        if self.dtype().is_quantised() {
             return self.stored_bytes();
         }
-        let mut bytes = Vec::with_capacity(self.count() * self.dtype.size());
+        let mut bytes = Vec::with_capacity(self.count() * self.dtype().size());
         macro_rules! push {
             ($t:ty) => {
                 for value in self.to_vec::<$t>()? {
@@ -155,7 +155,7 @@ impl Tensor {
                 }
             };
         }
-        match self.dtype {
+        match self.dtype() {
             DType::F32 => push!(f32),
             DType::F64 => push!(f64),
             DType::Bf16 => push!(bf16),

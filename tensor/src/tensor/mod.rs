@@ -16,7 +16,7 @@ use half::{bf16, f16};
 use self::rounded::Rounded;
 use crate::error::{Error, Result};
 use crate::memory::{Block, Category, Memory};
-use crate::shape::Shape;
+use crate::shape::{Shape, Strides};
 use crate::{DType, ops, with_dtype};
 
 /// Elements that a tensor can hold, tied to their [`DType`].
@@ -89,9 +89,8 @@ impl Drop for Storage {
 #[derive(Clone)]
 pub struct Tensor {
     storage: Arc<Storage>,
-    dtype: DType,
     shape: Shape,
-    strides: Shape,
+    strides: Strides,
     offset: usize,
 }
 
@@ -111,7 +110,6 @@ impl Tensor {
                 memory: memory.clone(),
                 rounded: Rounded::default(),
             }),
-            dtype,
             shape,
             strides: shape.row_major_strides(),
             offset: 0,
@@ -203,7 +201,7 @@ impl Tensor {
 
     /// The element type.
     pub fn dtype(&self) -> DType {
-        self.dtype
+        self.storage.dtype
     }
 
     /// The lengths of the dimensions.
@@ -212,8 +210,8 @@ impl Tensor {
     }
 
     /// The distance, in elements, between neighbours along each dimension.
-    pub fn strides(&self) -> &Shape {
-        &self.strides
+    pub fn strides(&self) -> &[usize] {
+        &self.strides[..self.shape.rank()]
     }
 
     /// Number of elements.
@@ -278,7 +276,7 @@ impl Tensor {
     pub fn contiguous(&self, memory: &Memory) -> Result<Tensor> {
         if self.is_contiguous() {
             Ok(self.clone())
-        } else if self.dtype.is_quantised() {
+        } else if self.dtype().is_quantised() {
             Err(Error::NotContiguous { shape: self.shape })
         } else {
             self.copy(memory)
@@ -303,11 +301,11 @@ impl Tensor {
     /// # Errors
     /// None for a valid tensor.
     pub fn copy(&self, memory: &Memory) -> Result<Tensor> {
-        if self.dtype.is_quantised() {
+        if self.dtype().is_quantised() {
             return self.codes_to(memory);
         }
-        let mut out = Tensor::empty(memory, self.dtype, &self.shape)?;
-        if let Some(on) = memory.gpu().filter(|_| self.dtype.is_float()) {
+        let mut out = Tensor::empty(memory, self.dtype(), &self.shape)?;
+        if let Some(on) = memory.gpu().filter(|_| self.dtype().is_float()) {
             on.run(|gpu| {
                 if self.is_contiguous() {
                     return Ok(gpu.copy(self.device()?, out.device_mut()?)?);
@@ -317,7 +315,7 @@ impl Tensor {
                     gpu,
                     &self.shape,
                     from,
-                    &self.strides,
+                    self.strides(),
                     to,
                 )?)
             })?;
@@ -326,10 +324,10 @@ impl Tensor {
         if out.is_planned() {
             return Ok(out);
         }
-        with_dtype!(self.dtype, T => copy::copy_strided(
+        with_dtype!(self.dtype(), T => copy::copy_strided(
             &self.shape,
             self.strided_slice::<T>()?,
-            &self.strides,
+            self.strides(),
             out.slice_mut::<T>()?,
         ));
         Ok(out)
@@ -359,7 +357,7 @@ impl Tensor {
 
 impl fmt::Debug for Tensor {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Tensor({} {}", self.dtype, self.shape)?;
+        write!(f, "Tensor({} {}", self.dtype(), self.shape)?;
         if !self.is_planned() && self.count() <= 16 {
             write!(f, " {:?}", self.to_f64().unwrap_or_default())?;
         }

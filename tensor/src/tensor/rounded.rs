@@ -54,7 +54,6 @@ impl Tensor {
     pub(crate) fn rounded(&self) -> Result<Tensor> {
         Ok(Tensor {
             storage: self.rounded_storage(self.storage.count)?,
-            dtype: DType::Bf16,
             ..self.clone()
         })
     }
@@ -71,7 +70,6 @@ impl Tensor {
         let shape = self.shape.replaced(0, Some(rows));
         Ok(Some(Tensor {
             storage: self.rounded_storage(shape.count())?,
-            dtype: DType::Bf16,
             shape,
             strides: shape.row_major_strides(),
             offset: 0,
@@ -114,7 +112,7 @@ impl Tensor {
     pub(crate) fn device_mut_with_rounded(
         &mut self,
     ) -> Result<(SliceMut<'_>, Option<SliceMut<'_>>)> {
-        let (shape, offset, dtype): (Shape, _, _) = (self.shape, self.offset, self.dtype);
+        let (shape, offset, dtype): (Shape, _, _) = (self.shape, self.offset, self.dtype());
         if !self.is_contiguous() {
             return Err(Error::NotContiguous { shape });
         }

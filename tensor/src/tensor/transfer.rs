@@ -26,7 +26,7 @@ impl Tensor {
 
     /// Whether the view's first element lies on a 16-byte boundary, as storage begins on one.
     pub(crate) fn begins_aligned(&self) -> bool {
-        (self.offset * self.dtype.size()).is_multiple_of(16)
+        (self.offset * self.dtype().size()).is_multiple_of(16)
     }
 
     /// The bytes of all codes of the storage, for kernels of a GPU.
@@ -35,7 +35,7 @@ impl Tensor {
     }
 
     pub(super) fn device_range(&self, first: usize, count: usize) -> Result<Slice<'_>> {
-        let (storage, dtype) = (&self.storage, self.dtype);
+        let (storage, dtype) = (&self.storage, self.dtype());
         let slice = match storage.memory.opened_gpu() {
             Some(gpu) => storage.block.device(gpu, dtype, first, count)?,
             None => None,
@@ -57,7 +57,7 @@ impl Tensor {
 
     /// The elements in row-major order, or the bytes of all codes, for kernels of a GPU to write.
     pub(crate) fn device_mut(&mut self) -> Result<SliceMut<'_>> {
-        let (shape, offset, dtype) = (self.shape, self.offset, self.dtype);
+        let (shape, offset, dtype) = (self.shape, self.offset, self.dtype());
         let count = match dtype.is_quantised() {
             true => self.storage.bytes(),
             false => shape.count(),
@@ -87,13 +87,13 @@ impl Tensor {
         if memory.is_same(self.memory()) {
             return Ok(self.clone());
         }
-        if self.dtype.is_quantised() {
+        if self.dtype().is_quantised() {
             return self.codes_to(memory);
         }
-        if memory.is_planned() && self.dtype.is_float() {
-            return Tensor::empty(memory, self.dtype, &self.shape);
+        if memory.is_planned() && self.dtype().is_float() {
+            return Tensor::empty(memory, self.dtype(), &self.shape);
         }
-        with_dtype!(self.dtype, T => {
+        with_dtype!(self.dtype(), T => {
             if self.is_contiguous() && !self.is_on_device() {
                 return Tensor::from_slice(memory, self.slice::<T>()?, &self.shape);
             }

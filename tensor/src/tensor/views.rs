@@ -48,9 +48,10 @@ impl Tensor {
                 ),
             ));
         }
+        let (shape, strides) = self.shape.picked(&self.strides, order);
         Ok(Tensor {
-            shape: self.shape.picked(order),
-            strides: self.strides.picked(order),
+            shape,
+            strides,
             ..self.clone()
         })
     }
