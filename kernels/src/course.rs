@@ -113,9 +113,45 @@ impl Next {
 /// What is known on the thread that begins products.
 struct Course {
     next: Arc<Next>,
-    /// Address of a weight to the place of the one that came after it.
-    after: HashMap<usize, Place>,
-    last: usize,
+    weights: Vec<Weight>,
+    /// Their numbers, by address
+    numbers: HashMap<usize, usize>,
+    last: Option<usize>,
+}
+
+struct Weight {
+    place: Place,
+    /// The number of the one that came after it.
+    then: Option<usize>,
+}
+
+impl Course {
+    /// The number of a weight: as a rule it is the one that came here the last time.
+    fn number(&mut self, place: Place) -> usize {
+        let then = self.last.and_then(|last| self.weights[last].then);
+        if let Some(then) = then.filter(|&then| self.weights[then].place == place) {
+            return then;
+        }
+        if let Some(&number) = self.numbers.get(&place.address) {
+            self.weights[number].place = place;
+            return number;
+        }
+        if self.weights.len() == WEIGHTS {
+            self.weights.clear();
+            self.numbers.clear();
+            self.last = None;
+        }
+        let number = self.weights.len();
+        self.weights.push(Weight { place, then: None });
+        self.numbers.insert(place.address, number);
+        number
+    }
+
+    /// The place of what came after a weight.
+    fn after(&self, number: usize) -> Option<Place> {
+        let then = self.weights.get(number)?.then?;
+        Some(self.weights[then].place)
+    }
 }
 
 thread_local! {
@@ -134,36 +170,36 @@ pub(crate) fn follow<R>(next: &Arc<Next>, work: impl FnOnce() -> R) -> R {
     }
     let course = Course {
         next: Arc::clone(next),
-        after: HashMap::new(),
-        last: 0,
+        weights: Vec::new(),
+        numbers: HashMap::new(),
+        last: None,
     };
     let _before = Before(COURSE.replace(Some(course)));
     work()
 }
 
 /// A product that has begun; what is likely to come next is asked for when it is dropped.
-pub(crate) struct Begun(usize);
+pub(crate) struct Begun(Option<usize>);
 
 /// Begins a product with a weight.
 pub(crate) fn begin(place: Place) -> Begun {
-    COURSE.with_borrow_mut(|course| {
-        if let Some(course) = course {
-            course.next.clear();
-            if course.after.len() == WEIGHTS {
-                course.after.clear();
-            }
-            course.after.insert(course.last, place);
-            course.last = place.address;
+    let number = COURSE.with_borrow_mut(|course| {
+        let course = course.as_mut()?;
+        course.next.clear();
+        let number = course.number(place);
+        if let Some(last) = course.last.replace(number) {
+            course.weights[last].then = Some(number);
         }
+        Some(number)
     });
-    Begun(place.address)
+    Begun(number)
 }
 
 impl Drop for Begun {
     fn drop(&mut self) {
         COURSE.with_borrow(|course| {
-            if let Some(course) = course
-                && let Some(&place) = course.after.get(&self.0)
+            if let (Some(course), Some(number)) = (course, self.0)
+                && let Some(place) = course.after(number)
             {
                 course.next.set(place);
             }

@@ -8,6 +8,7 @@
 //! addition. On one machine the choice never changes while a program runs.
 
 use crate::element::Real;
+use std::sync::LazyLock;
 
 /// An instruction set that kernels are compiled for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -34,15 +35,14 @@ impl Isa {
         Isa::Avx512Bf16,
     ];
 
-    /// The best one this processor has.
+    /// The best one this processor has: every kernel asks, so the answer is kept.
     #[inline]
     pub fn detect() -> Isa {
-        for isa in [Isa::Avx512Bf16, Isa::Avx512, Isa::Avx2, Isa::Neon] {
-            if isa.is_available() {
-                return isa;
-            }
-        }
-        Isa::Portable
+        static BEST: LazyLock<Isa> = LazyLock::new(|| {
+            let mut best_first = Isa::ALL.into_iter().rev();
+            best_first.find(|isa| isa.exists()).unwrap_or(Isa::Portable)
+        });
+        *BEST
     }
 
     /// Those this processor has, the best last.
@@ -53,9 +53,13 @@ impl Isa {
             .collect()
     }
 
-    /// Whether this processor has it. The standard library remembers the answer.
+    /// Whether this processor has it.
     #[inline]
     pub fn is_available(self) -> bool {
+        self == Isa::detect() || self.exists()
+    }
+
+    fn exists(self) -> bool {
         #[cfg(target_arch = "x86_64")]
         match self {
             Isa::Portable => true,
@@ -66,13 +70,13 @@ impl Isa {
                     && is_x86_feature_detected!("f16c")
             }
             Isa::Avx512 => {
-                Isa::Avx2.is_available()
+                Isa::Avx2.exists()
                     && is_x86_feature_detected!("avx512f")
                     && is_x86_feature_detected!("avx512bw")
                     && is_x86_feature_detected!("avx512dq")
                     && is_x86_feature_detected!("avx512vl")
             }
-            Isa::Avx512Bf16 => Isa::Avx512.is_available() && is_x86_feature_detected!("avx512bf16"),
+            Isa::Avx512Bf16 => Isa::Avx512.exists() && is_x86_feature_detected!("avx512bf16"),
         }
         #[cfg(not(target_arch = "x86_64"))]
         match self {
