@@ -173,7 +173,8 @@ impl Parameters {
                     self.set(ParamId(i), value)?;
                 }
                 if let Some(value) = self.list[i].value.take_if(|_| inputs_first) {
-                    let turned = value.t()?.contiguous(&self.memory)?;
+                    let turned = value.t()?;
+                    let turned = turned.contiguous(&self.memory)?.into_owned();
                     self.list[i].value = Some(turned.recount(Category::Weights)?.t()?);
                 }
             }
@@ -246,7 +247,8 @@ impl Parameters {
     fn as_held(&self, parameter: &Parameter, value: &Tensor) -> Result<Tensor> {
         let m = &self.memory;
         let Some(dtype) = parameter.held else {
-            return Ok(ops::cast(m, value, self.dtype)?.contiguous(m)?);
+            let value = ops::cast(m, value, self.dtype)?;
+            return Ok(value.contiguous(m)?.into_owned());
         };
         if !dtype.is_quantised() || value.dtype() == dtype {
             return Ok(ops::cast(m, value, dtype)?);

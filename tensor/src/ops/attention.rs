@@ -1,5 +1,7 @@
 //! Attention over packed sequences.
 
+use std::borrow::Cow;
+
 use graft_kernels::Float;
 pub use graft_kernels::attention::Kept;
 use graft_kernels::attention::{self as kernel, Packed};
@@ -99,9 +101,9 @@ impl Attention {
 
 /// Rows whose elements lie side by side, whatever the distance between rows: a slice of a fused
 /// query-key-value projection is used as it is.
-fn packed_rows(x: &Tensor, m: &Memory) -> Result<Tensor> {
+fn packed_rows<'a>(x: &'a Tensor, m: &Memory) -> Result<Cow<'a, Tensor>> {
     if x.strides()[1] == 1 || x.shape()[1] <= 1 {
-        Ok(x.clone())
+        Ok(Cow::Borrowed(x))
     } else {
         x.contiguous(m)
     }

@@ -249,7 +249,11 @@ pub fn binary(m: &Memory, kind: Binary, a: &Tensor, b: &Tensor) -> Result<Tensor
         return Ok(y);
     }
     let flat = a.shape() == b.shape() && a.is_contiguous() && b.is_contiguous();
-    let (a, b) = (a.expand(&shape)?, b.expand(&shape)?);
+    let expanded = match flat {
+        true => None,
+        false => Some([a.expand(&shape)?, b.expand(&shape)?]),
+    };
+    let [a, b] = expanded.as_ref().map_or([a, b], |both| both.each_ref());
     if let Some(on) = m.gpu() {
         on.run(|gpu| {
             if flat {
@@ -421,7 +425,8 @@ pub fn dropout_backward(m: &Memory, dy: Tensor, p: f64, key: Key) -> Result<Tens
 /// As [`binary`].
 pub fn selects_first(m: &Memory, kind: Binary, a: &Tensor, b: &Tensor) -> Result<Tensor> {
     let chosen = binary(m, kind, a, b)?; // broadcast shape
-    let a = a.expand(chosen.shape())?.contiguous(m)?;
+    let a = a.expand(chosen.shape())?;
+    let a = a.contiguous(m)?;
     let mut mask = Tensor::empty(m, a.dtype(), a.shape())?;
     if let Some(on) = m.gpu() {
         on.run(|gpu| {

@@ -1,5 +1,7 @@
 //! Moving rows and blocks: gather, scatter, concatenation.
 
+use std::borrow::Cow;
+
 use graft_kernels::{copy, cuda, gather as kernel};
 
 use super::elementwise::add_assign;
@@ -112,13 +114,13 @@ fn sum_rows(
 }
 
 /// The gradient of rows of a table, and their numbers, as kernels take them.
-fn rows_to_add(
+fn rows_to_add<'a>(
     op: &'static str,
     m: &Memory,
     table: &Tensor,
-    dy: &Tensor,
-    index: &Tensor,
-) -> Result<(Tensor, Tensor)> {
+    dy: &'a Tensor,
+    index: &'a Tensor,
+) -> Result<(Cow<'a, Tensor>, Cow<'a, Tensor>)> {
     let (rows, columns) = matrix(op, "the table", table)?;
     same_dtype(op, "the gradient", dy, table.dtype())?;
     let index = indices(op, index, rows, None, m)?;

@@ -72,9 +72,8 @@ pub(super) fn narrow_product(
     if m.gpu().is_some() || !like || columns > NARROW || rows <= columns {
         return matmul_as(m, operands, a, b, dtype);
     }
-    matmul_as(m, operands, &b.t()?, &a.t()?, dtype)?
-        .t()?
-        .contiguous(m)
+    let turned = matmul_as(m, operands, &b.t()?, &a.t()?, dtype)?.t()?;
+    Ok(turned.contiguous(m)?.into_owned())
 }
 
 /// `a·b` over the last two dimensions: `[.., m, k]` and `[.., k, n]` give `[.., m, n]`. Leading

@@ -1,12 +1,14 @@
 //! A linear layer, with its bias and activation fused, and its gradients.
 
+use std::borrow::Cow;
+
 use graft_kernels::activation::Activation;
 use graft_kernels::{Float, cuda, reduce as kernel};
 
 use super::linalg::{narrow_product, operands};
 use super::product::{Last, product, summand};
 use super::quantised::weight_dtype;
-use super::{accumulator, beside, cast, parameter, rows_of, workspace};
+use super::{accumulator, as_matrix, beside, cast, parameter, rows_of, workspace};
 use crate::error::{Error, Result};
 use crate::{DType, Memory, Shape, Tensor, with_float};
 
@@ -47,10 +49,10 @@ impl Linear {
     }
 
     /// The weight as a view `[in, out]`.
-    pub fn input_by_output(&self, weight: &Tensor) -> Result<Tensor> {
+    pub fn input_by_output<'a>(&self, weight: &'a Tensor) -> Result<Cow<'a, Tensor>> {
         match self.layout {
-            WeightLayout::OutIn => weight.t(),
-            WeightLayout::InOut => Ok(weight.clone()),
+            WeightLayout::OutIn => Ok(Cow::Owned(weight.t()?)),
+            WeightLayout::InOut => Ok(Cow::Borrowed(weight)),
         }
     }
 }
@@ -106,19 +108,13 @@ pub(super) fn linear_as(
         .then(|| Tensor::empty(m, dtype, &shape))
         .transpose()?;
     let last = Last {
-        bias: bias.as_ref(),
+        bias: bias.as_deref(),
         activation: p.activation,
         pre: pre.as_mut(),
         ..Last::default()
     };
-    product(
-        m,
-        &x.reshape(&[rows, inputs])?,
-        &weight,
-        &mut y,
-        false,
-        last,
-    )?;
+    let x = as_matrix(&x, [rows, inputs])?;
+    product(m, &x, &weight, &mut y, false, last)?;
     Ok((y, pre))
 }
 

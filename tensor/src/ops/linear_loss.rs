@@ -298,7 +298,7 @@ fn by_rows(
     let bias = bias
         .map(|bias| parameter("linear", "the bias", bias, classes, dtype, m))
         .transpose()?
-        .map(|bias| lengthened(scratch, bias, step))
+        .map(|bias| lengthened(scratch, bias.into_owned(), step))
         .transpose()?;
     let x = x.contiguous(m)?;
     let mut losses = Tensor::empty(m, DType::F32, &[rows])?;

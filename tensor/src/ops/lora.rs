@@ -61,7 +61,7 @@ pub fn lora(
         .transpose()?;
     let flat = x.reshape(&[rows, inputs])?;
     let last = Last {
-        bias: bias.as_ref(),
+        bias: bias.as_deref(),
         activation: p.linear.activation,
         pre: pre.as_mut(),
         beside: Some([&low, &b.t()?]),
@@ -78,7 +78,7 @@ pub fn lora(
 /// A dropout outside `[0, 1)`.
 pub fn lora_input(m: &Memory, p: &Lora, x: &Tensor, key: Key) -> Result<Tensor> {
     if p.dropout == 0.0 {
-        return x.contiguous(m);
+        return Ok(x.contiguous(m)?.into_owned());
     }
     dropout(m, x, p.dropout, key)
 }

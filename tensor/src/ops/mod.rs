@@ -38,6 +38,8 @@ pub use pool::{Pool, pool, pool_backward};
 pub use quantised::quantise;
 pub use reduce::{Reduce, argmax, max_backward, reduce};
 
+use std::borrow::Cow;
+
 use crate::error::{Error, Result};
 use crate::{DType, Memory, Shape, Tensor};
 
@@ -67,6 +69,14 @@ fn rows_of(op: &'static str, what: &str, x: &Tensor) -> Result<(usize, usize)> {
     }
 }
 
+/// A contiguous tensor as a matrix.
+fn as_matrix(x: &Tensor, shape: [usize; 2]) -> Result<Cow<'_, Tensor>> {
+    match x.shape()[..] == shape {
+        true => Ok(Cow::Borrowed(x)),
+        false => Ok(Cow::Owned(x.reshape(&shape)?)),
+    }
+}
+
 fn same_shape(op: &'static str, what: &str, x: &Tensor, expected: &Shape) -> Result<()> {
     if x.shape() == expected {
         Ok(())
@@ -89,7 +99,13 @@ fn same_dtype(op: &'static str, what: &str, x: &Tensor, expected: DType) -> Resu
 }
 
 /// Checks that `x` has the shape and type that `like` has, and makes it contiguous.
-fn beside(op: &'static str, what: &str, x: &Tensor, like: &Tensor, m: &Memory) -> Result<Tensor> {
+fn beside<'a>(
+    op: &'static str,
+    what: &str,
+    x: &'a Tensor,
+    like: &Tensor,
+    m: &Memory,
+) -> Result<Cow<'a, Tensor>> {
     same_shape(op, what, x, like.shape())?;
     same_dtype(op, what, x, like.dtype())?;
     x.contiguous(m)
@@ -117,29 +133,32 @@ fn parameter_dtype(op: &'static str, what: &str, x: &Tensor, dtype: DType) -> Re
 
 /// Checks that `x` is a vector of `length` elements, a parameter beside activations of `dtype`, and
 /// gives it in the type that these are computed in, contiguous.
-fn parameter(
+fn parameter<'a>(
     op: &'static str,
     what: &str,
-    x: &Tensor,
+    x: &'a Tensor,
     length: usize,
     dtype: DType,
     m: &Memory,
-) -> Result<Tensor> {
+) -> Result<Cow<'a, Tensor>> {
     if x.shape()[..] != [length] {
         return Err(Error::shape(op, what, x.shape(), format!("[{length}]")));
     }
     parameter_dtype(op, what, x, dtype)?;
-    cast(m, x, accumulator(dtype))?.contiguous(m)
+    match accumulator(dtype) {
+        same if same == x.dtype() => x.contiguous(m),
+        wide => Ok(Cow::Owned(cast(m, x, wide)?)),
+    }
 }
 
 /// Checks the values of an index tensor and returns it contiguous.
-fn indices(
+fn indices<'a>(
     op: &'static str,
-    index: &Tensor,
+    index: &'a Tensor,
     limit: usize,
     ignore: Option<i64>,
     m: &Memory,
-) -> Result<Tensor> {
+) -> Result<Cow<'a, Tensor>> {
     same_dtype(op, "the index", index, DType::I64)?;
     let index = index.contiguous(m)?;
     let bad = index

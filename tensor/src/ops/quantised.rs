@@ -39,7 +39,8 @@ pub fn quantise(m: &Memory, x: &Tensor, to: DType) -> Result<Tensor> {
         return quantise(&Memory::cpu(), x, to)?.to_memory(m);
     }
     let scratch = x.memory().with(Category::Workspace);
-    let x = cast(&scratch, x, DType::F32)?.contiguous(&scratch)?;
+    let x = cast(&scratch, x, DType::F32)?;
+    let x = x.contiguous(&scratch)?;
     let need = quantised::quantise_workspace(format, x.count());
     let mut magnitudes = workspace(m, DType::F32, need)?;
     if y.is_planned() || x.is_planned() {

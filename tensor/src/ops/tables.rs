@@ -1,6 +1,7 @@
 //! Optimizer steps on a GPU: all tensors in one launch, whose addresses and numbers lie in tables
 //! there.
 
+use std::borrow::Cow;
 use std::fmt;
 
 use graft_kernels::cuda::{Gpu, optimizer as on_gpu};
@@ -97,7 +98,7 @@ impl Tables {
             clip: clip(0.0, max_norm) as f32,
             finite: true,
         };
-        let gradients: Vec<Tensor> = updates
+        let gradients: Vec<Cow<Tensor>> = updates
             .iter()
             .map(|u| u.gradient.contiguous(m))
             .collect::<Result<_>>()?;

@@ -6,6 +6,7 @@ mod rounded;
 mod transfer;
 mod views;
 
+use std::borrow::Cow;
 use std::fmt;
 use std::sync::Arc;
 
@@ -273,13 +274,13 @@ impl Tensor {
     ///
     /// # Errors
     /// Codes that do not lie side by side.
-    pub fn contiguous(&self, memory: &Memory) -> Result<Tensor> {
+    pub fn contiguous(&self, memory: &Memory) -> Result<Cow<'_, Tensor>> {
         if self.is_contiguous() {
-            Ok(self.clone())
+            Ok(Cow::Borrowed(self))
         } else if self.dtype().is_quantised() {
             Err(Error::NotContiguous { shape: self.shape })
         } else {
-            self.copy(memory)
+            Ok(Cow::Owned(self.copy(memory)?))
         }
     }
 

@@ -44,6 +44,7 @@ pub fn shifted(x: &Tensor) -> Tensor {
 
 /// `x` on the GPU, as a view with its last two dimensions swapped in storage.
 pub fn swapped(x: &Tensor) -> Tensor {
-    let stored = x.t().unwrap().contiguous(cpu()).unwrap();
+    let turned = x.t().unwrap();
+    let stored = turned.contiguous(cpu()).unwrap();
     on_gpu(&stored).t().unwrap()
 }

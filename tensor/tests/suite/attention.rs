@@ -111,7 +111,7 @@ fn slices_of_a_fused_projection_are_read_in_place() {
             let fused = fused.on(m);
             let part = |i: usize| {
                 let part = fused.narrow(1, 8 * i, 8)?;
-                if copy { part.contiguous(m) } else { Ok(part) }
+                if copy { part.copy(m) } else { Ok(part) }
             };
             let offsets = ids(m, &offsets);
             let (y, lse) = ops::attention(m, &p, &part(0)?, &part(1)?, &part(2)?, &offsets)?;

@@ -111,7 +111,8 @@ fn narrow_products_have_the_bits_of_wide_ones() {
                 let some = x.narrow(1, 0, columns).unwrap();
                 let narrow = ops::weight_gradient(m, layout, &some, &dy, dtype).unwrap();
                 assert!(narrow.is_contiguous());
-                let wanted = wide.narrow(1, 0, columns).unwrap().contiguous(m).unwrap();
+                let wanted = wide.narrow(1, 0, columns).unwrap();
+                let wanted = wanted.contiguous(m).unwrap();
                 assert_eq!(
                     values(&narrow),
                     values(&wanted),

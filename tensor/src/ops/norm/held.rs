@@ -49,7 +49,7 @@ pub(super) fn backward(
         on.run(|gpu| {
             let read = Read {
                 s: Some(s.device()?),
-                weight: weight.as_ref().map(Tensor::device).transpose()?,
+                weight: weight.as_deref().map(Tensor::device).transpose()?,
                 mean: Some(mean.device()?),
                 rstd: Some(scale.device()?),
                 dy: dy.device()?,
