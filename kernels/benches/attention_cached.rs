@@ -104,11 +104,7 @@ fn bench<T: Float<Acc = f32>>(
 }
 
 fn main() {
-    let mut wanted: Vec<String> = std::env::args()
-        .skip(1)
-        .filter(|x| !x.starts_with("--"))
-        .collect();
-    let isa = instructions(&mut wanted);
+    let (isa, _) = instructions();
     // On a thread of those that compute, as all work of the trainer is.
     rayon::scope(|_| {
         println!(

@@ -322,11 +322,7 @@ fn cases() -> Vec<Case> {
 }
 
 fn main() {
-    let mut wanted: Vec<String> = std::env::args()
-        .skip(1)
-        .filter(|x| !x.starts_with("--"))
-        .collect();
-    let isa = instructions(&mut wanted);
+    let (isa, wanted) = instructions();
     let with_peers = wanted.iter().any(|part| part == "peers");
     let cold = wanted.iter().any(|part| part == "cold");
     let option = |part: &String| part == "peers" || part == "cold";

@@ -132,11 +132,7 @@ fn measure<T: Float<Acc = f32>>(name: &str, isa: Isa, operands: Operands, number
 }
 
 fn main() {
-    let mut wanted: Vec<String> = std::env::args()
-        .skip(1)
-        .filter(|x| !x.starts_with("--"))
-        .collect();
-    let isa = instructions(&mut wanted);
+    let (isa, wanted) = instructions();
     let chosen = |name: &str| wanted.is_empty() || wanted.iter().any(|x| x == name);
     // On a thread of those that compute, as all work of the trainer is.
     rayon::scope(|_| {
