@@ -55,6 +55,35 @@ float sum_of_four(float c, const float *a, const float *b) {
     return std::fabs(sum) < 0x1p128 ? (float)sum : std::copysign(INFINITY, (float)sum);
 }
 
+// What a lane gives to a product of its warp.
+struct Given {
+    float d[4];
+    unsigned a[4], b[2];
+};
+
+Given given(Exchange &e, int lane) {
+    Given in;
+    memcpy(&in, e.in[lane], sizeof in);
+    return in;
+}
+
+// Each lane's part of the sums: with g = lane / 4 and t = lane % 4, rows g, g, g + 8, g + 8 of columns 2t, 2t + 1,
+// 2t, 2t + 1.
+void give(Exchange &e, const float (&D)[16][8]) {
+    for (int lane = 0; lane < 32; lane++) {
+        int g = lane / 4, t = lane % 4;
+        float out[4] = {D[g][2 * t], D[g][2 * t + 1], D[g + 8][2 * t], D[g + 8][2 * t + 1]};
+        memcpy(e.out[lane], out, sizeof out);
+    }
+}
+
+// d = what `product` makes of what all lanes give.
+void multiply(const void *operation, float (&d)[4], const unsigned (&a)[4], unsigned b0, unsigned b1,
+              Combine product) {
+    Given in = {{d[0], d[1], d[2], d[3]}, {a[0], a[1], a[2], a[3]}, {b0, b1}};
+    exchange(operation, 0xffffffffu, &in, sizeof in, d, sizeof d, product, nullptr);
+}
+
 } // namespace
 
 // Lane l gives the address of row l % 8 of matrix l / 8; lane l gets, of each matrix, elements
@@ -97,96 +126,60 @@ void load_matrices(const void *operation, unsigned (&r)[4], const void *row, boo
 // 8, 2t + 8 (and the next); b0, b1 rows 2t and 2t + 8 (and the next) of column g; d rows g, g, g + 8,
 // g + 8 of columns 2t, 2t + 1, 2t, 2t + 1.
 void multiply_16816(const void *operation, float (&d)[4], const unsigned (&a)[4], unsigned b0, unsigned b1) {
-    struct In {
-        float d[4];
-        unsigned a[4], b[2];
-    } in;
-    memcpy(in.d, d, sizeof in.d);
-    memcpy(in.a, a, sizeof in.a);
-    in.b[0] = b0;
-    in.b[1] = b1;
-    float out[4];
-    exchange(
-        operation, 0xffffffffu, &in, sizeof in, out, sizeof out,
-        [](Exchange &e, unsigned, const void *) {
-            float A[16][16], B[16][8], D[16][8];
-            for (int lane = 0; lane < 32; lane++) {
-                In in;
-                memcpy(&in, e.in[lane], sizeof in);
-                int g = lane / 4, t = lane % 4;
-                for (int i = 0; i < 2; i++) {
-                    A[g][2 * t + i] = half_of(in.a[0], i);
-                    A[g + 8][2 * t + i] = half_of(in.a[1], i);
-                    A[g][2 * t + 8 + i] = half_of(in.a[2], i);
-                    A[g + 8][2 * t + 8 + i] = half_of(in.a[3], i);
-                    B[2 * t + i][g] = half_of(in.b[0], i);
-                    B[2 * t + 8 + i][g] = half_of(in.b[1], i);
-                    D[g][2 * t + i] = in.d[i];
-                    D[g + 8][2 * t + i] = in.d[2 + i];
-                }
+    multiply(operation, d, a, b0, b1, [](Exchange &e, unsigned, const void *) {
+        float A[16][16], B[16][8], D[16][8];
+        for (int lane = 0; lane < 32; lane++) {
+            Given in = given(e, lane);
+            int g = lane / 4, t = lane % 4;
+            for (int i = 0; i < 2; i++) {
+                A[g][2 * t + i] = half_of(in.a[0], i);
+                A[g + 8][2 * t + i] = half_of(in.a[1], i);
+                A[g][2 * t + 8 + i] = half_of(in.a[2], i);
+                A[g + 8][2 * t + 8 + i] = half_of(in.a[3], i);
+                B[2 * t + i][g] = half_of(in.b[0], i);
+                B[2 * t + 8 + i][g] = half_of(in.b[1], i);
+                D[g][2 * t + i] = in.d[i];
+                D[g + 8][2 * t + i] = in.d[2 + i];
             }
-            for (int k = 0; k < 16; k++)
-                for (int row = 0; row < 16; row++)
-                    for (int column = 0; column < 8; column++) D[row][column] += A[row][k] * B[k][column];
-            for (int lane = 0; lane < 32; lane++) {
-                int g = lane / 4, t = lane % 4;
-                float out[4] = {D[g][2 * t], D[g][2 * t + 1], D[g + 8][2 * t], D[g + 8][2 * t + 1]};
-                memcpy(e.out[lane], out, sizeof out);
-            }
-        },
-        nullptr);
-    memcpy(d, out, sizeof out);
+        }
+        for (int k = 0; k < 16; k++)
+            for (int row = 0; row < 16; row++)
+                for (int column = 0; column < 8; column++) D[row][column] += A[row][k] * B[k][column];
+        give(e, D);
+    });
 }
 
 // With g = lane / 4 and t = lane % 4: a[0..3] hold rows g, g + 8, g, g + 8 of columns t, t, t + 4, t +
 // 4; b0, b1 rows t and t + 4 of column g; d as above. The last 13 bits of factors do not count.
 void multiply_tf32(const void *operation, float (&d)[4], const unsigned (&a)[4], unsigned b0, unsigned b1) {
-    struct In {
-        float d[4];
-        unsigned a[4], b[2];
-    } in;
-    memcpy(in.d, d, sizeof in.d);
-    memcpy(in.a, a, sizeof in.a);
-    in.b[0] = b0;
-    in.b[1] = b1;
-    float out[4];
-    exchange(
-        operation, 0xffffffffu, &in, sizeof in, out, sizeof out,
-        [](Exchange &e, unsigned, const void *) {
-            float A[16][8], B[8][8], D[16][8]; // B by columns
-            bool in_row[16] = {}, in_column[8] = {}, finite = true;
-            auto take = [&](unsigned word, float &to, bool &any) {
-                to = __uint_as_float(word & 0xffffe000u);
-                any |= to != 0;
-                finite &= std::isfinite(to);
-            };
-            for (int lane = 0; lane < 32; lane++) {
-                In in;
-                memcpy(&in, e.in[lane], sizeof in);
-                int g = lane / 4, t = lane % 4;
-                for (int i = 0; i < 4; i++) {
-                    int row = g + i % 2 * 8, column = t + i / 2 * 4;
-                    take(in.a[i], A[row][column], in_row[row]);
-                    D[g + i / 2 * 8][2 * t + i % 2] = in.d[i];
-                }
-                for (int i = 0; i < 2; i++) take(in.b[i], B[g][t + 4 * i], in_column[g]);
+    multiply(operation, d, a, b0, b1, [](Exchange &e, unsigned, const void *) {
+        float A[16][8], B[8][8], D[16][8]; // B by columns
+        bool in_row[16] = {}, in_column[8] = {}, finite = true;
+        auto take = [&](unsigned word, float &to, bool &any) {
+            to = __uint_as_float(word & 0xffffe000u);
+            any |= to != 0;
+            finite &= std::isfinite(to);
+        };
+        for (int lane = 0; lane < 32; lane++) {
+            Given in = given(e, lane);
+            int g = lane / 4, t = lane % 4;
+            for (int i = 0; i < 4; i++) {
+                int row = g + i % 2 * 8, column = t + i / 2 * 4;
+                take(in.a[i], A[row][column], in_row[row]);
+                D[g + i / 2 * 8][2 * t + i % 2] = in.d[i];
             }
-            for (int row = 0; row < 16; row++) {
-                for (int column = 0; column < 8; column++) {
-                    // Zeros add nothing, of which tiles have many.
-                    if (finite && !(in_row[row] && in_column[column])) continue;
-                    float &sum = D[row][column];
-                    for (int k = 0; k < 8; k += 4) sum = sum_of_four(sum, A[row] + k, B[column] + k);
-                }
+            for (int i = 0; i < 2; i++) take(in.b[i], B[g][t + 4 * i], in_column[g]);
+        }
+        for (int row = 0; row < 16; row++) {
+            for (int column = 0; column < 8; column++) {
+                // Zeros add nothing, of which tiles have many.
+                if (finite && !(in_row[row] && in_column[column])) continue;
+                float &sum = D[row][column];
+                for (int k = 0; k < 8; k += 4) sum = sum_of_four(sum, A[row] + k, B[column] + k);
             }
-            for (int lane = 0; lane < 32; lane++) {
-                int g = lane / 4, t = lane % 4;
-                float out[4] = {D[g][2 * t], D[g][2 * t + 1], D[g + 8][2 * t], D[g + 8][2 * t + 1]};
-                memcpy(e.out[lane], out, sizeof out);
-            }
-        },
-        nullptr);
-    memcpy(d, out, sizeof out);
+        }
+        give(e, D);
+    });
 }
 
 } // namespace simulation
