@@ -248,16 +248,22 @@ mod tests {
     /// Reads `bytes` from a file of that name.
     pub(super) fn read(name: &str, bytes: &[u8], columns: &Columns) -> Result<Dataset> {
         let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join(name);
-        std::fs::write(&path, bytes).unwrap();
-        Dataset::read(&path, columns)
+        read_at(&dir.path().join(name), bytes, columns)
     }
 
-    /// What follows the file's name in the message of the error.
+    fn read_at(path: &Path, bytes: &[u8], columns: &Columns) -> Result<Dataset> {
+        std::fs::write(path, bytes).unwrap();
+        Dataset::read(path, columns)
+    }
+
+    /// What follows the file's path in the message of the error.
     pub(super) fn refusal(name: &str, bytes: &[u8], columns: &Columns) -> String {
-        let message = read(name, bytes, columns).unwrap_err().to_string();
-        let (_, rest) = message.split_once(name).expect("the file is named");
-        rest.to_owned()
+        let dir = tempfile::tempdir().unwrap();
+        // The whole path: the directory's random name may hold that of the file.
+        let path = dir.path().join(name);
+        let message = read_at(&path, bytes, columns).unwrap_err().to_string();
+        let rest = message.strip_prefix(&path.display().to_string());
+        rest.expect("the file is named first").to_owned()
     }
 
     #[test]
