@@ -11,7 +11,7 @@ use graft_kernels::cuda::{SOURCES, Source, Target};
 type Failure = Box<dyn Error + Send + Sync>;
 
 /// The simulation's own files, beside its headers: what every kernel runs on, and the driver.
-const PARTS: [&str; 8] = [
+const PARTS: [&str; 9] = [
     "scheduler",
     "instructions",
     "hopper",
@@ -19,11 +19,12 @@ const PARTS: [&str; 8] = [
     "clocks",
     "shadow",
     "reports",
+    "fixed",
     "driver",
 ];
 /// Its own kernels, for tests.
 const OWN: [&str; 2] = ["planted", "products"];
-const HEADERS: [&str; 7] = [
+const HEADERS: [&str; 8] = [
     "device.hpp",
     "hopper.hpp",
     "races.hpp",
@@ -31,6 +32,7 @@ const HEADERS: [&str; 7] = [
     "shadow.hpp",
     "reports.hpp",
     "scheduler.hpp",
+    "fixed.hpp",
 ];
 
 /// One file to compile.

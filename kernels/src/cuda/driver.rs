@@ -15,6 +15,8 @@ use super::{Error, Result, Slice, SliceMut};
 
 /// The first driver that knows the PTX that is committed, 8.8: that of CUDA 12.9.
 const NEEDED: i32 = 12090;
+/// Shared memory that a block may have without asking, in bytes: variables of its kernel and the dynamic part together.
+const UNASKED: u32 = 48 << 10;
 
 /// A device of the driver's, opened; it closes when this is dropped.
 pub(super) struct Driver {
@@ -354,8 +356,13 @@ impl Driver {
                 check(name, unsafe {
                     sys::cuModuleGetFunction(&mut handle, module, c_name.as_ptr())
                 })?;
-                // What every kernel may have without asking.
-                let shared = 48 << 10;
+                let fixed = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES;
+                let mut bytes = 0;
+                // SAFETY: a valid pointer and a loaded function.
+                check(name, unsafe {
+                    sys::cuFuncGetAttribute(&mut bytes, fixed, handle)
+                })?;
+                let shared = UNASKED.saturating_sub(bytes as u32);
                 Function { handle, shared }
             }
         };

@@ -16,10 +16,10 @@ use crate::near::{assert_near, shifted};
 use crate::within::assert_within;
 
 /// Rows that belong to a warp, to a block, to a larger one, and to none that can keep them; with and
-/// without rests.
+/// without rests; and such that their blocks keep 48 KB of shared memory, all that a device gives unasked, beside sums.
 ///
 /// One or two columns are not among them: what is left of a gradient there is rounding alone.
-const SHAPES: [[usize; 2]; 16] = [
+const SHAPES: [[usize; 2]; 19] = [
     [0, 8],
     [3, 7],
     [70, 28],
@@ -30,10 +30,13 @@ const SHAPES: [[usize; 2]; 16] = [
     [5, 1000],
     [4, 1024],
     [3, 1032],
+    [3, 1536],
     [3, 2047],
     [2, 4096],
     [2, 4104],
+    [2, 6144],
     [3, 8192],
+    [2, 12_288],
     [2, 20_001],
     [2, 130_000],
 ];

@@ -13,6 +13,7 @@
 // A stream is what it is on a device: calls are put into a queue and done when somebody waits for them. Who changes pinned
 // memory too early changes what arrives.
 #include "device.hpp"
+#include "fixed.hpp"
 
 #include <deque>
 #include <functional>
@@ -61,6 +62,8 @@ std::map<uint64_t, size_t> allocated;
 size_t taken;
 std::map<char *, size_t> pinned;
 std::set<std::string> names;
+std::map<std::string, size_t> fixed;   // shared memory of kernels whatever a launch asks for
+std::map<std::string, size_t> allowed; // dynamic shared memory of kernels for which more was asked for
 thread_local void *current;
 char context, stream;
 
@@ -366,11 +369,13 @@ CU cuMemsetD16Async(uint64_t to, uint16_t value, size_t count, void *) { return 
 CU cuMemsetD32Async(uint64_t to, uint32_t value, size_t count, void *) { return set_elements(to, count, &value, 4); }
 
 CU cuModuleLoadData(void **module, const void *image) {
+    Guard guard(lock);
     if (int result = entered()) return result;
     const char *version = strstr((const char *)image, "\n.version ");
     int major = 0, minor = 0;
     if (!version || sscanf(version, "\n.version %d.%d", &major, &minor) != 2) return INVALID_VALUE;
     if (10 * major + minor > setting("GRAFT_DRIVER_PTX", 90)) return UNSUPPORTED_PTX_VERSION;
+    for (const auto &[name, bytes] : simulation::fixed_shared((const char *)image)) fixed[name] = bytes;
     *module = &context;
     return SUCCESS;
 }
@@ -381,7 +386,28 @@ CU cuModuleGetFunction(void **function, void *, const char *name) {
     *function = (void *)names.insert(name).first->c_str();
     return SUCCESS;
 }
-CU cuFuncSetAttribute(void *, int, int) { return SUCCESS; }
+
+// Of shared memory a block has 48 KB together, unless its kernel was allowed to have more of its dynamic part.
+enum Attribute { FIXED = 1, DYNAMIC = 8 };
+CU cuFuncGetAttribute(int *value, int attribute, void *function) {
+    Guard guard(lock);
+    if (attribute != FIXED) return INVALID_VALUE;
+    *value = (int)fixed[(const char *)function];
+    return SUCCESS;
+}
+CU cuFuncSetAttribute(void *function, int attribute, int value) {
+    Guard guard(lock);
+    int most;
+    cuDeviceGetAttribute(&most, 97, 0);
+    const char *name = (const char *)function;
+    if (attribute != DYNAMIC || value < 0 || fixed[name] + value > (size_t)most) return INVALID_VALUE;
+    allowed[name] = value;
+    return SUCCESS;
+}
+static bool has_shared(const char *name, size_t dynamic) {
+    auto more = allowed.find(name);
+    return more != allowed.end() ? dynamic <= more->second : fixed[name] + dynamic <= 48 << 10;
+}
 
 // As cuda.h has it.
 struct KernelNode {
@@ -395,7 +421,7 @@ static Work launch(const KernelNode &node) {
     const char *name = (const char *)node.function;
     size_t sizes[32];
     int count = graft_simulation_parameters(name, sizes, 32);
-    if (count < 0 || count > 32) return nullptr;
+    if (count < 0 || count > 32 || !has_shared(name, node.shared)) return nullptr;
     std::vector<std::string> bytes;
     for (int i = 0; i < count; i++) bytes.emplace_back((const char *)node.parameters[i], sizes[i]);
     return [=] {
