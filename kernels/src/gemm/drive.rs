@@ -84,7 +84,7 @@ pub(super) fn product<A, B, C, K>(
         src: a
             .data
             .as_ptr()
-            .wrapping_add(block.i0 * a.row_stride + block.step * K::STEP * a.col_stride),
+            .wrapping_add(a.at(block.i0, block.step * K::STEP)),
         stride: a.row_stride,
         k_stride: a.col_stride,
         len: block.mb,

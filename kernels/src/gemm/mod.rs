@@ -15,6 +15,7 @@ mod pack;
 mod plan;
 mod right;
 pub(crate) mod rounded;
+mod strided;
 mod task;
 mod tile;
 
@@ -23,8 +24,8 @@ use crate::element::{Float, same};
 pub use crate::simd::Isa;
 use crate::simd::public;
 use rayon::prelude::*;
-pub use right::CodesRef;
 use right::Right;
+pub use strided::{CodesRef, MatRef, Strided};
 
 /// Evaluates an expression with `$kernel` bound to the tiles of an instruction set, or to the
 /// portable ones if the processor does not have it.
@@ -55,56 +56,6 @@ pub enum Operands {
     /// The product of two bf16 numbers is exact in `f32`, so instruction sets differ in the order
     /// and the rounding of sums alone, except that AVX512_BF16 takes denormal numbers for zero.
     Bf16,
-}
-
-/// A matrix read in place: element (i, j) is `data[i·row_stride + j·col_stride]`.
-///
-/// Strides count elements. 0 repeats a row or a column.
-#[derive(Clone, Copy, Debug)]
-pub struct MatRef<'a, T> {
-    /// The elements, starting with (0, 0).
-    pub data: &'a [T],
-    /// Number of rows.
-    pub rows: usize,
-    /// Number of columns.
-    pub cols: usize,
-    /// Distance from a row to the next.
-    pub row_stride: usize,
-    /// Distance from a column to the next.
-    pub col_stride: usize,
-}
-
-impl<'a, T> MatRef<'a, T> {
-    /// `rows × cols` elements without gaps, row after row.
-    pub fn row_major(data: &'a [T], rows: usize, cols: usize) -> Self {
-        Self {
-            data,
-            rows,
-            cols,
-            row_stride: cols,
-            col_stride: 1,
-        }
-    }
-
-    /// The transpose: the same elements with rows and columns exchanged.
-    pub fn t(self) -> Self {
-        Self {
-            rows: self.cols,
-            cols: self.rows,
-            row_stride: self.col_stride,
-            col_stride: self.row_stride,
-            ..self
-        }
-    }
-
-    /// Number of elements that `data` must have for every (i, j) to be inside it.
-    pub(crate) fn span(&self) -> usize {
-        if self.rows == 0 || self.cols == 0 {
-            0
-        } else {
-            (self.rows - 1) * self.row_stride + (self.cols - 1) * self.col_stride + 1
-        }
-    }
 }
 
 /// What happens to `x = a·b` (plus the old c, if accumulating) on its way into C:
@@ -216,12 +167,12 @@ public! {
         workspace: &mut [f32],
     ) {
         assert!(
-            b.span() <= b.codes.count(),
+            b.span() <= b.data.count(),
             "gemm: b needs {} elements, there are codes of {}",
             b.span(),
-            b.codes.count()
+            b.data.count()
         );
-        let b = CodesRef { codes: b.codes.on(isa), ..b };
+        let b = CodesRef { data: b.data.on(isa), ..b };
         one(isa, operands, a, b, c, accumulate, epilogue, workspace);
     }
 }

@@ -5,66 +5,14 @@
 
 use std::mem::MaybeUninit;
 
-use super::MatRef;
 use super::ahead::Source;
 use super::few::Columns;
 use super::pack::Pack;
 use super::rounded::Rounded;
 use super::tile::Kernel;
+use super::{CodesRef, MatRef};
 use crate::element::{Float, Real, same};
-use crate::quantised::Codes;
 use half::bf16;
-
-/// A matrix of codes, read in place: element (i, j) is number `first + i·row_stride + j·col_stride` of them.
-#[derive(Clone, Copy, Debug)]
-pub struct CodesRef<'a> {
-    /// All elements of the storage.
-    pub codes: Codes<'a>,
-    /// The number of element (0, 0).
-    pub first: usize,
-    /// Number of rows.
-    pub rows: usize,
-    /// Number of columns.
-    pub cols: usize,
-    /// Distance from a row to the next.
-    pub row_stride: usize,
-    /// Distance from a column to the next.
-    pub col_stride: usize,
-}
-
-impl<'a> CodesRef<'a> {
-    /// `rows × cols` elements without gaps, row after row.
-    pub fn row_major(codes: Codes<'a>, rows: usize, cols: usize) -> Self {
-        Self {
-            codes,
-            first: 0,
-            rows,
-            cols,
-            row_stride: cols,
-            col_stride: 1,
-        }
-    }
-
-    /// The transpose: the same elements with rows and columns exchanged.
-    pub fn t(self) -> Self {
-        Self {
-            rows: self.cols,
-            cols: self.rows,
-            row_stride: self.col_stride,
-            col_stride: self.row_stride,
-            ..self
-        }
-    }
-
-    /// Number of elements that there must be for every (i, j) to be among them.
-    pub(super) fn span(&self) -> usize {
-        if self.rows == 0 || self.cols == 0 {
-            0
-        } else {
-            self.first + (self.rows - 1) * self.row_stride + (self.cols - 1) * self.col_stride + 1
-        }
-    }
-}
 
 /// A block of the operand that is to be packed into panels, as [`Pack`] describes it.
 #[derive(Clone, Copy)]
@@ -138,7 +86,7 @@ impl<T: Float> MatRef<'_, T> {
         let src = self.data.as_ptr();
         Pack {
             kernel: panels.kernel,
-            src: src.wrapping_add(l * self.row_stride + j * self.col_stride),
+            src: src.wrapping_add(self.at(l, j)),
             stride: self.col_stride,
             k_stride: self.row_stride,
             len: panels.len,
@@ -258,7 +206,7 @@ impl CodesRef<'_> {
     /// They lie in the matrix; there is room for them.
     #[inline(always)]
     unsafe fn read(&self, l: usize, j: usize, deep: bool, count: usize, out: *mut f32) {
-        let first = self.first + l * self.row_stride + j * self.col_stride;
+        let first = self.at(l, j);
         let stride = if deep {
             self.row_stride
         } else {
@@ -267,11 +215,11 @@ impl CodesRef<'_> {
         // SAFETY: by the caller; what lies between the first and the last is there if these are.
         unsafe {
             if stride == 1 {
-                self.codes.read_to(first, out, count);
+                self.data.read_to(first, out, count);
             } else {
                 for i in 0..count {
                     let element = first + i * stride;
-                    self.codes.read_to(element, out.add(i), 1);
+                    self.data.read_to(element, out.add(i), 1);
                 }
             }
         }
@@ -338,7 +286,7 @@ impl Right for CodesRef<'_> {
     }
 
     fn place(&self) -> (usize, usize) {
-        self.codes.place()
+        self.data.place()
     }
 
     fn along(&self) -> bool {

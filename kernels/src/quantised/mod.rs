@@ -93,10 +93,12 @@ impl Format {
     }
 }
 
-/// Quantised elements, to be read.
+/// Quantised elements, to be read: all of a range of bytes, or those from one on.
 #[derive(Clone, Copy, Debug)]
 pub struct Codes<'a> {
     format: Format,
+    /// The first that belongs to these, counted from the first in `bytes`.
+    first: usize,
     count: usize,
     bytes: &'a [u8],
     parts: Parts,
@@ -122,6 +124,7 @@ impl<'a> Codes<'a> {
         );
         Codes {
             format,
+            first: 0,
             count,
             bytes,
             parts: format.parts(count),
@@ -129,7 +132,16 @@ impl<'a> Codes<'a> {
         }
     }
 
-    /// Where they lie, for hints: an address and a number of bytes.
+    /// Those behind the first `count`; none if there are no more than that.
+    pub fn skip(self, count: usize) -> Codes<'a> {
+        Codes {
+            first: self.first + count,
+            count: self.count.saturating_sub(count),
+            ..self
+        }
+    }
+
+    /// Where all of the range lie, for hints: an address and a number of bytes.
     pub(crate) fn place(&self) -> (usize, usize) {
         (self.bytes.as_ptr().addr(), self.bytes.len())
     }
@@ -173,7 +185,7 @@ impl<'a> Codes<'a> {
             self.count
         );
         // SAFETY: so many elements are there, and so much room.
-        unsafe { unpack::read(self, first, out.as_mut_ptr(), out.len()) }
+        unsafe { unpack::read(self, self.first + first, out.as_mut_ptr(), out.len()) }
     }
 
     /// As [`Codes::read`], to where nothing need have been written yet.
@@ -184,7 +196,7 @@ impl<'a> Codes<'a> {
     pub(crate) unsafe fn read_to(&self, first: usize, out: *mut f32, len: usize) {
         debug_assert!(len == 0 || first + len <= self.count);
         // SAFETY: by the caller.
-        unsafe { unpack::read(self, first, out, len) }
+        unsafe { unpack::read(self, self.first + first, out, len) }
     }
 }
 

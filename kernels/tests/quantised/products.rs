@@ -131,8 +131,7 @@ fn parts_of_a_weight_are_read_where_they_are() {
                 col_stride,
             };
             let codes = CodesRef {
-                codes,
-                first,
+                data: codes.skip(first),
                 rows: k,
                 cols: n,
                 row_stride,

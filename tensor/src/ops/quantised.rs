@@ -127,8 +127,7 @@ pub(super) fn product(
                     operands,
                     matrix::<$x>(x, rows, inner)?,
                     CodesRef {
-                        codes: w.codes()?,
-                        first: w.first(),
+                        data: w.codes()?.skip(w.first()),
                         rows: inner,
                         cols: columns,
                         row_stride: w.strides()[0],
