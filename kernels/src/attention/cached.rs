@@ -7,7 +7,9 @@ use super::rows::Source;
 use super::{Attention, Packed};
 #[cfg(target_arch = "x86_64")]
 use super::{floats, floats_mut};
-use crate::element::{Float, Real, same};
+#[cfg(target_arch = "x86_64")]
+use crate::element::same;
+use crate::element::{Float, Real};
 use crate::math::{exp, tanh};
 use crate::prefetch::prefetch;
 use crate::shared::Shared;

@@ -14,6 +14,9 @@ use half::bf16;
 use std::mem::transmute_copy;
 use std::ops::Range;
 
+#[cfg(target_arch = "aarch64")]
+mod aarch64;
+
 /// Rows of C come in multiples of this.
 pub(super) const ROWS: usize = 8;
 /// Columns of C come in multiples of this.
@@ -196,6 +199,11 @@ impl<R: Real> Set<R> {
             if let Some(set) = set {
                 return set;
             }
+        }
+        #[cfg(target_arch = "aarch64")]
+        if isa == Isa::Neon && f32s {
+            // SAFETY: R is f32.
+            return unsafe { transmute_copy::<Set<f32>, Set<R>>(&aarch64::NEON_F32) };
         }
         let _ = (isa, pairs);
         let tiles = if f32s {

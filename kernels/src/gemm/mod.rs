@@ -33,6 +33,8 @@ macro_rules! with_kernel {
     ($isa:expr, $operands:expr, $kernel:ident => $do:expr) => {
         match tile::choose($isa, $operands) {
             tile::Choice::Portable($kernel) => $do,
+            #[cfg(target_arch = "aarch64")]
+            tile::Choice::Neon($kernel) => $do,
             #[cfg(target_arch = "x86_64")]
             tile::Choice::Avx2($kernel) => $do,
             #[cfg(target_arch = "x86_64")]

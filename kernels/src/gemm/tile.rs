@@ -9,9 +9,13 @@ use crate::element::{Float, Real};
 use crate::simd::{self, Isa};
 use half::{bf16, f16};
 
+#[cfg(target_arch = "aarch64")]
+mod aarch64;
 mod portable;
 #[cfg(target_arch = "x86_64")]
 mod x86;
+#[cfg(target_arch = "aarch64")]
+pub(super) use aarch64::Neon;
 pub(super) use portable::Portable;
 #[cfg(target_arch = "x86_64")]
 pub(super) use x86::{Avx2, Avx512, Avx512Bf16};
@@ -19,6 +23,8 @@ pub(super) use x86::{Avx2, Avx512, Avx512Bf16};
 /// The tiles that were chosen for a product.
 pub(super) enum Choice {
     Portable(Portable),
+    #[cfg(target_arch = "aarch64")]
+    Neon(Neon),
     #[cfg(target_arch = "x86_64")]
     Avx2(Avx2),
     #[cfg(target_arch = "x86_64")]
@@ -30,6 +36,8 @@ pub(super) enum Choice {
 /// The tiles of an instruction set for these operands; portable ones where it is missing.
 pub(super) fn choose(isa: Isa, operands: Operands) -> Choice {
     let choice = match isa {
+        #[cfg(target_arch = "aarch64")]
+        Isa::Neon => Neon::new().map(Choice::Neon),
         #[cfg(target_arch = "x86_64")]
         Isa::Avx512Bf16 if operands == Operands::Bf16 => Avx512Bf16::new().map(Choice::Avx512Bf16),
         #[cfg(target_arch = "x86_64")]

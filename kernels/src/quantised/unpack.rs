@@ -4,6 +4,9 @@
 use super::{BLOCK, Codes, Format, NF4};
 use crate::simd::Isa;
 
+#[cfg(target_arch = "aarch64")]
+mod aarch64;
+
 /// Writes elements `first .. first + len` to `out`.
 ///
 /// # Safety
@@ -17,6 +20,8 @@ pub(super) unsafe fn read(codes: &Codes, first: usize, out: *mut f32, len: usize
             Isa::Avx512 | Isa::Avx512Bf16 => x86::read_avx512(codes, first, out, len),
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2 => x86::read_avx2(codes, first, out, len),
+            #[cfg(target_arch = "aarch64")]
+            Isa::Neon => aarch64::read(codes, first, out, len),
             _ => blocks(codes, first, out, len, |_, _, _, _| 0),
         }
     }

@@ -137,6 +137,58 @@ where
     }
 }
 
+/// Instruction sets that add a product with one rounding add in the same order, and so have the same bits. On 64-bit ARM
+/// portable code is one of them, elsewhere it rounds twice.
+#[test]
+fn fused_sums_are_the_same_on_all_instruction_sets() {
+    let fuses = |isa: &Isa| *isa != Isa::Portable || cfg!(target_arch = "aarch64");
+    let sets: Vec<Isa> = Isa::available().into_iter().filter(fuses).collect();
+    fn product<T: Number>(isa: Isa, (m, n, k): (usize, usize, usize), layout: Layout) -> Vec<T> {
+        let (sa, sb) = (strides(layout, m, k), strides(layout, k, n));
+        let (a, b) = (
+            random::<T>(span(m, k, sa), 1),
+            random::<T>(span(k, n, sb), 2),
+        );
+        let mut c = random::<T>(m * n, 3);
+        let need = gemm_workspace_with::<T>(isa, Operands::AsStored, m, n, k);
+        let mut workspace = vec![f32::NAN.into(); need];
+        let (a, b) = (view(&a, m, k, sa), view(&b, k, n, sb));
+        let none = Epilogue::default();
+        gemm_with(
+            isa,
+            Operands::AsStored,
+            a,
+            b,
+            &mut c,
+            true,
+            none,
+            &mut workspace,
+        );
+        c
+    }
+    fn same<T: Number>(sets: &[Isa], size: (usize, usize, usize), layout: Layout) {
+        for pair in sets.windows(2) {
+            let [one, other] = [0, 1].map(|i| product::<T>(pair[i], size, layout));
+            assert!(one == other, "{pair:?}: {size:?}, {layout:?}");
+        }
+    }
+    for (m, n, k) in [
+        (1, 77, 1033),
+        (2, 50, 40),
+        (3, 9, 530),
+        (4, 130, 260),
+        (61, 83, 700),
+        (30, 7, 5),
+    ] {
+        for layout in LAYOUTS {
+            same::<f32>(&sets, (m, n, k), layout);
+            same::<f64>(&sets, (m, n, k), layout);
+            same::<bf16>(&sets, (m, n, k), layout);
+            same::<f16>(&sets, (m, n, k), layout);
+        }
+    }
+}
+
 /// Numbers that are rounded while they are read, between two that bf16 has, too large for it, and none at all: few rows
 /// and many, all columns at once and one by one.
 #[test]

@@ -8,7 +8,7 @@ use crate::prefetch::prefetch;
 use crate::simd::{Arch, Baseline};
 use half::bf16;
 
-/// Plain Rust, for any processor. On 64-bit ARM this compiles to NEON with fused multiply-adds.
+/// Plain Rust, for any processor. On 64-bit ARM it fuses multiply-adds, as all processors do there.
 #[derive(Clone, Copy)]
 pub(in super::super) struct Portable;
 
@@ -56,15 +56,7 @@ unsafe impl Kernel for Portable {
     #[inline(always)]
     unsafe fn columns<T: Float>(self, columns: &Columns<T>) {
         // SAFETY: by the caller.
-        unsafe {
-            match columns.rows {
-                1 => strips::<T, 1, 32>(columns),
-                2 => strips::<T, 2, 16>(columns),
-                3 => strips::<T, 3, 8>(columns),
-                ROWS => strips::<T, ROWS, 8>(columns),
-                rows => unreachable!("gemm: {rows} rows at once"),
-            }
-        }
+        unsafe { few(columns) }
     }
 }
 
@@ -106,13 +98,31 @@ unsafe fn portable<R: Real, const M: usize, const N: usize>(
     }
 }
 
+/// As [`Kernel::columns`].
+///
+/// # Safety
+/// As there.
+#[inline(always)]
+pub(super) unsafe fn few<T: Float>(columns: &Columns<T>) {
+    // SAFETY: by the caller.
+    unsafe {
+        match columns.rows {
+            1 => strips::<T, 1, 32>(columns),
+            2 => strips::<T, 2, 16>(columns),
+            3 => strips::<T, 3, 8>(columns),
+            ROWS => strips::<T, ROWS, 8>(columns),
+            rows => unreachable!("gemm: {rows} rows at once"),
+        }
+    }
+}
+
 /// Rows of B that are multiplied at once where columns lie side by side. Sums leave registers in between, so that rows are
 /// read in pieces longer than the registers' columns.
 const DEEP: usize = 8;
 /// How many bytes ahead are asked for there, in pieces of rows.
 const AHEAD: usize = 8192;
 /// Columns along k that are transposed at once...
-const ALONG: usize = 8;
+pub(super) const ALONG: usize = 8;
 /// ...and words of each: an element, or two of bf16.
 const WORDS: usize = 8;
 /// Bytes of a line of the caches.
@@ -197,31 +207,13 @@ unsafe fn across<T: Float, const M: usize, const N: usize>(
 #[inline(never)]
 unsafe fn along<T: Float, const M: usize>(columns: &Columns<T>, j: usize, count: usize) {
     let mut sums = [[T::Acc::ZERO; ALONG]; M];
-    let (stride, depth) = (columns.col_stride, columns.depth);
-    let first = columns.b.wrapping_add(j * stride);
-    // The last column stands in for those that are not there.
-    let starts: [*const T; ALONG] =
-        std::array::from_fn(|c| first.wrapping_add(c.min(count - 1) * stride));
-    let next = if j + count < columns.cols {
-        first.wrapping_add(count * stride)
-    } else {
-        columns.then
-    };
-    let line = LINE / size_of::<T>();
+    let depth = columns.depth;
+    let starts = starts(columns, j, count);
     let pairs = same::<T, bf16>() && cfg!(target_endian = "little");
     let part = if pairs { 2 * WORDS } else { WORDS };
     let whole = depth / part * part;
     for l in (0..whole).step_by(part) {
-        if l.is_multiple_of(line) {
-            let l = l + ALONG_AHEAD / size_of::<T>();
-            let ahead = match l.checked_sub(depth) {
-                None => first.wrapping_add(l),
-                Some(over) => next.wrapping_add(over),
-            };
-            for c in 0..count {
-                prefetch(ahead.wrapping_add(c * stride), line);
-            }
-        }
+        ask(columns, (j, count), l);
         // SAFETY: elements l.. of the columns and of rows of A.
         unsafe {
             let at = starts.map(|column| column.add(l));
@@ -258,6 +250,34 @@ unsafe fn along<T: Float, const M: usize>(columns: &Columns<T>, j: usize, count:
     }
     // SAFETY: by the caller.
     unsafe { store(columns, j, &sums) };
+}
+
+/// Where columns j.. begin. The last of `count` stands in for those that are not there.
+#[inline(always)]
+pub(super) fn starts<T: Float>(columns: &Columns<T>, j: usize, count: usize) -> [*const T; ALONG] {
+    let column = |c: usize| (j + c.min(count - 1)) * columns.col_stride;
+    std::array::from_fn(|c| columns.b.wrapping_add(column(c)))
+}
+
+/// Where a line of `count` columns from j on begins with element l: asks for what lies [`ALONG_AHEAD`] bytes further, or, if
+/// they end before, for the beginning of what is read next.
+#[inline(always)]
+pub(super) fn ask<T: Float>(columns: &Columns<T>, (j, count): (usize, usize), l: usize) {
+    let line = LINE / size_of::<T>();
+    if !l.is_multiple_of(line) {
+        return;
+    }
+    let stride = columns.col_stride;
+    let first = columns.b.wrapping_add(j * stride);
+    let l = l + ALONG_AHEAD / size_of::<T>();
+    let ahead = match l.checked_sub(columns.depth) {
+        None => first.wrapping_add(l),
+        Some(over) if j + count < columns.cols => first.wrapping_add(count * stride + over),
+        Some(over) => columns.then.wrapping_add(over),
+    };
+    for c in 0..count {
+        prefetch(ahead.wrapping_add(c * stride), line);
+    }
 }
 
 /// [`WORDS`] elements of each column, widened. Apart from what follows: there the compiler would take them one by one.
