@@ -100,9 +100,10 @@ pub enum Error {
     /// The system has no more memory.
     #[error(
         "out of memory: {bytes} bytes for {category} are not to be had beside the {} in use \
-         ({}); use smaller batches, or train fewer parameters: `trainer plan` says what each takes",
+         ({}{}); use smaller batches, or train fewer parameters: `trainer plan` says what each takes",
         live.iter().sum::<usize>(),
-        breakdown(live)
+        breakdown(live),
+        on_device(*device)
     )]
     OutOfMemory {
         /// Bytes that were asked for
@@ -111,6 +112,8 @@ pub enum Error {
         category: Category,
         /// Bytes in use, in the order of [`Category::ALL`]
         live: [usize; 5],
+        /// Of a GPU: bytes that this process obtained, that nobody has, and all
+        device: Option<[usize; 3]>,
     },
 }
 
@@ -118,6 +121,13 @@ fn breakdown(live: &[usize; 5]) -> String {
     let parts = Category::ALL.iter().zip(live);
     let parts: Vec<String> = parts.map(|(c, bytes)| format!("{c} {bytes}")).collect();
     parts.join(", ")
+}
+
+/// What is in use may be less than what a process holds, in pieces that are too small, and others may hold the rest.
+fn on_device(device: Option<[usize; 3]>) -> String {
+    device.map_or_else(String::new, |[obtained, free, all]| {
+        format!("; of the GPU's {all} this process holds {obtained}, {free} are free")
+    })
 }
 
 /// Result with this crate's [`Error`].

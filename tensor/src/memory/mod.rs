@@ -151,11 +151,7 @@ impl Memory {
             return Ok(None);
         };
         let (free, _) = gpu.free_memory()?;
-        let obtained = match &self.lock().source {
-            Source::Device(arena) => arena.obtained(),
-            Source::Real(_) | Source::Plan(_) => 0,
-        };
-        Ok(Some((free + obtained) as u64))
+        Ok(Some((free + self.lock().obtained()) as u64))
     }
 
     /// Waits until everything that a GPU was asked for is done; a CPU never lags behind.
@@ -213,11 +209,8 @@ impl Memory {
     /// [`Error::OutOfMemory`] if the system has no more.
     pub(crate) fn allocate(&self, dtype: DType, count: usize) -> Result<Block> {
         let bytes = dtype.bytes(count);
-        let mut block = self.take(dtype, bytes)?.ok_or_else(|| Error::OutOfMemory {
-            bytes,
-            category: self.category,
-            live: self.usage().live,
-        })?;
+        let block = self.take(dtype, bytes)?;
+        let mut block = block.ok_or_else(|| self.has_no_more(bytes, &self.lock()))?;
         if cfg!(debug_assertions) {
             block.poison(self.shared.gpu.as_ref(), dtype, bytes)?;
         }
@@ -235,13 +228,23 @@ impl Memory {
         }
         let mut pool = self.lock();
         let block = pool.take(DType::F32, bytes, End::High)?;
-        let block = block.ok_or_else(|| Error::OutOfMemory {
+        let block = block.ok_or_else(|| self.has_no_more(bytes, &pool))?;
+        pool.release(block);
+        Ok(())
+    }
+
+    fn has_no_more(&self, bytes: usize, pool: &Pool) -> Error {
+        let gpu = self.opened_gpu();
+        let device = gpu.and_then(|gpu| {
+            let (free, all) = gpu.free_memory().ok()?;
+            Some([pool.obtained(), free, all])
+        });
+        Error::OutOfMemory {
             bytes,
             category: self.category,
             live: pool.usage.live,
-        })?;
-        pool.release(block);
-        Ok(())
+            device,
+        }
     }
 
     fn take(&self, dtype: DType, bytes: usize) -> Result<Option<Block>> {
@@ -283,6 +286,14 @@ impl Memory {
 }
 
 impl Pool {
+    /// Bytes that were obtained from a GPU.
+    fn obtained(&self) -> usize {
+        match &self.source {
+            Source::Device(arena) => arena.obtained(),
+            Source::Real(_) | Source::Plan(_) => 0,
+        }
+    }
+
     /// A block of at least one byte, `None` if there is no more.
     fn take(&mut self, dtype: DType, bytes: usize, end: End) -> Result<Option<Block>> {
         let integers = || vec![0; bytes.div_ceil(8)].into_boxed_slice();
