@@ -13,6 +13,12 @@ pub fn gpu() -> &'static Memory {
     &GPU
 }
 
+/// Whether that is a simulated one, on which large sizes take minutes.
+pub fn is_simulated() -> bool {
+    let gpu = gpu().opened_gpu().expect("it was opened");
+    gpu.limits().name.starts_with("simulated")
+}
+
 /// This machine.
 pub fn cpu() -> &'static Memory {
     static CPU: LazyLock<Memory> = LazyLock::new(Memory::cpu);

@@ -4,6 +4,7 @@ use graft_kernels::activation::Activation;
 use graft_kernels::cuda::Scalar;
 
 use super::{Call, check};
+use crate::common::is_simulated;
 
 /// Sizes that are no multiples of anything, that are, and that need several blocks.
 pub const SIZES: [[usize; 3]; 12] = [
@@ -135,14 +136,18 @@ pub fn batches(base: Call) {
     }
 }
 
-/// Sums that are long beside the size of C.
+/// Sums that are long beside the size of C; on a simulated GPU not longer than it takes for k to be split.
 pub fn long_sums(base: Call) {
-    for sizes in [
-        [48, 40, 5000],
-        [130, 257, 3001],
-        [8, 768, 4096],
-        [1, 1, 20000],
-    ] {
+    let sizes = match is_simulated() {
+        false => [
+            [48, 40, 5000],
+            [130, 257, 3001],
+            [8, 768, 4096],
+            [1, 1, 20000],
+        ],
+        true => [[48, 40, 1500], [130, 70, 801], [8, 200, 1100], [1, 1, 2000]],
+    };
+    for sizes in sizes {
         for transposed in orders() {
             let call = Call {
                 sizes,
