@@ -335,7 +335,7 @@ fn main() {
     match run() {
         Ok(()) => {}
         // A machine without a GPU has nothing to measure.
-        Err(error @ (Error::NoDriver | Error::NoDevice { .. })) => {
+        Err(error @ (Error::NoDriver { .. } | Error::NoDevice { .. })) => {
             println!("not measured: {error}")
         }
         Err(error) => panic!("{error}"),

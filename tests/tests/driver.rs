@@ -9,7 +9,8 @@ use std::path::PathBuf;
 use std::process::Command;
 
 use graft_tests::fixture;
-use graft_tests::runs::{Said, Task, Trainer, records, snapshot};
+use graft_tests::runs::{LABELS, Said, Task, Trainer, records, snapshot};
+use serde_json::json;
 
 const TRAINER: Trainer = Trainer(env!("CARGO_BIN_EXE_trainer_under_test"));
 const QUICK: [&str; 4] = ["--strategy", "last:1", "--epochs", "1"];
@@ -58,7 +59,7 @@ type Case = (
     &'static [&'static str],
 );
 
-const UNUSABLE: [Case; 5] = [
+const UNUSABLE: [Case; 9] = [
     (
         &[("GRAFT_DRIVER_DEVICES", "0")],
         "cuda:0",
@@ -94,6 +95,35 @@ const UNUSABLE: [Case; 5] = [
             "unsupported toolchain",
             "update the driver",
         ],
+    ),
+    // Where PTX is made anew, the driver may be older, but not without end.
+    (
+        &[
+            ("GRAFT_DRIVER_VERSION", "11080"),
+            ("GRAFT_CUDA_COMPILE", "/nowhere/at/all"),
+        ],
+        "cuda:0",
+        &["the driver (CUDA 11.8) is older", "update the driver"],
+    ),
+    (
+        &[
+            ("GRAFT_DRIVER_VERSION", "12020"),
+            ("GRAFT_CUDA_COMPILE", "/nowhere/at/all"),
+            ("GRAFT_NVRTC", "/nowhere/at/all"),
+        ],
+        "cuda:0",
+        &["loading NVRTC failed", "/nowhere/at/all"],
+    ),
+    // Variables that mean nothing.
+    (
+        &[("GRAFT_CUDA_TARGET", "sm_80")],
+        "cuda:0",
+        &["GRAFT_CUDA_TARGET is \"sm_80\"; use compute_70 or compute_80"],
+    ),
+    (
+        &[("GRAFT_CUDA_GRAPHS", "many")],
+        "cuda:0",
+        &["GRAFT_CUDA_GRAPHS is \"many\"; use a number"],
     ),
 ];
 
@@ -179,6 +209,56 @@ fn too_little_memory_is_told_by_category_with_what_fits() {
     ];
     refused("500000", &[], &planned);
     refused("500000", &["--set", "train.memory_limit=0"], &told);
+}
+
+/// Memory that suffices for short texts alone: what was reached before the first long one is kept, and with more memory the
+/// run ends as one that was never stopped.
+#[test]
+#[ignore = "needs the simulated driver"]
+fn memory_that_runs_out_in_the_middle_leaves_a_run_that_goes_on() {
+    let task = Task::new(24, 12);
+    let words = [
+        "quiet water field",
+        "engine shout thunder",
+        "nine three eleven",
+    ];
+    let row = |i: usize| {
+        let times = if [0, 5, 10].contains(&i) { 20 } else { 1 };
+        let text = vec![words[i % 3]; times].join(" ");
+        json!({"text": text, "label": LABELS[i % 3]}).to_string() + "\n"
+    };
+    std::fs::write(
+        task.path("train.jsonl"),
+        (0..24).map(row).collect::<String>(),
+    )
+    .unwrap();
+    let arguments = |out| {
+        let more = "--strategy full --epochs 1 --batch-size 4 --seed 1 --device cuda:0 --set train.memory_limit=0";
+        let mut more: Vec<&str> = more.split(' ').collect();
+        more.extend(["--checkpoint", "1 step"]);
+        task.train(&fixture("tiny-bert"), out, &more)
+    };
+    let whole = run(&[], &arguments("whole"));
+    assert_eq!(whole.code, Some(0), "{}", whole.err);
+    let said = run(&[("GRAFT_DRIVER_MEMORY", "640000")], &arguments("run"));
+    assert_eq!(said.code, Some(1), "{}", said.err);
+    assert!(!said.err.contains("panicked"), "{}", said.err);
+    for part in [
+        "out of memory",
+        "weights ",
+        "activations ",
+        "of the GPU's 640000 this process holds ",
+        "smaller batches",
+        "trainer resume",
+    ] {
+        assert!(said.err.contains(part), "`{part}` is not in: {}", said.err);
+    }
+    let steps = records(&task.path(".run.graft-new"), "step").len();
+    assert!((1..6).contains(&steps), "{steps} steps before it");
+    let resumed = run(&[], &owned(&["resume", &task.text("run")]));
+    assert_eq!(resumed.code, Some(0), "{}", resumed.err);
+    let weights = |name: &str| std::fs::read(task.path(name).join("model.safetensors")).unwrap();
+    assert!(weights("run") == weights("whole"));
 }
 
 /// The driver's calls give what the simulated GPU's give, whose kernels are the same.

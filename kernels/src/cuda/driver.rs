@@ -3,10 +3,12 @@
 use std::cell::Cell;
 use std::collections::HashMap;
 use std::ffi::{CStr, CString, c_void};
+use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use cudarc::driver::sys::{self, CUdevice_attribute as Attribute, CUresult};
 
+use super::environment::{self, variable};
 use super::gpu::Limits;
 use super::launch::Launch;
 use super::module::{Source, Target};
@@ -15,6 +17,9 @@ use super::{Error, Result, Slice, SliceMut};
 
 /// The first driver that knows the PTX that is committed, 8.8: that of CUDA 12.9.
 const NEEDED: i32 = 12090;
+const NEWER: &str = "update the driver to one for CUDA 12.9 or later";
+/// The first that has every function which is called here, for whatever PTX.
+const CALLED: i32 = 12000;
 /// Shared memory that a block may have without asking, in bytes: variables of its kernel and the dynamic part together.
 const UNASKED: u32 = 48 << 10;
 
@@ -84,7 +89,9 @@ fn start() -> Result<usize> {
     // SAFETY: it only tries to load a library of that name. Every other function of the driver
     // would panic if there is none.
     if !unsafe { sys::is_culib_present() } {
-        return Err(Error::NoDriver);
+        return Err(Error::NoDriver {
+            text: why_there_is_none(),
+        });
     }
     let mut count = 0;
     // SAFETY: initialisation, which may be repeated, and a valid pointer.
@@ -102,6 +109,18 @@ fn start() -> Result<usize> {
         (failed, _) => Err(Error::NoDevice {
             text: text_of(failed),
         }),
+    }
+}
+
+/// Why the driver's library was not loaded.
+fn why_there_is_none() -> String {
+    const NAME: &str = "libcuda.so.1";
+    // SAFETY: NVIDIA's library, whose initialisers have no conditions.
+    match unsafe { environment::library(Path::new(NAME)) } {
+        Err(why) if cfg!(unix) && !(why.contains(NAME) && why.contains("o such file")) => {
+            format!("libcuda cannot be loaded ({why})")
+        }
+        _ => "libcuda was not found on this machine".into(),
     }
 }
 
@@ -388,6 +407,10 @@ impl Driver {
             result @ CUresult::CUDA_ERROR_UNSUPPORTED_PTX_VERSION => Err(Error::Driver {
                 version: limits.driver,
                 text: text_of(result),
+                help: match variable("GRAFT_CUDA_COMPILE") {
+                    None => NEWER,
+                    Some(_) => "name an NVRTC that is no newer than the driver in GRAFT_NVRTC",
+                },
             }),
             result => {
                 check(file, result)?;
@@ -454,11 +477,16 @@ unsafe fn limits_of(ordinal: usize, device: sys::CUdevice) -> Result<Limits> {
             minor,
         });
     };
-    // Said before anything is loaded, unless PTX is made here, by a compiler that may be as old as the driver.
-    if driver < NEEDED && std::env::var_os("GRAFT_CUDA_COMPILE").is_none() {
+    // Said before anything is loaded. Where PTX is made here, the compiler may be as old as the driver.
+    let old = match variable("GRAFT_CUDA_COMPILE") {
+        None => (driver < NEEDED).then_some("it knows no PTX 8.8"),
+        Some(_) => (driver < CALLED).then_some("it lacks functions of CUDA 12.0"),
+    };
+    if let Some(text) = old {
         return Err(Error::Driver {
             version: driver,
-            text: "it knows no PTX 8.8".into(),
+            text: text.into(),
+            help: NEWER,
         });
     }
     let shared = Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN;
@@ -466,7 +494,7 @@ unsafe fn limits_of(ordinal: usize, device: sys::CUdevice) -> Result<Limits> {
         ordinal,
         name,
         capability: (major, minor),
-        target: target.wanted(),
+        target: target.wanted()?,
         processors: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)? as usize,
         shared: attribute(shared)? as usize,
         memory,

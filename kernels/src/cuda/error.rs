@@ -5,12 +5,12 @@ use super::Scalar;
 /// A refused or failed GPU operation.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
-    /// There is no driver on this machine.
-    #[error(
-        "no NVIDIA driver: libcuda was not found on this machine; install the driver, or use \
-         `--device cpu`"
-    )]
-    NoDriver,
+    /// There is no driver on this machine, or one that cannot be loaded.
+    #[error("no NVIDIA driver: {text}; install the driver, or use `--device cpu`")]
+    NoDriver {
+        /// What became of its library
+        text: String,
+    },
     /// The driver is there, and no device.
     #[error("no GPU: the driver reports {text}; check `nvidia-smi`, or use `--device cpu`")]
     NoDevice {
@@ -41,8 +41,7 @@ pub enum Error {
     },
     /// The driver does not know the PTX version of the kernels.
     #[error(
-        "the driver (CUDA {}.{}) is older than the kernels' PTX: {text}; update the driver to one \
-         for CUDA 12.9 or later",
+        "the driver (CUDA {}.{}) is older than the kernels' PTX: {text}; {help}",
         version / 1000,
         version % 1000 / 10
     )]
@@ -51,6 +50,18 @@ pub enum Error {
         version: i32,
         /// What it says
         text: String,
+        /// What to do about it
+        help: &'static str,
+    },
+    /// A variable of the environment with a value that means nothing.
+    #[error("{name} is {found:?}; use {expected}, or leave it out")]
+    Variable {
+        /// The variable
+        name: &'static str,
+        /// Its value
+        found: String,
+        /// The values that there are
+        expected: String,
     },
     /// The device has no more memory.
     #[error("the GPU has no {bytes} bytes left")]

@@ -8,6 +8,7 @@ use std::time::Instant;
 
 use super::backend::Backend;
 use super::driver::{self, Driver};
+use super::environment::variable;
 use super::gemm::Library;
 use super::launch::{Arg, Launch};
 use super::module::Target;
@@ -62,7 +63,7 @@ impl Gpu {
     /// # Errors
     /// No driver, no such device, one that is too old.
     pub fn open(ordinal: usize) -> Result<Gpu> {
-        let (limits, backend) = match std::env::var_os("GRAFT_CUDA_SIMULATION") {
+        let (limits, backend) = match variable("GRAFT_CUDA_SIMULATION") {
             Some(_) if ordinal > 0 => return Err(Error::Ordinal { ordinal, count: 1 }),
             Some(library) => {
                 let simulation = Simulation::load(Path::new(&library))?;
@@ -82,7 +83,7 @@ impl Gpu {
             profile,
             record: Record::default(),
             library: OnceLock::new(),
-            queue: Queue::new(alone),
+            queue: Queue::new(alone)?,
             backend,
         })))
     }
@@ -92,7 +93,7 @@ impl Gpu {
     /// # Errors
     /// No driver, no device.
     pub fn list() -> Result<Vec<Result<Limits>>> {
-        match std::env::var_os("GRAFT_CUDA_SIMULATION") {
+        match variable("GRAFT_CUDA_SIMULATION") {
             Some(library) => {
                 let simulation = Simulation::load(Path::new(&library))?;
                 Ok(vec![Ok(Limits::simulated(simulation.target()))])

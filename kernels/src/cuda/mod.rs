@@ -17,6 +17,7 @@ pub mod copy;
 pub mod cross_entropy;
 mod driver;
 pub mod dropout;
+mod environment;
 mod error;
 pub mod gemm;
 mod gpu;

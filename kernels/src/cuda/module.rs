@@ -5,6 +5,7 @@ use std::path::Path;
 
 use sha2::{Digest, Sha256};
 
+use super::environment::{named, variable};
 use super::{Result, nvrtc};
 
 /// What PTX is made for.
@@ -34,11 +35,15 @@ impl Target {
 
     /// An older one than this if the variable GRAFT_CUDA_TARGET names it: devices run what was made
     /// for older ones, so that tests on one reach every kernel.
-    pub(super) fn wanted(self) -> Target {
-        let name = std::env::var("GRAFT_CUDA_TARGET").unwrap_or_default();
-        let mut older = Target::ALL.into_iter().filter(|target| *target <= self);
-        let named = older.find(|target| target.architecture() == name);
-        named.unwrap_or(self)
+    ///
+    /// # Errors
+    /// Another name.
+    pub(super) fn wanted(self) -> Result<Target> {
+        let older = || Target::ALL.into_iter().filter(|target| *target <= self);
+        let names = older().map(Target::architecture).collect::<Vec<_>>();
+        let find = |name: &str| older().find(|target| target.architecture() == name);
+        let found = named("GRAFT_CUDA_TARGET", &names.join(" or "), find)?;
+        Ok(found.unwrap_or(self))
     }
 
     /// The compiler's name of it.
@@ -154,7 +159,7 @@ impl Source {
     /// No compiler library, or a source that it refuses.
     pub fn code(&self, target: Target) -> Result<Cow<'static, str>> {
         let target = self.best(target);
-        match std::env::var_os("GRAFT_CUDA_COMPILE") {
+        match variable("GRAFT_CUDA_COMPILE") {
             None => Ok(self.ptx(target).unwrap_or_default().into()),
             Some(cache) => nvrtc::cached(Path::new(&cache), self, target).map(Cow::from),
         }
@@ -186,14 +191,19 @@ impl Source {
             hash.update((text.len() as u64).to_le_bytes());
             hash.update(text);
         }
-        let bytes = hash.finalize();
-        bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+        hexadecimal(hash)
     }
 
     /// The first line of PTX made of this source.
     pub fn stamp(&self) -> String {
         format!("// made of sources with SHA-256 {}\n", self.hash())
     }
+}
+
+/// The digits of a hash.
+pub(super) fn hexadecimal(hash: Sha256) -> String {
+    let bytes = hash.finalize();
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 #[cfg(test)]

@@ -4,8 +4,10 @@ use std::ffi::{CStr, CString};
 use std::path::Path;
 
 use cudarc::nvrtc::sys;
+use sha2::{Digest, Sha256};
 
-use super::module::{HEADERS, Source, Target};
+use super::environment::{self, variable};
+use super::module::{HEADERS, Source, Target, hexadecimal};
 use super::{Error, Result};
 
 /// The compiler: NVRTC, from NVIDIA's toolkit or from its Python package.
@@ -36,8 +38,7 @@ impl Compiler {
                 if name.starts_with("libnvrtc") && !name.contains(".alt.") {
                     found = true;
                     // SAFETY: a library of the CUDA toolkit, whose initialisers have no conditions.
-                    let library = unsafe { libloading::Library::new(&file) }
-                        .map_err(|error| missing(error.to_string()))?;
+                    let library = unsafe { environment::library(&file) }.map_err(missing)?;
                     // For as long as the process lives: what follows finds it by its name.
                     std::mem::forget(library);
                 }
@@ -136,7 +137,8 @@ impl Compiler {
 /// compiler in the folder that the variable GRAFT_NVRTC names, and kept.
 ///
 /// # Errors
-/// No compiler, or what it objects to. A cache that cannot be written to is none.
+/// No compiler, or what it objects to. A cache that cannot be written to is none, and neither is a file in it that is not
+/// whole.
 pub fn cached(cache: &Path, source: &Source, target: Target) -> Result<String> {
     let name = format!(
         "{}.{}.{}.ptx",
@@ -146,18 +148,34 @@ pub fn cached(cache: &Path, source: &Source, target: Target) -> Result<String> {
     );
     let file = cache.join(name);
     if let Ok(text) = std::fs::read_to_string(&file)
-        && text.starts_with(&source.stamp())
+        && let Some(ptx) = opened(&text, &source.stamp())
     {
-        return Ok(text);
+        return Ok(ptx.into());
     }
-    let folder = std::env::var_os("GRAFT_NVRTC");
+    let folder = variable("GRAFT_NVRTC");
     let text = Compiler::load(folder.as_deref().map(Path::new))?.ptx(source, target)?;
     let part = file.with_extension(format!("{}.part", std::process::id()));
     let kept = std::fs::create_dir_all(cache)
-        .and_then(|()| std::fs::write(&part, &text))
+        .and_then(|()| std::fs::write(&part, sealed(&text)))
         .and_then(|()| std::fs::rename(&part, &file));
     drop(kept);
     Ok(text)
+}
+
+/// What the last line of a kept file begins with.
+const SEAL: &str = "// SHA-256 of what stands before: ";
+
+/// PTX as it is kept: a file that lost its end, or that somebody changed, is found out.
+fn sealed(ptx: &str) -> String {
+    let sum = hexadecimal(Sha256::new_with_prefix(ptx));
+    format!("{ptx}{SEAL}{sum}\n")
+}
+
+/// The PTX of a kept file, if it begins with `stamp` and is whole.
+fn opened<'a>(text: &'a str, stamp: &str) -> Option<&'a str> {
+    let (ptx, sum) = text.rsplit_once(SEAL)?;
+    let whole = sum.trim_end() == hexadecimal(Sha256::new_with_prefix(ptx));
+    (whole && ptx.starts_with(stamp)).then_some(ptx)
 }
 
 /// A text that the compiler gives in two steps: its size, and then the bytes.
@@ -192,4 +210,29 @@ fn check(call: &'static str, result: sys::nvrtcResult) -> Result<()> {
         call,
         text: text.to_string_lossy().into_owned(),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_kept_is_taken_if_it_is_whole_and_of_this_source() {
+        let source = Source::find("copy").expect("copy.cu");
+        let (ptx, stamp) = (source.ptx(Target::Sm80).expect("its PTX"), source.stamp());
+        let kept = sealed(ptx);
+        assert_eq!(opened(&kept, &stamp), Some(ptx));
+        assert_eq!(opened(&kept, "// made of other sources"), None);
+        let changed = kept.replacen("add", "sub", 1);
+        assert_ne!(changed, kept);
+        for damaged in [
+            ptx,
+            &kept[..kept.len() / 2],
+            &kept[..kept.len() - 9],
+            "",
+            &changed,
+        ] {
+            assert_eq!(opened(damaged, &stamp), None);
+        }
+    }
 }

@@ -16,6 +16,7 @@ use std::hash::{Hash, Hasher};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::backend::{Backend, Ready};
+use super::environment::named;
 use super::gpu::Limits;
 use super::launch::{Arg, Launch};
 use super::work::{Task, Work};
@@ -251,18 +252,25 @@ impl State {
 
 impl Queue {
     /// One for a device; `alone` if nothing is to go in graphs.
-    pub fn new(alone: bool) -> Queue {
-        let wanted = std::env::var("GRAFT_CUDA_GRAPHS").ok();
-        let wanted = wanted.and_then(|text| text.parse().ok()).unwrap_or(MOST);
-        let most = if alone { 1 } else { wanted.max(1) };
-        Queue(Mutex::new(State {
+    ///
+    /// # Errors
+    /// A value of GRAFT_CUDA_GRAPHS that is no number.
+    pub fn new(alone: bool) -> Result<Queue> {
+        let expected = "a number of launches, or 0 for no graphs";
+        let wanted = named("GRAFT_CUDA_GRAPHS", expected, |text| text.parse().ok())?;
+        let most = if alone {
+            1
+        } else {
+            wanted.unwrap_or(MOST).max(1)
+        };
+        Ok(Queue(Mutex::new(State {
             work: Work::default(),
             size: FIRST.min(most),
             most,
             kept: Kept::default(),
             sent: Sent::default(),
             failed: None,
-        }))
+        })))
     }
 
     fn state(&self) -> MutexGuard<'_, State> {

@@ -9,6 +9,7 @@ use std::ffi::{CStr, CString, c_char, c_int, c_uint, c_void};
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use super::environment::{self, named, reason};
 use super::launch::Launch;
 use super::module::Target;
 use super::tensor_map::TensorMap;
@@ -57,15 +58,14 @@ impl Simulation {
             text: format!("{}: {text}", path.display()),
         };
         // SAFETY: the library that xtask builds; its initialisers fill a table of kernels.
-        let library =
-            unsafe { libloading::Library::new(path) }.map_err(|e| failed(e.to_string()))?;
+        let library = unsafe { environment::library(path) }.map_err(failed)?;
         // SAFETY: scheduler.cpp declares the function so.
         let run: Run = *unsafe { library.get(b"graft_simulation_launch\0") }
-            .map_err(|e| failed(e.to_string()))?;
+            .map_err(|e| failed(reason(&e)))?;
         // SAFETY: as above.
         let architecture: unsafe extern "C" fn() -> c_int =
             *unsafe { library.get(b"graft_simulation_architecture\0") }
-                .map_err(|e| failed(e.to_string()))?;
+                .map_err(|e| failed(reason(&e)))?;
         // SAFETY: it has no conditions.
         let target = match unsafe { architecture() } {
             700 => Target::Sm70,
@@ -76,16 +76,16 @@ impl Simulation {
             // SAFETY: hopper.cpp declares the function so.
             Target::Sm90a => Some(
                 *unsafe { library.get(b"graft_simulation_tensor_map\0") }
-                    .map_err(|e| failed(e.to_string()))?,
+                    .map_err(|e| failed(reason(&e)))?,
             ),
             _ => None,
         };
-        let order = std::env::var("GRAFT_CUDA_ORDER").unwrap_or_default();
+        let order = named("GRAFT_CUDA_ORDER", "a number", |text| text.parse().ok())?;
         Ok(Simulation {
             run,
             describe,
             target,
-            order: order.parse().unwrap_or(0),
+            order: order.unwrap_or(0),
             taken: AtomicUsize::new(0),
             _library: library,
         })

@@ -3,9 +3,10 @@
 use super::backward::Pass;
 use super::{Kind, Offsets, Rows, options};
 use crate::attention::Attention;
+use crate::cuda::environment::named;
 use crate::cuda::launch::args;
 use crate::cuda::tensor_map::{TensorMap, tensor_map};
-use crate::cuda::{Error, Gpu, Launch, Result, Scalar, Slice, SliceMut, Target};
+use crate::cuda::{Gpu, Launch, Result, Scalar, Slice, SliceMut, Target};
 
 /// Rows that belong to a task of the backward pass.
 const OWN: usize = 128;
@@ -25,17 +26,12 @@ pub(super) fn workspace(p: &Attention, tokens: usize, sequences: usize) -> usize
 /// Whether the variable GRAFT_ATTENTION allows these kernels: it is `auto`, or not there, and not
 /// `general`.
 fn allowed() -> Result<bool> {
-    let Some(name) = std::env::var_os("GRAFT_ATTENTION") else {
-        return Ok(true);
+    let read = |name: &str| match name {
+        "auto" => Some(true),
+        "general" => Some(false),
+        _ => None,
     };
-    match name.to_str() {
-        Some("auto") => Ok(true),
-        Some("general") => Ok(false),
-        _ => Err(Error::Unsupported {
-            kernel: "attention",
-            what: format!("GRAFT_ATTENTION is {name:?}; use auto or general"),
-        }),
-    }
+    Ok(named("GRAFT_ATTENTION", "auto or general", read)?.unwrap_or(true))
 }
 
 /// Whether the kernels of the backward pass take what tensor cores do: heads of 64 or 128 dimensions

@@ -12,6 +12,7 @@ use cudarc::cublaslt::sys::{self, cublasStatus_t as Status};
 
 use super::Sums;
 use super::plan::{LIBRARY_ROOM, Operand, Plan};
+use crate::cuda::environment::{self, variable};
 use crate::cuda::{Error, Gpu, Result, Scalar};
 
 /// The library, with the ways that it proposed for products so far.
@@ -77,11 +78,11 @@ impl Library {
             kernel: "cuBLASLt",
             what,
         };
-        if let Some(file) = std::env::var_os("GRAFT_CUBLASLT") {
+        if let Some(file) = variable("GRAFT_CUBLASLT") {
             // SAFETY: NVIDIA's library, whose initialisers have no conditions.
-            let library = unsafe { libloading::Library::new(Path::new(&file)) };
+            let library = unsafe { environment::library(Path::new(&file)) };
             // For as long as the process lives: what follows finds it by its name.
-            std::mem::forget(library.map_err(|error| missing(error.to_string()))?);
+            std::mem::forget(library.map_err(missing)?);
         }
         // SAFETY: it only tries to load libraries of that name. Any other function would panic if
         // there is none.

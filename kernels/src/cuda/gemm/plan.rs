@@ -1,6 +1,7 @@
 //! How a product is computed: in what type, over how many ranges of k, and what of its operands has
 //! to be copied first. All of it follows from sizes, so that workspace can be planned without a GPU.
 
+use crate::cuda::environment::named;
 use crate::cuda::{Error, Result, Scalar, Target};
 use crate::gemm::{Batch, Operands};
 
@@ -45,22 +46,18 @@ impl Kernels {
     /// # Errors
     /// Another value.
     pub fn asked_for() -> Result<Kernels> {
-        let Some(name) = std::env::var_os("GRAFT_GEMM") else {
-            return Ok(Kernels::Auto);
+        let read = |name: &str| {
+            Some(match name {
+                "auto" => Kernels::Auto,
+                "general" => Kernels::General,
+                "simt" => Kernels::Simt,
+                "hopper" => Kernels::Hopper,
+                "cublaslt" => Kernels::CublasLt,
+                _ => return None,
+            })
         };
-        match name.to_str() {
-            Some("auto") => Ok(Kernels::Auto),
-            Some("general") => Ok(Kernels::General),
-            Some("simt") => Ok(Kernels::Simt),
-            Some("hopper") => Ok(Kernels::Hopper),
-            Some("cublaslt") => Ok(Kernels::CublasLt),
-            _ => Err(Error::Unsupported {
-                kernel: "gemm",
-                what: format!(
-                    "GRAFT_GEMM is {name:?}; use auto, general, simt, hopper or cublaslt"
-                ),
-            }),
-        }
+        let expected = "auto, general, simt, hopper or cublaslt";
+        Ok(named("GRAFT_GEMM", expected, read)?.unwrap_or_default())
     }
 
     /// What multiplies on a device of this compute capability: of f32 numbers, three products on tensor cores take less time
