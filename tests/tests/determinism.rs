@@ -15,6 +15,7 @@ use graft_trainer::course::policy;
 use graft_trainer::data::{Columns, Dataset, training_labels};
 use graft_trainer::evaluate::Labelled;
 use graft_trainer::model::Model;
+use graft_trainer::targets::Targets;
 
 const TRAINER: Trainer = Trainer(env!("CARGO_BIN_EXE_trainer_under_test"));
 
@@ -155,7 +156,10 @@ fn whole_model_every_step(task: &Task, model: &Path, strategy: &str, rules: &str
         total,
     };
     for (step, batch) in (0..).zip(epochs.iter().flatten()) {
-        let targets: Vec<i64> = batch.iter().map(|&i| i64::from(data.labels[i])).collect();
+        let Targets::Classes { right, .. } = data.targets.select(batch) else {
+            panic!("one label each");
+        };
+        let targets: Vec<i64> = right.into_iter().map(i64::from).collect();
         let rows = targets.len();
         let mut f = Forward::train(&model.parameters, &set, SEED, step);
         let logits = model

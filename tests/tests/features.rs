@@ -74,7 +74,7 @@ impl Setting {
 
     /// Asks for every example, in batches of five.
     fn rows(&self, features: &mut Features) -> Rows {
-        let examples: Vec<usize> = (0..self.data.labels.len()).collect();
+        let examples: Vec<usize> = (0..self.data.targets.len()).collect();
         let mut all = Vec::new();
         for batch in examples.chunks(5) {
             let tensor = features
@@ -142,7 +142,7 @@ fn memory_keeps_to_its_budget_and_the_file_takes_the_rest() {
     let hidden = setting.model.config.hidden_size;
     let tokens: usize = setting.data.encoded.lengths.iter().sum();
     for (cut, rows) in [
-        (Cut::Head, setting.data.labels.len()),
+        (Cut::Head, setting.data.targets.len()),
         (Cut::Layer(1), tokens),
     ] {
         let mut features = setting.features(cut, &[]).unwrap();

@@ -3,7 +3,9 @@
 use std::path::Path;
 
 use clap::Args;
-use graft_models::{CausalLm, Config, Labels, MaskedLm, ModelSource, ProblemType, Tokenizer};
+use graft_models::{
+    CausalLm, Classifier, Config, DecoderClassifier, MaskedLm, ModelSource, ProblemType, Tokenizer,
+};
 use graft_nn::Parameters;
 use graft_nn::adapters::DEFAULT;
 use graft_tensor::Memory;
@@ -14,7 +16,7 @@ use crate::error::{Error, Result};
 use crate::model::{Changes, Hashes, Loaded, Model, Weights};
 use crate::network::Network;
 use crate::run_dir;
-use crate::text_classifier::TextClassifier;
+use crate::text_classifier::{Outputs, TextClassifier};
 
 /// `--adapter` and `--use`.
 #[derive(Debug, Clone, Default, Args)]
@@ -48,8 +50,8 @@ pub struct Adapted<N: Network> {
     /// Of the base, as it was read
     pub hashes: Hashes,
     names: Vec<String>,
-    /// Of a classifier, what each adapter tells apart
-    labels: Vec<Labels>,
+    /// Of a classifier, what each adapter's outputs are
+    outputs: Vec<Outputs>,
 }
 
 impl Choice {
@@ -129,8 +131,14 @@ impl Choice {
         }
         if let Some(labels) = dir.labels()? {
             match &mut base {
-                Config::Encoder(c) => c.set_classification(labels, ProblemType::SingleLabel),
-                Config::Decoder(c) => c.set_classification(labels, ProblemType::SingleLabel),
+                Config::Encoder(c) => {
+                    let problem = ProblemType::of(c.problem_type, &labels);
+                    c.set_classification(labels, problem);
+                }
+                Config::Decoder(c) => {
+                    let problem = ProblemType::of(c.problem_type, &labels);
+                    c.set_classification(labels, problem);
+                }
             }
         }
         Ok(base)
@@ -144,7 +152,7 @@ impl Choice {
             Config::Encoder(config) => {
                 match has(&config.architectures, config.family.masked_architecture()) {
                     true => TaskKind::Mlm,
-                    false => TaskKind::Classify,
+                    false => TaskKind::of(Classifier::problem(config)),
                 }
             }
             Config::Decoder(config) => {
@@ -152,7 +160,7 @@ impl Choice {
                 let dir = self.first().map_or(Path::new(&self.base), AdapterDir::path);
                 let run = || Settings::from_file(&dir.join(run_dir::CONFIG_FILE));
                 if has(&config.architectures, class) {
-                    TaskKind::Classify
+                    TaskKind::of(DecoderClassifier::problem(config))
                 } else if run().is_ok_and(|run| run.task() == Some(TaskKind::Chat)) {
                     TaskKind::Chat
                 } else {
@@ -233,13 +241,17 @@ impl Choice {
         let new_head = (!(N::classes(&own).is_classifier() && same)).then_some(0);
         let weights = Weights::Stored { new_head };
         let loaded = Model::load(&source, config, self.changes(), weights, memory, nothing)?;
-        let mut labels = Vec::new();
+        let mut outputs = Vec::new();
         for (_, dir) in &self.adapters {
-            labels.push(N::labels(&described::<N>(&own, dir)?).clone());
+            let config = described::<N>(&own, dir)?;
+            outputs.push(Outputs {
+                labels: N::labels(&config).clone(),
+                problem: N::problem(&config),
+            });
         }
         let mut adapted = self.beside(loaded)?;
         N::set_padding(&mut adapted.model.config, &adapted.model.tokenizer);
-        adapted.labels = labels;
+        adapted.outputs = outputs;
         if let Some(name) = self.in_use().first() {
             adapted.choose(name)?;
         }
@@ -320,7 +332,8 @@ fn described<N: TextClassifier>(base: &N::Config, dir: &AdapterDir) -> Result<N:
         !N::classes(&config).is_classifier() || labels.count() != N::labels(&config).count()
     });
     if let Some(labels) = other {
-        N::set_labels(&mut config, labels);
+        let problem = N::problem_with(&config, &labels);
+        N::set_outputs(&mut config, Outputs { labels, problem });
     }
     if !N::classes(&config).is_classifier() {
         let what = "the adapter has no classification head, and its base is no classifier";
@@ -336,7 +349,7 @@ impl<N: Network> Adapted<N> {
             model,
             hashes: Hashes::new(),
             names: Vec::new(),
-            labels: Vec::new(),
+            outputs: Vec::new(),
         }
     }
 
@@ -347,15 +360,15 @@ impl<N: Network> Adapted<N> {
 }
 
 impl<N: TextClassifier> Adapted<N> {
-    /// Takes an adapter into use, and its labels.
+    /// Takes an adapter into use, and its outputs.
     ///
     /// # Errors
     /// A name that none has.
     pub fn choose(&mut self, name: &str) -> Result<()> {
         self.model.parameters.adapters_mut().activate(Some(name))?;
-        let mut all = self.names.iter().zip(&self.labels);
-        if let Some((_, labels)) = all.find(|(known, _)| *known == name) {
-            N::set_labels(&mut self.model.config, labels.clone());
+        let mut all = self.names.iter().zip(&self.outputs);
+        if let Some((_, outputs)) = all.find(|(known, _)| *known == name) {
+            N::set_outputs(&mut self.model.config, outputs.clone());
         }
         Ok(())
     }

@@ -11,39 +11,27 @@ use crate::report::{duration, thousands};
 use crate::run_dir::CONFIG_FILE;
 
 /// A table with a row for each run: strategy, trained parameters and their share, the quality of the model that was kept
-/// (accuracy and macro-F1 of classifiers, perplexity of language models), the median time of a step, duration and peak
-/// memory.
+/// (of [`MEASURES`] those that some run has), the median time of a step, duration and peak memory.
 ///
 /// # Errors
 /// A directory that is no run, or whose metrics are not those of a run that ended.
 pub fn compare(runs: &[PathBuf]) -> Result<String> {
-    let header = [
-        "run",
-        "strategy",
-        "trained",
-        "share",
-        "accuracy",
-        "macro-F1",
-        "perplexity",
-        "step",
-        "time",
-        "peak memory",
-    ];
-    let mut rows = vec![header.map(str::to_owned)];
+    let before = ["run", "strategy", "trained", "share"];
+    let after = ["step", "time", "peak memory"];
+    let names = MEASURES.iter().map(|&(_, name)| name);
+    let header: Vec<&str> = before.into_iter().chain(names).chain(after).collect();
+    let mut rows = vec![header.iter().map(|&name| name.to_owned()).collect()];
     for run in runs {
         rows.push(row(run)?);
     }
-    // Of the measures of classifiers and of language models, those that some run has; the former if none has any.
+    let first = before.len();
+    let measures = first..first + MEASURES.len();
     let measured = |column: usize| rows[1..].iter().any(|row| row[column] != "-");
-    let shown = match (measured(4), measured(6)) {
-        (true, true) => [true, true],
-        (false, true) => [false, true],
-        (_, false) => [true, false],
-    };
-    let shown = |column: usize| match column {
-        4 | 5 => shown[0],
-        6 => shown[1],
-        _ => true,
+    let none = !measures.clone().any(measured);
+    let shown = |column: usize| match measures.contains(&column) {
+        true if none => column < first + USUAL,
+        true => measured(column),
+        false => true,
     };
     let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max();
     let widths: Vec<usize> = (0..header.len()).map(|c| width(c).unwrap_or(0)).collect();
@@ -67,7 +55,19 @@ pub fn compare(runs: &[PathBuf]) -> Result<String> {
     Ok(text)
 }
 
-fn row(run: &Path) -> Result<[String; 10]> {
+/// The measures that are compared, as the record of an evaluation has them, and what they are called.
+const MEASURES: [(&str, &str); 6] = [
+    ("accuracy", "accuracy"),
+    ("macro_f1", "macro-F1"),
+    ("micro_f1", "micro-F1"),
+    ("rmse", "RMSE"),
+    ("pearson", "Pearson"),
+    ("perplexity", "perplexity"),
+];
+/// So many stand in a table of runs without any.
+const USUAL: usize = 2;
+
+fn row(run: &Path) -> Result<Vec<String>> {
     let config = Settings::from_file(&run.join(CONFIG_FILE))?;
     let config = crate::config::RunConfig::resolve(config)?;
     let path = run.join(METRICS_FILE);
@@ -111,21 +111,22 @@ fn row(run: &Path) -> Result<[String; 10]> {
     };
     let (trainable, all) = (number(&start, "trainable"), number(&start, "parameters"));
     let seconds = number(&end, "seconds").max(0.0);
-    Ok([
+    let mut cells = vec![
         run.display().to_string(),
         config.strategy.name.to_string(),
         thousands(trainable as u64),
         format!("{:.2} %", 100.0 * trainable / all),
-        score("accuracy"),
-        score("macro_f1"),
-        score("perplexity"),
+    ];
+    cells.extend(MEASURES.map(|(key, _)| score(key)));
+    cells.extend([
         median_step(steps),
         duration(std::time::Duration::from_secs_f64(seconds)),
         match end["peak_rss"].as_u64() {
             Some(bytes) => format!("{} MiB", thousands(bytes >> 20)),
             None => "-".to_owned(),
         },
-    ])
+    ]);
+    Ok(cells)
 }
 
 /// The median of some seconds, in milliseconds.

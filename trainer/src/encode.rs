@@ -88,7 +88,7 @@ impl Encoded {
 
 #[cfg(test)]
 mod tests {
-    use graft_models::{ModelConfig, ModelSource};
+    use graft_models::{ModelConfig, ModelSource, ProblemType};
 
     use super::*;
 
@@ -109,6 +109,7 @@ mod tests {
                     line: i + 1,
                 })
                 .collect(),
+            problem: ProblemType::SingleLabel,
         };
         let encoded = Encoded::with(config.max_tokens(), &tokenizer, &data, Some(12)).unwrap();
         assert_eq!(encoded.encodings.len(), data.examples.len());

@@ -6,8 +6,8 @@ use std::sync::{Mutex, PoisonError};
 
 use graft_models::config::CONFIG_FILE;
 use graft_models::{
-    CausalLm, Classifier, Config, DecoderConfig, Labels, LoadReport, MaskedConfig, MaskedLm,
-    ModelSource, Tokenizer, little_endian, load_parameters_with, load_some, save_parameters,
+    CausalLm, Classifier, Config, DecoderConfig, LoadReport, MaskedConfig, MaskedLm, ModelSource,
+    ProblemType, Tokenizer, little_endian, load_parameters_with, load_some, save_parameters,
     save_trained,
 };
 use graft_nn::{ParamId, Parameters, Role, TrainableSet};
@@ -17,7 +17,7 @@ use crate::certificate::sha256_hex;
 use crate::config::{Base, RunConfig};
 use crate::error::{Error, Result, list_names};
 use crate::network::{Network, NetworkConfig};
-use crate::text_classifier::TextClassifier;
+use crate::text_classifier::{Outputs, TextClassifier};
 
 /// The file of the weights.
 pub const WEIGHTS_FILE: &str = "model.safetensors";
@@ -111,15 +111,15 @@ pub enum Weights {
 }
 
 impl<N: TextClassifier> Model<N> {
-    /// A pretrained model for a classification task with `labels`. If the model already is a classifier that knows all
-    /// of them, its head is kept, and its order of the labels; otherwise the head is new, from `seed`. `dropout` takes
+    /// A pretrained model for a task with these outputs. If the model already has a head whose outputs mean the same and
+    /// that knows all labels, it is kept, and its order of the labels; otherwise the head is new, from `seed`. `dropout` takes
     /// the place of the model's own probabilities in this run, and is not saved with the model.
     ///
     /// # Errors
     /// Whatever is wrong with the model's files.
     pub fn for_task(
         spec: &str,
-        labels: Labels,
+        outputs: Outputs,
         dropout: Option<f64>,
         seed: u64,
         memory: &Memory,
@@ -129,7 +129,7 @@ impl<N: TextClassifier> Model<N> {
             ..Changes::default()
         };
         let nothing = |_: &N::Config, _: &Tokenizer| Ok(());
-        let loaded = Model::for_task_while(spec, labels, changes, seed, memory, nothing)?;
+        let loaded = Model::for_task_while(spec, outputs, changes, seed, memory, nothing)?;
         Ok((loaded.model, loaded.report))
     }
 
@@ -139,7 +139,7 @@ impl<N: TextClassifier> Model<N> {
     /// As there, and those of `meanwhile`.
     pub fn for_task_while<T: Send>(
         spec: &str,
-        labels: Labels,
+        outputs: Outputs,
         changes: Changes,
         seed: u64,
         memory: &Memory,
@@ -147,12 +147,9 @@ impl<N: TextClassifier> Model<N> {
     ) -> Result<Loaded<T, N>> {
         let source = ModelSource::resolve(spec)?;
         let mut config = N::read(&source)?;
-        let known = N::labels(&config);
-        let mut names = labels.names().iter();
-        let keeps_head =
-            N::classes(&config).is_classifier() && names.all(|n| known.id(n).is_some());
+        let keeps_head = N::classes(&config).is_classifier() && gives::<N>(&config, &outputs);
         if !keeps_head {
-            N::set_labels(&mut config, labels);
+            N::set_outputs(&mut config, outputs);
         }
         let new_head = (!keeps_head).then_some(seed);
         let weights = Weights::Stored { new_head };
@@ -187,6 +184,17 @@ impl<N: TextClassifier> Model<N> {
         let weights = Weights::Stored { new_head: None };
         Ok(Model::load(&source, config, changes, weights, memory, nothing)?.model)
     }
+}
+
+/// Whether a model's outputs mean the same as these and are called so; what one number is called makes no difference.
+fn gives<N: TextClassifier>(config: &N::Config, outputs: &Outputs) -> bool {
+    let known = N::labels(config);
+    let mut names = outputs.labels.names().iter();
+    N::problem(config) == outputs.problem
+        && match outputs.problem {
+            ProblemType::Regression => known.count() == outputs.labels.count(),
+            _ => names.all(|name| known.id(name).is_some()),
+        }
 }
 
 impl Model<MaskedLm> {

@@ -3,16 +3,19 @@
 use std::io::Write;
 use std::path::Path;
 
+use graft_models::ProblemType;
 use serde_json::{Map, Value, json};
 
 use crate::encode::Encoded;
 use crate::error::{Error, Result};
-use crate::evaluate::{best_label, probabilities, sound_logits};
+use crate::evaluate::sound_logits;
+use crate::evaluation::{best_label, likelihood, probabilities};
 use crate::model::Model;
 use crate::text_classifier::TextClassifier;
 
-/// Writes one JSON object for each example, in their order: `label`, `probabilities` by label, and `logits` if asked
-/// for, in the order of the model's labels; with the name of an adapter, that as `adapter` first.
+/// Writes one JSON object for each example, in their order: `label`, or `labels` where any number of them may be right,
+/// and `probabilities` by label; or the predicted `number`. With `logits` if asked for, in the order of the model's labels;
+/// with the name of an adapter, that as `adapter` first.
 ///
 /// # Errors
 /// As the model's forward pass; logits that are no numbers; `out`, called `name` in messages, cannot be written.
@@ -24,18 +27,32 @@ pub fn write_predictions<N: TextClassifier>(
     name: &Path,
 ) -> Result<()> {
     let names = N::labels(&model.config).names();
+    let problem = N::problem(&model.config);
     for row in sound_logits(model, data)? {
-        let by_label: Map<String, Value> = names
-            .iter()
-            .zip(probabilities(&row))
-            .map(|(name, p)| (name.clone(), json!(p)))
-            .collect();
+        let by_label = |each: Vec<f64>| -> Value {
+            let named = names.iter().cloned().zip(each.into_iter().map(Value::from));
+            Value::Object(named.collect())
+        };
         let mut line = Map::new();
         if let Some(adapter) = adapter {
             line.insert("adapter".into(), json!(adapter));
         }
-        line.insert("label".into(), json!(names[best_label(&row) as usize]));
-        line.insert("probabilities".into(), Value::Object(by_label));
+        match problem {
+            ProblemType::SingleLabel => {
+                line.insert("label".into(), json!(names[best_label(&row) as usize]));
+                line.insert("probabilities".into(), by_label(probabilities(&row)));
+            }
+            ProblemType::MultiLabel => {
+                let right = names.iter().zip(&row).filter(|&(_, &logit)| logit > 0.0);
+                let right: Vec<&String> = right.map(|(name, _)| name).collect();
+                line.insert("labels".into(), json!(right));
+                let each = row.iter().map(|&logit| likelihood(logit)).collect();
+                line.insert("probabilities".into(), by_label(each));
+            }
+            ProblemType::Regression => {
+                line.insert("number".into(), json!(row[0]));
+            }
+        }
         if raw {
             line.insert("logits".into(), json!(row));
         }

@@ -97,8 +97,8 @@ pub fn show(request: &Request) -> Result<Shown> {
             let tokenizer = Tokenizer::load(&source, config.0.vocab_size)?;
             documents::<Hidden>(request, &config, &tokenizer, pick)
         }
-        TaskKind::Classify => {
-            let what = "`classify` supervises a label for each text, and no token";
+        task @ (TaskKind::Classify | TaskKind::MultiLabel | TaskKind::Regression) => {
+            let what = format!("`{task}` supervises what a text is, and no token");
             Err(Error::config("--task", what, "name chat, clm or mlm"))
         }
     }

@@ -28,7 +28,26 @@ impl Classes<'_> {
     }
 }
 
-/// Layers that give each text logits over some labels.
+/// What the outputs of a head are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Outputs {
+    /// Their names, by number
+    pub labels: Labels,
+    /// What they mean
+    pub problem: ProblemType,
+}
+
+impl Outputs {
+    /// Labels of which one is right for a text.
+    pub fn classes(labels: Labels) -> Outputs {
+        Outputs {
+            labels,
+            problem: ProblemType::SingleLabel,
+        }
+    }
+}
+
+/// Layers that give each text an output for each of some labels: a logit, or the number that is to be predicted.
 pub trait TextClassifier: Network + Sync {
     /// Reads the configuration.
     ///
@@ -42,8 +61,16 @@ pub trait TextClassifier: Network + Sync {
     /// The labels, by number.
     fn labels(config: &Self::Config) -> &Labels;
 
-    /// Makes it the configuration of a classifier with these labels.
-    fn set_labels(config: &mut Self::Config, labels: Labels);
+    /// What the outputs would mean if they had these labels and the configuration said nothing new.
+    fn problem_with(config: &Self::Config, labels: &Labels) -> ProblemType;
+
+    /// What the outputs mean.
+    fn problem(config: &Self::Config) -> ProblemType {
+        Self::problem_with(config, Self::labels(config))
+    }
+
+    /// Makes it the configuration of a classifier with these outputs.
+    fn set_outputs(config: &mut Self::Config, outputs: Outputs);
 
     /// Sees to it that transformers can tell padding from text in a batch.
     fn set_padding(_config: &mut Self::Config, _tokenizer: &Tokenizer) {}
@@ -57,7 +84,7 @@ pub trait TextClassifier: Network + Sync {
     /// All of the configuration that decides, beside the weights, what the layers compute.
     fn arrangement(config: &Self::Config) -> String;
 
-    /// The logits, `[sequences, labels]`.
+    /// The outputs, `[sequences, labels]`.
     ///
     /// # Errors
     /// Ids outside the vocabulary, empty or too long sequences.
@@ -75,7 +102,7 @@ pub trait TextClassifier: Network + Sync {
     /// As [`TextClassifier::forward`].
     fn below(&self, f: &mut Forward, cut: Cut, batch: &TokenBatch) -> Result<Var>;
 
-    /// The logits of what passes through `cut`, of sequences that begin at `offsets [sequences + 1]`.
+    /// The outputs of what passes through `cut`, of sequences that begin at `offsets [sequences + 1]`.
     ///
     /// # Errors
     /// Shapes or offsets that do not fit.
@@ -123,8 +150,12 @@ impl TextClassifier for Classifier {
         &config.labels
     }
 
-    fn set_labels(config: &mut ModelConfig, labels: Labels) {
-        config.set_classification(labels, ProblemType::SingleLabel);
+    fn problem_with(config: &ModelConfig, labels: &Labels) -> ProblemType {
+        ProblemType::of(config.problem_type, labels)
+    }
+
+    fn set_outputs(config: &mut ModelConfig, outputs: Outputs) {
+        config.set_classification(outputs.labels, outputs.problem);
     }
 
     fn max_tokens(config: &ModelConfig) -> usize {
@@ -166,8 +197,12 @@ impl TextClassifier for DecoderClassifier {
         &config.labels
     }
 
-    fn set_labels(config: &mut DecoderConfig, labels: Labels) {
-        config.set_classification(labels, ProblemType::SingleLabel);
+    fn problem_with(config: &DecoderConfig, labels: &Labels) -> ProblemType {
+        ProblemType::of(config.problem_type, labels)
+    }
+
+    fn set_outputs(config: &mut DecoderConfig, outputs: Outputs) {
+        config.set_classification(outputs.labels, outputs.problem);
     }
 
     fn set_padding(config: &mut DecoderConfig, tokenizer: &Tokenizer) {

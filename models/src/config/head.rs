@@ -20,6 +20,15 @@ impl ProblemType {
         ProblemType::MultiLabel,
     ];
 
+    /// What a head's outputs mean where a configuration may state it, by the rule of transformers: without a statement,
+    /// a single output is a number, and of several one is right.
+    pub fn of(stated: Option<ProblemType>, labels: &Labels) -> ProblemType {
+        stated.unwrap_or(match labels.count() {
+            1 => ProblemType::Regression,
+            _ => ProblemType::SingleLabel,
+        })
+    }
+
     /// `problem_type` in config.json.
     pub fn name(self) -> &'static str {
         match self {

@@ -4,7 +4,7 @@ use std::io::{self, Write};
 use std::path::Path;
 
 use graft_models::{Classifier, Config, DecoderClassifier, atomic};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::{ColumnArgs, EvalArgs, InspectArgs, PredictArgs, print};
 use crate::adapted::Choice;
@@ -15,7 +15,8 @@ use crate::data::{Columns, Dataset};
 use crate::documents::Documents;
 use crate::encode::Encoded;
 use crate::error::{Error, Result};
-use crate::evaluate::{Evaluation, Labelled, sound_logits};
+use crate::evaluate::{Labelled, sound_logits};
+use crate::evaluation::Evaluation;
 use crate::hidden::Hidden;
 use crate::model::Model;
 use crate::perplexity::Perplexity;
@@ -23,11 +24,10 @@ use crate::predict::write_predictions;
 use crate::report::{Table, thousands};
 use crate::text_classifier::TextClassifier;
 
-fn columns(args: &ColumnArgs, label: Option<&str>) -> Columns {
+fn columns(args: &ColumnArgs) -> Columns {
     Columns {
-        text: text_column(args, TaskKind::Classify),
         text_pair: args.text_pair_column.clone(),
-        label: label.map(str::to_owned),
+        ..Columns::texts(text_column(args, TaskKind::Classify))
     }
 }
 
@@ -54,13 +54,15 @@ pub(super) fn eval(args: &EvalArgs) -> Result<()> {
     let task = args.task.unwrap_or_else(|| choice.task(&config));
     let memory = args.device.open()?;
     match (task, config) {
-        (TaskKind::Classify, Config::Encoder(_)) => {
+        (TaskKind::Classify | TaskKind::MultiLabel | TaskKind::Regression, Config::Encoder(_)) => {
             eval_classifier(args, &choice.classifier::<Classifier>(&memory)?.model)
         }
-        (TaskKind::Classify, Config::Decoder(_)) => eval_classifier(
-            args,
-            &choice.classifier::<DecoderClassifier>(&memory)?.model,
-        ),
+        (TaskKind::Classify | TaskKind::MultiLabel | TaskKind::Regression, Config::Decoder(_)) => {
+            eval_classifier(
+                args,
+                &choice.classifier::<DecoderClassifier>(&memory)?.model,
+            )
+        }
         (TaskKind::Clm, _) => {
             let of = |data: &Documents| ("documents", data.documents());
             eval_tokens::<Documents>(args, task, &choice.causal(&memory)?.model, of)
@@ -110,46 +112,30 @@ fn eval_tokens<C: Corpus>(
 }
 
 fn eval_classifier<N: TextClassifier>(args: &EvalArgs, model: &Model<N>) -> Result<()> {
-    let columns = columns(&args.columns, Some(&args.label_column));
+    let problem = N::problem(&model.config);
+    let own = TaskKind::of(problem);
+    if let Some(task) = args.task.filter(|&task| task != own) {
+        let what = format!("the task is {task}, but what the model's outputs mean is for {own}");
+        return Err(Error::config("--task", what, "leave it out"));
+    }
+    let columns = Columns {
+        label: Some(args.label_column.clone()),
+        problem,
+        ..columns(&args.columns)
+    };
     let data = Labelled::read(model, &args.data, &columns, args.max_length)?;
     say_truncated(&data.encoded, &args.data);
     let rows = sound_logits(model, &data.encoded)?;
-    // The training set is not at hand: the baseline guesses what is most frequent here.
-    let counts = data.counts(N::labels(&model.config));
-    let result = Evaluation::new(&rows, &data.labels, &counts);
-    let (score, baseline) = (result.confusion.score(), result.baseline.score());
+    // The training set is not at hand: the guess is what is usual here.
+    let result = Evaluation::new(&rows, &data.targets, &data.targets.guess());
     let names = N::labels(&model.config).names();
     if args.json {
-        let value = json!({
-            "examples": result.confusion.total(),
-            "truncated": data.encoded.truncated,
-            "loss": result.loss,
-            "accuracy": score.accuracy,
-            "macro_f1": score.macro_f1,
-            "baseline": baseline,
-            "labels": names,
-            "classes": result.confusion.per_class(),
-            "confusion": result.confusion.rows(),
-        });
-        return print(&format!("{value}\n"));
+        let mut all = result.json();
+        all.insert("truncated".into(), data.encoded.truncated.into());
+        all.insert("labels".into(), json!(names));
+        return print(&format!("{}\n", Value::Object(all)));
     }
-    let mut table = Table::new();
-    table.row("examples", result.confusion.total());
-    table.row("loss", format!("{:.4}", result.loss));
-    let line = |of: f64, base: f64| format!("{of:.4} (majority class: {base:.4})");
-    table.row("accuracy", line(score.accuracy, baseline.accuracy));
-    table.row("macro-F1", line(score.macro_f1, baseline.macro_f1));
-    let mut classes = Table::new();
-    for (name, class) in names.iter().zip(result.confusion.per_class()) {
-        classes.row(
-            name,
-            format!(
-                "precision {:.3}  recall {:.3}  F1 {:.3}  of {}",
-                class.precision, class.recall, class.f1, class.support
-            ),
-        );
-    }
-    print(&format!("{table}\n{classes}"))
+    print(&result.tables(names))
 }
 
 pub(super) fn predict(args: &PredictArgs) -> Result<()> {
@@ -162,7 +148,7 @@ pub(super) fn predict(args: &PredictArgs) -> Result<()> {
 
 fn predict_with<N: TextClassifier>(args: &PredictArgs, choice: &Choice) -> Result<()> {
     let mut adapted = choice.classifier::<N>(&args.device.open()?)?;
-    let data = Dataset::read(&args.data, &columns(&args.columns, None))?;
+    let data = Dataset::read(&args.data, &columns(&args.columns))?;
     let data = Encoded::new(&adapted.model, &data, args.max_length)?;
     say_truncated(&data, &args.data);
     let mut text = Vec::new();

@@ -191,11 +191,7 @@ fn read(args: &GenerateArgs) -> Result<Source> {
     let column = |default: &str| args.text_column.clone().unwrap_or_else(|| default.into());
     Ok(match (&args.prompts, args.chat) {
         (Some(path), false) => {
-            let columns = Columns {
-                text: column("prompt"),
-                text_pair: None,
-                label: None,
-            };
+            let columns = Columns::texts(column("prompt"));
             let data = Dataset::read(path, &columns)?;
             Source::Texts(data.examples)
         }

@@ -60,11 +60,7 @@ pub(super) fn run(args: &MergeArgs) -> Result<()> {
         return Err(Error::config("--tolerance", what, "correct the value"));
     }
     let texts = args.data.as_ref().map(|path| -> Result<Vec<String>> {
-        let columns = Columns {
-            text: args.text_column.clone(),
-            text_pair: None,
-            label: None,
-        };
+        let columns = Columns::texts(args.text_column.as_str());
         let examples = Dataset::read(path, &columns)?.examples.into_iter();
         Ok(examples.map(|example| example.text).collect())
     });

@@ -190,7 +190,7 @@ pub struct EvalArgs {
     /// Labelled examples (.jsonl, .csv, .tsv), documents (also .txt), or conversations (.jsonl).
     #[arg(long, value_name = "FILE")]
     pub data: PathBuf,
-    /// What to measure: classify, clm, chat or mlm; what a run was trained for, or the model's class says, if absent.
+    /// What to measure: classify, multilabel, regression, clm, chat or mlm; what a run was trained for, or the model's class says, if absent.
     #[arg(long, value_name = "KIND")]
     pub task: Option<TaskKind>,
     /// Column of the label.

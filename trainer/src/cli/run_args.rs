@@ -28,7 +28,7 @@ pub struct RunArgs {
     /// Examples to evaluate on after each epoch.
     #[arg(long, value_name = "FILE")]
     pub eval: Option<PathBuf>,
-    /// What to learn: classify; clm for the next token of documents; chat for the assistant's tokens of conversations;
+    /// What to learn: classify; multilabel for any number of labels; regression for a number; clm for the next token of documents; chat for the assistant's tokens of conversations;
     /// mlm for hidden tokens of documents.
     #[arg(long, value_name = "KIND")]
     pub task: Option<String>,

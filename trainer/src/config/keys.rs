@@ -63,14 +63,17 @@ pub const KEYS: &[Key] = &[
         "data.text_pair",
         "column of the second text; \"text_pair\" where the file has one",
     ),
-    key("data.label", "column of the label (classify); \"label\""),
+    key(
+        "data.label",
+        "column of the label; for multilabel a list, or in .csv and .tsv names joined by |; for regression a number; \"label\"",
+    ),
     key(
         "data.max_length",
         "most tokens of one example, special tokens included; the model's positions, for clm at most 1024, for mlm at most 512",
     ),
     key(
         "task.kind",
-        "\"classify\"; \"clm\" for the next token of documents; \"chat\" for the assistant's tokens of conversations; \"mlm\" for hidden tokens of documents; \"classify\"",
+        "\"classify\": one label for each text; \"multilabel\" for any number of labels; \"regression\" for a number; \"clm\" for the next token of documents; \"chat\" for the assistant's tokens of conversations; \"mlm\" for hidden tokens of documents; \"classify\"",
     ),
     key(
         "strategy.name",
@@ -240,7 +243,7 @@ pub const KEYS: &[Key] = &[
     ),
     key(
         "train.cache_dir",
-        "directory where they are kept for later runs on the same frozen layers and texts (classify); none, they go with the run",
+        "directory where they are kept for later runs on the same frozen layers and texts (classify, multilabel, regression); none, they go with the run",
     ),
     key(
         "output.dir",

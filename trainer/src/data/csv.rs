@@ -6,7 +6,8 @@
 
 use std::path::Path;
 
-use super::{Columns, DEFAULT_PAIR, Example, empty_label, missing_column};
+use super::label::{Label, Place};
+use super::{Columns, DEFAULT_PAIR, Example, missing_column};
 use crate::error::{Error, Result};
 
 /// The examples of a comma-separated text with quoted fields.
@@ -103,10 +104,10 @@ fn examples(mut records: Records<'_>, columns: &Columns) -> Result<Vec<Example>>
             ));
         }
         let label = match label {
-            Some((place, name)) if fields[place].is_empty() => {
-                return Err(empty_label(path, line, name));
+            Some((place, column)) => {
+                let at = Place { path, line, column };
+                Some(Label::of_field(columns.problem, &fields[place], at)?)
             }
-            Some((place, _)) => Some(fields[place].clone()),
             None => None,
         };
         // No two of them are the same column unless the user named one twice; then each gets a copy.
@@ -252,12 +253,19 @@ mod tests {
         refusal("d.csv", text.as_bytes(), &Columns::default())
     }
 
+    fn one(label: Option<Label>) -> String {
+        match label {
+            Some(Label::One(name)) => name,
+            other => panic!("{other:?}"),
+        }
+    }
+
     /// `text`, `label` and line of each row.
     fn rows(name: &str, text: &str) -> Vec<(String, String, usize)> {
         let data = read(name, text.as_bytes(), &Columns::default()).unwrap();
         data.examples
             .into_iter()
-            .map(|e| (e.text, e.label.unwrap(), e.line))
+            .map(|e| (e.text, one(e.label), e.line))
             .collect()
     }
 
@@ -377,7 +385,7 @@ mod tests {
                 .unwrap()
                 .examples
                 .into_iter()
-                .map(|e| (e.text, e.label.unwrap()))
+                .map(|e| (e.text, one(e.label)))
                 .collect();
             assert_eq!(got, table, "{:?}", String::from_utf8_lossy(&bytes));
         }

@@ -8,7 +8,8 @@ use serde::Deserialize;
 use serde::de::{Deserializer, Error as _, MapAccess, Visitor};
 use serde_json::Value;
 
-use super::{Columns, DEFAULT_PAIR, Example, empty_label, missing_column};
+use super::label::{Label, Place};
+use super::{Columns, DEFAULT_PAIR, Example, missing_column};
 use crate::error::{Error, Result};
 
 /// Lines that are worth a task of their own.
@@ -37,7 +38,11 @@ pub(super) fn parse(path: &Path, text: &str, columns: &Columns) -> Result<Vec<Ex
             label: columns
                 .label
                 .as_deref()
-                .map(|name| row.label(path, line, name))
+                .map(|column| {
+                    let value = row.column(path, line, "label", column)?;
+                    let place = Place { path, line, column };
+                    Label::of_json(columns.problem, value, place)
+                })
                 .transpose()?,
             line,
         })
@@ -119,21 +124,6 @@ impl Row {
             other => Err(wrong_type(path, line, name, other, "a string")),
         }
     }
-
-    fn label(&self, path: &Path, line: usize, name: &str) -> Result<String> {
-        match self.column(path, line, "label", name)? {
-            Value::String(label) if label.is_empty() => Err(empty_label(path, line, name)),
-            Value::String(label) => Ok(label.clone()),
-            Value::Number(number) if number.is_i64() || number.is_u64() => Ok(number.to_string()),
-            other => Err(wrong_type(
-                path,
-                line,
-                name,
-                other,
-                "a string or an integer",
-            )),
-        }
-    }
 }
 
 pub(super) fn wrong_type(
@@ -209,13 +199,13 @@ mod tests {
                 Example {
                     text: "aé\n".into(),
                     text_pair: Some(String::new()),
-                    label: Some("-3".into()),
+                    label: Some(Label::One("-3".into())),
                     line: 2
                 },
                 Example {
                     text: "b".into(),
                     text_pair: Some("c".into()),
-                    label: Some("18446744073709551615".into()),
+                    label: Some(Label::One("18446744073709551615".into())),
                     line: 4
                 },
             ]
@@ -225,9 +215,8 @@ mod tests {
     #[test]
     fn named_columns_are_read_and_labels_only_when_asked_for() {
         let columns = Columns {
-            text: "q".into(),
             text_pair: Some("p".into()),
-            label: None,
+            ..Columns::texts("q")
         };
         let text = "{\"q\": \"1\", \"p\": \"2\", \"label\": null, \"text_pair\": 7}\n";
         let rows = read("d.jsonl", text.as_bytes(), &columns).unwrap().examples;

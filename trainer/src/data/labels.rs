@@ -2,32 +2,49 @@
 
 use std::collections::{BTreeSet, HashMap};
 
-use graft_models::Labels;
+use graft_models::{Labels, ProblemType};
 
-use super::Dataset;
+use super::{Dataset, Label};
 use crate::error::{Error, Result, list_names};
+use crate::targets::Targets;
+use crate::text_classifier::Outputs;
 
-/// The labels that occur in training examples, numbered from 0: sorted as numbers when all are integers, else by
-/// their bytes.
+/// What a head for these training examples gives: an output for each label that occurs, or one for the number. Labels are
+/// numbered from 0: sorted as numbers when all are integers, else by their bytes.
 ///
 /// # Errors
-/// Fewer than two labels: there would be nothing to learn.
+/// Fewer labels than there is something to learn from: two, of which one is right, or one, which is right or not.
 ///
 /// # Panics
 /// When the examples were read without labels.
-pub fn training_labels(data: &Dataset) -> Result<Labels> {
-    let distinct: BTreeSet<&str> = data.examples.iter().map(label).collect();
+pub fn training_labels(data: &Dataset) -> Result<Outputs> {
+    let problem = data.problem;
+    let outputs = |labels| Outputs { labels, problem };
+    let distinct: BTreeSet<&str> = data
+        .examples
+        .iter()
+        .flat_map(|example| label(example).names())
+        .map(String::as_str)
+        .collect();
     let mut names: Vec<&str> = distinct.into_iter().collect();
-    if names.len() < 2 {
-        return Err(Error::data(
-            &data.path,
-            None,
-            format!(
-                "every example has the label {}, expected two labels or more",
-                list_names(&names, 2)
-            ),
-            "check that data.label names the right column",
-        ));
+    let few = |found: String, expected: &str| {
+        let help = "check that data.label names the right column";
+        let what = format!("{found}, expected {expected}");
+        Err(Error::data(&data.path, None, what, help))
+    };
+    match problem {
+        ProblemType::Regression => return Ok(outputs(Labels::numbered(1))),
+        ProblemType::MultiLabel if names.is_empty() => {
+            return few("no example has a label".to_owned(), "one or more");
+        }
+        ProblemType::SingleLabel if names.len() < 2 => {
+            let only = list_names(&names, 2);
+            return few(
+                format!("every example has the label {only}"),
+                "two labels or more",
+            );
+        }
+        _ => {}
     }
     // `01` and `1` are different names of one number: then only their spelling can order them.
     let number = |name: &&str| {
@@ -38,10 +55,11 @@ pub fn training_labels(data: &Dataset) -> Result<Labels> {
     if names.iter().all(|name| number(name).is_some()) {
         names.sort_by_key(number);
     }
-    Ok(Labels::new(names.into_iter().map(str::to_owned).collect())?)
+    let names = names.into_iter().map(str::to_owned).collect();
+    Ok(outputs(Labels::new(names)?))
 }
 
-/// The number of each example's label, `[n]`, in a model's order.
+/// What a model with these labels should give for each example.
 ///
 /// # Errors
 /// A label that the model does not have: names the first such line, how many more there are, and the labels there
@@ -49,47 +67,69 @@ pub fn training_labels(data: &Dataset) -> Result<Labels> {
 ///
 /// # Panics
 /// When the examples were read without labels.
-pub fn encode_labels(labels: &Labels, data: &Dataset) -> Result<Vec<u32>> {
+pub fn encode_labels(labels: &Labels, data: &Dataset) -> Result<Targets> {
     let ids: HashMap<&str, u32> = (0..)
         .zip(labels.names())
         .map(|(id, name)| (name.as_str(), id))
         .collect();
-    let mut unknown = data.examples.iter().filter(|e| !ids.contains_key(label(e)));
-    if let Some(example) = unknown.next() {
-        let others = match unknown.count() {
+    let unknown = |example: &super::Example| {
+        let mut names = label(example).names().iter();
+        names.find(|name| !ids.contains_key(name.as_str())).cloned()
+    };
+    let mut wrong = data
+        .examples
+        .iter()
+        .filter_map(|example| Some((example.line, unknown(example)?)));
+    if let Some((line, name)) = wrong.next() {
+        let others = match wrong.count() {
             0 => String::new(),
             1 => " (and 1 more row has an unknown one)".to_owned(),
             more => format!(" (and {more} more rows have unknown ones)"),
         };
         return Err(Error::data(
             &data.path,
-            Some(example.line),
-            format!("unknown label `{}`{others}", label(example).escape_debug()),
+            Some(line),
+            format!("unknown label `{}`{others}", name.escape_debug()),
             format!(
                 "the known labels are {}; correct or remove the row",
                 list_names(labels.names(), 20)
             ),
         ));
     }
-    Ok(data.examples.iter().map(|e| ids[label(e)]).collect())
+    let all = data.examples.iter().map(label);
+    Ok(match data.problem {
+        ProblemType::SingleLabel => Targets::Classes {
+            classes: labels.count(),
+            right: all.map(|label| ids[label.names()[0].as_str()]).collect(),
+        },
+        ProblemType::MultiLabel => Targets::Sets {
+            labels: labels.count(),
+            right: all
+                .map(|label| {
+                    let mut set: Vec<u32> = label
+                        .names()
+                        .iter()
+                        .map(|name| ids[name.as_str()])
+                        .collect();
+                    set.sort_unstable();
+                    set
+                })
+                .collect(),
+        },
+        ProblemType::Regression => Targets::Numbers(
+            all.map(|label| match label {
+                Label::Number(number) => *number,
+                other => panic!("labels were read as {other:?}, not as numbers"),
+            })
+            .collect(),
+        ),
+    })
 }
 
-/// How many examples have each label, `[classes]`, of numbers below `classes`.
-///
-/// # Panics
-/// When a number is not below `classes`.
-pub fn count_labels(classes: usize, ids: &[u32]) -> Vec<usize> {
-    let mut counts = vec![0; classes];
-    for &id in ids {
-        counts[id as usize] += 1;
-    }
-    counts
-}
-
-fn label(example: &super::Example) -> &str {
+fn label(example: &super::Example) -> &Label {
     example
         .label
-        .as_deref()
+        .as_ref()
         .expect("examples were read with labels")
 }
 
@@ -100,24 +140,29 @@ mod tests {
     use super::super::{Columns, tests::read};
     use super::*;
 
-    fn data(labels: &[&str]) -> Dataset {
+    fn data_of(problem: ProblemType, labels: &[&str]) -> Dataset {
         let text: String = labels.iter().map(|label| format!("a,{label}\n")).collect();
-        read(
-            "d.csv",
-            format!("text,label\n{text}").as_bytes(),
-            &Columns::default(),
-        )
-        .unwrap()
+        let columns = Columns {
+            problem,
+            ..Columns::default()
+        };
+        let text = format!("text,label\n{text}");
+        read("d.csv", text.as_bytes(), &columns).unwrap()
+    }
+
+    fn data(labels: &[&str]) -> Dataset {
+        data_of(ProblemType::SingleLabel, labels)
     }
 
     #[test]
     fn training_labels_are_sorted() {
-        let names = |labels: &[&str]| training_labels(&data(labels)).unwrap().names().to_vec();
+        let outputs = |labels: &[&str]| training_labels(&data(labels));
+        let names = |labels: &[&str]| outputs(labels).unwrap().labels.names().to_vec();
         assert_eq!(names(&["pos", "neg", "pos"]), ["neg", "pos"]);
         assert_eq!(names(&["10", "9", "-1", "9"]), ["-1", "9", "10"]);
         assert_eq!(names(&["10", "9", "x"]), ["10", "9", "x"]);
         assert_eq!(names(&["1", "01"]), ["01", "1"]);
-        let error = training_labels(&data(&["a", "a"])).unwrap_err();
+        let error = outputs(&["a", "a"]).unwrap_err();
         assert!(
             error.to_string().contains("the label `a`, expected two"),
             "{error}"
@@ -125,12 +170,59 @@ mod tests {
     }
 
     #[test]
+    fn sets_have_a_label_for_each_name_in_them() {
+        let problem = ProblemType::MultiLabel;
+        let sets = data_of(problem, &["b|a", "", "c|a", "a"]);
+        let outputs = training_labels(&sets).unwrap();
+        assert_eq!(outputs.labels.names(), ["a", "b", "c"]);
+        assert_eq!(
+            encode_labels(&outputs.labels, &sets).unwrap(),
+            Targets::Sets {
+                labels: 3,
+                right: vec![vec![0, 1], vec![], vec![0, 2], vec![0]],
+            }
+        );
+        // One label, which a text has or has not, is something to learn; none is not.
+        let one = data_of(problem, &["a", ""]);
+        assert_eq!(training_labels(&one).unwrap().labels.count(), 1);
+        let none = training_labels(&data_of(problem, &["", ""])).unwrap_err();
+        assert!(
+            none.to_string().contains("no example has a label"),
+            "{none}"
+        );
+        let unknown = data_of(problem, &["a", "b|x", "y"]);
+        let said = encode_labels(&outputs.labels, &unknown).unwrap_err();
+        assert!(
+            said.to_string()
+                .contains("d.csv:3: unknown label `x` (and 1 more row"),
+            "{said}"
+        );
+    }
+
+    #[test]
+    fn numbers_have_one_output() {
+        let problem = ProblemType::Regression;
+        let numbers = data_of(problem, &["1.5", "-2"]);
+        let outputs = training_labels(&numbers).unwrap();
+        assert_eq!((outputs.labels.count(), outputs.problem), (1, problem));
+        assert_eq!(
+            encode_labels(&outputs.labels, &numbers).unwrap(),
+            Targets::Numbers(vec![1.5, -2.0])
+        );
+    }
+
+    #[test]
     fn unknown_labels_name_line_and_set() {
         let set = Labels::new(vec!["neg".into(), "pos".into()]).unwrap();
-        let known = data(&["pos", "neg", "pos"]);
-        assert_eq!(encode_labels(&set, &known).unwrap(), [1, 0, 1]);
-        assert_eq!(count_labels(2, &[1, 0, 1]), [1, 2]);
-        let error = encode_labels(&set, &data(&["pos", "Pos", "neutral"])).unwrap_err();
+        let encode = |labels: &[&str]| encode_labels(&set, &data(labels));
+        assert_eq!(
+            encode(&["pos", "neg", "pos"]).unwrap(),
+            Targets::Classes {
+                classes: 2,
+                right: vec![1, 0, 1],
+            }
+        );
+        let error = encode(&["pos", "Pos", "neutral"]).unwrap_err();
         let message = error.to_string();
         assert!(
             message.contains("d.csv:3: unknown label `Pos` (and 1 more row"),

@@ -7,25 +7,29 @@
 mod chat;
 mod csv;
 mod jsonl;
+mod label;
 mod labels;
 
 use std::path::{Path, PathBuf};
 
+use graft_models::ProblemType;
+
 pub use chat::{Chats, Conversation};
-pub use labels::{count_labels, encode_labels, training_labels};
+pub use label::Label;
+pub use labels::{encode_labels, training_labels};
 
 use crate::error::{Error, Result, list_names};
 use crate::nearest::nearest;
 
 /// One row of a data file.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Example {
     /// The text, as it stands in the file.
     pub text: String,
     /// The second text, where the file has one.
     pub text_pair: Option<String>,
-    /// The label; an integer as its decimal digits. None when labels were not asked for.
-    pub label: Option<String>,
+    /// What the text is. None when labels were not asked for.
+    pub label: Option<Label>,
     /// The line on which the row begins, from 1.
     pub line: usize,
 }
@@ -39,15 +43,29 @@ pub struct Columns {
     pub text_pair: Option<String>,
     /// Of the label. None: labels are not read, and need not be there.
     pub label: Option<String>,
+    /// What a label is.
+    pub problem: ProblemType,
+}
+
+impl Columns {
+    /// Texts alone, from this column.
+    pub fn texts(text: impl Into<String>) -> Columns {
+        Columns {
+            text: text.into(),
+            label: None,
+            ..Columns::default()
+        }
+    }
 }
 
 impl Default for Columns {
-    /// `text`, `text_pair` where there is one, and `label`.
+    /// `text`, `text_pair` where there is one, and `label`, one for each text.
     fn default() -> Self {
         Columns {
             text: "text".into(),
             text_pair: None,
             label: Some("label".into()),
+            problem: ProblemType::SingleLabel,
         }
     }
 }
@@ -56,12 +74,14 @@ impl Default for Columns {
 const DEFAULT_PAIR: &str = "text_pair";
 
 /// All examples of one file; there is at least one.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Dataset {
     /// The file.
     pub path: PathBuf,
     /// Its rows in their order.
     pub examples: Vec<Example>,
+    /// What their labels are.
+    pub problem: ProblemType,
 }
 
 impl Dataset {
@@ -69,7 +89,7 @@ impl Dataset {
     ///
     /// # Errors
     /// An unknown extension, a file that cannot be read, is not UTF-8 or holds no example, a malformed row, a missing
-    /// column, a text that is no string, a label that is neither a string nor an integer, or an empty label.
+    /// column, a text that is no string, or a label that is not [as its kind is written](Label).
     pub fn read(path: &Path, columns: &Columns) -> Result<Dataset> {
         Self::read_rows(path, columns, ".jsonl, .csv or .tsv")
     }
@@ -110,6 +130,7 @@ impl Dataset {
         Ok(Dataset {
             path: path.to_path_buf(),
             examples,
+            problem: columns.problem,
         })
     }
 
@@ -122,11 +143,7 @@ impl Dataset {
             .extension()
             .is_none_or(|e| !e.eq_ignore_ascii_case("txt"))
         {
-            let columns = Columns {
-                text: text.to_owned(),
-                text_pair: None,
-                label: None,
-            };
+            let columns = Columns::texts(text);
             return Self::read_rows(path, &columns, ".txt, .jsonl, .csv or .tsv");
         }
         let example = Example {
@@ -138,6 +155,7 @@ impl Dataset {
         Ok(Dataset {
             path: path.to_path_buf(),
             examples: vec![example],
+            problem: ProblemType::SingleLabel,
         })
     }
 
@@ -228,16 +246,6 @@ fn missing_column<'a>(
             list_names(&names, 12)
         ),
         help,
-    )
-}
-
-/// The error for a label that is there but says nothing.
-fn empty_label(path: &Path, line: usize, column: &str) -> Error {
-    Error::data(
-        path,
-        Some(line),
-        format!("the label in column `{}` is empty", column.escape_debug()),
-        "give the row a label or remove it",
     )
 }
 

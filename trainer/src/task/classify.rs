@@ -1,4 +1,4 @@
-//! One label for a text or a pair of texts.
+//! A label, any number of labels, or a number for a text or a pair of texts.
 
 use std::marker::PhantomData;
 use std::path::Path;
@@ -6,26 +6,27 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use graft_autograd::Var;
 use graft_models::TokenBatch;
-use graft_nn::{Forward, TrainableSet, losses};
-use graft_tensor::{Memory, Tensor};
+use graft_nn::{Forward, TrainableSet};
+use graft_tensor::Memory;
 
-use super::{Quality, Task, new_parameters};
+use super::{Task, new_parameters};
 use crate::config::RunConfig;
 use crate::data::{Columns, Dataset, training_labels};
 use crate::error::Result;
-use crate::evaluate::{Evaluation, Labelled, logits};
+use crate::evaluate::{Labelled, logits};
+use crate::evaluation::Evaluation;
 use crate::features::{Features, Kept};
 use crate::model::{Changes, Hashes, Loaded, Model};
-use crate::record::Record;
 use crate::steps::diverged;
+use crate::targets::{Guess, Targets};
 use crate::text_classifier::TextClassifier;
 
 /// Classification: labelled texts, and what a frozen trunk makes of them.
 pub(crate) struct Classify<N> {
     training: Labelled,
     evaluation: Option<Labelled>,
-    /// Training examples of each label
-    counts: Vec<usize>,
+    /// What one would say without reading a text
+    guess: Guess,
     features: Option<Mutex<Features>>,
     notes: Vec<String>,
     network: PhantomData<fn() -> N>,
@@ -35,8 +36,7 @@ pub(crate) struct Classify<N> {
 pub(crate) struct Prepared {
     examples: Vec<usize>,
     packed: TokenBatch,
-    /// Label numbers, `[examples]`
-    targets: Vec<i64>,
+    targets: Targets,
     /// What a frozen trunk makes of them, if it is known
     rows: Option<Vec<f32>>,
 }
@@ -52,10 +52,13 @@ impl<N: TextClassifier> Task for Classify<N> {
     type Quality = Evaluation;
 
     fn load(config: &RunConfig, memory: &Memory) -> Result<Loaded<Classify<N>, N>> {
+        let problem = config.task.kind.problem();
+        let problem = problem.expect("the task is one of texts that have labels");
         let columns = Columns {
             text: config.data.text.clone(),
             text_pair: config.data.text_pair.clone(),
             label: config.data.label.clone(),
+            problem,
         };
         let files = rayon::join(
             || Dataset::read(&config.data.train, &columns),
@@ -91,7 +94,7 @@ impl<N: TextClassifier> Task for Classify<N> {
         }
         notes.extend(new_parameters(&loaded.report));
         let task = Classify {
-            counts: training.counts(N::labels(&loaded.model.config)),
+            guess: training.targets.guess(),
             training,
             evaluation,
             features: None,
@@ -159,12 +162,11 @@ impl<N: TextClassifier> Task for Classify<N> {
 
     fn prepare(&self, _: usize, examples: &[usize]) -> Prepared {
         let data = &self.training;
-        let labels = examples.iter().map(|&i| i64::from(data.labels[i]));
         let features = self.features.as_ref();
         Prepared {
             examples: examples.to_vec(),
             packed: data.encoded.pack(examples),
-            targets: labels.collect(),
+            targets: data.targets.select(examples),
             rows: features.and_then(|features| lock(features).fetch(&data.encoded, examples)),
         }
     }
@@ -187,15 +189,11 @@ impl<N: TextClassifier> Task for Classify<N> {
             }
             None => None,
         };
-        let logits = match known {
+        let outputs = match known {
             Some((cut, rows)) => model.network.above(f, cut, rows, &batch.packed.offsets)?,
             None => model.network.forward(f, &batch.packed)?,
         };
-        let count = batch.targets.len();
-        let labels = Tensor::from_vec(f.memory(), batch.targets, &[count])?;
-        let labels = f.input(labels);
-        let divisor = targets as f64;
-        Ok(losses::cross_entropy(f, &logits, &labels, 0.0, divisor)?)
+        batch.targets.loss(f, &outputs, targets as f64)
     }
 
     fn evaluate(&self, model: &Model<N>, step: u64) -> Result<Option<Evaluation>> {
@@ -208,7 +206,7 @@ impl<N: TextClassifier> Task for Classify<N> {
             let what = "a logit of the evaluation is not finite".into();
             return Err(diverged(step, what));
         }
-        Ok(Some(Evaluation::new(&logits, &data.labels, &self.counts)))
+        Ok(Some(Evaluation::new(&logits, &data.targets, &self.guess)))
     }
 
     fn labels(model: &Model<N>) -> Vec<String> {
@@ -234,7 +232,7 @@ fn notes_of(path: &Path, data: &Labelled) -> Vec<String> {
             "{}: {} of {} texts have more tokens than allowed and were cut",
             path.display(),
             data.encoded.truncated,
-            data.labels.len()
+            data.targets.len()
         ));
     }
     if data.empty > 0 {
@@ -242,41 +240,4 @@ fn notes_of(path: &Path, data: &Labelled) -> Vec<String> {
         notes.push(format!("{path}: {empty} texts are empty"));
     }
     notes
-}
-
-impl Quality for Evaluation {
-    fn beats(&self, other: &Evaluation) -> bool {
-        Evaluation::beats(self, other)
-    }
-
-    fn line(&self) -> String {
-        let score = self.confusion.score();
-        format!(
-            "loss {:.4}, accuracy {:.4}, macro-F1 {:.4}",
-            self.loss, score.accuracy, score.macro_f1
-        )
-    }
-
-    fn record(&self, epoch: usize, step: u64, best: bool) -> Record {
-        Record::Eval {
-            epoch,
-            step,
-            loss: self.loss,
-            score: self.confusion.score(),
-            baseline: self.baseline.score(),
-            examples: self.confusion.total(),
-            classes: self.confusion.per_class(),
-            confusion: self.confusion.rows(),
-            best,
-        }
-    }
-
-    fn measures(&self) -> Vec<(&'static str, String)> {
-        let (score, baseline) = (self.confusion.score(), self.baseline.score());
-        let line = |of: f64, base: f64| format!("{of:.4} (majority class: {base:.4})");
-        vec![
-            ("accuracy", line(score.accuracy, baseline.accuracy)),
-            ("macro-F1", line(score.macro_f1, baseline.macro_f1)),
-        ]
-    }
 }
