@@ -152,7 +152,7 @@ impl Choice {
             Config::Encoder(config) => {
                 match has(&config.architectures, config.family.masked_architecture()) {
                     true => TaskKind::Mlm,
-                    false => TaskKind::of(Classifier::problem(config)),
+                    false => TaskKind::Texts(Classifier::problem(config)),
                 }
             }
             Config::Decoder(config) => {
@@ -160,7 +160,7 @@ impl Choice {
                 let dir = self.first().map_or(Path::new(&self.base), AdapterDir::path);
                 let run = || Settings::from_file(&dir.join(run_dir::CONFIG_FILE));
                 if has(&config.architectures, class) {
-                    TaskKind::of(DecoderClassifier::problem(config))
+                    TaskKind::Texts(DecoderClassifier::problem(config))
                 } else if run().is_ok_and(|run| run.task() == Some(TaskKind::Chat)) {
                     TaskKind::Chat
                 } else {

@@ -218,11 +218,11 @@ pub fn merge(
     };
     let config = choice.config()?;
     match (choice.task(&config), config) {
-        (TaskKind::Classify | TaskKind::MultiLabel | TaskKind::Regression, Config::Encoder(_)) => {
+        (TaskKind::Texts(_), Config::Encoder(_)) => {
             let read = |choice: &Choice| Ok(choice.classifier::<Classifier>(memory)?.model);
             go(choice, name, read, merged, &texts, tolerance, memory)
         }
-        (TaskKind::Classify | TaskKind::MultiLabel | TaskKind::Regression, Config::Decoder(_)) => {
+        (TaskKind::Texts(_), Config::Decoder(_)) => {
             let read = |choice: &Choice| Ok(choice.classifier::<DecoderClassifier>(memory)?.model);
             go(choice, name, read, merged, &texts, tolerance, memory)
         }

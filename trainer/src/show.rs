@@ -97,7 +97,7 @@ pub fn show(request: &Request) -> Result<Shown> {
             let tokenizer = Tokenizer::load(&source, config.0.vocab_size)?;
             documents::<Hidden>(request, &config, &tokenizer, pick)
         }
-        task @ (TaskKind::Classify | TaskKind::MultiLabel | TaskKind::Regression) => {
+        task @ TaskKind::Texts(_) => {
             let what = format!("`{task}` supervises what a text is, and no token");
             Err(Error::config("--task", what, "name chat, clm or mlm"))
         }

@@ -45,7 +45,7 @@ const GROUP_WINDOW: usize = 1024;
 macro_rules! for_task {
     ($config:ident, $function:ident($($argument:expr),*)) => {
         match $config.task.kind {
-            TaskKind::Classify | TaskKind::MultiLabel | TaskKind::Regression => {
+            TaskKind::Texts(_) => {
                 match Config::load(&ModelSource::resolve(&$config.model.path)?)? {
                     Config::Encoder(_) => $function::<Classify<Classifier>>($($argument),*),
                     Config::Decoder(_) => $function::<Classify<DecoderClassifier>>($($argument),*),

@@ -37,14 +37,12 @@ fn hash_adapted(run: &Path, adapter: &AdapterDir) -> Result<BTreeMap<String, Fou
     let memory = Memory::cpu();
     let config = choice.config()?;
     let (parameters, base) = match (choice.task(&config), config) {
-        (TaskKind::Classify | TaskKind::MultiLabel | TaskKind::Regression, Config::Encoder(_)) => {
+        (TaskKind::Texts(_), Config::Encoder(_)) => {
             choice.classifier::<Classifier>(&memory)?.into_parts()
         }
-        (TaskKind::Classify | TaskKind::MultiLabel | TaskKind::Regression, Config::Decoder(_)) => {
-            choice
-                .classifier::<DecoderClassifier>(&memory)?
-                .into_parts()
-        }
+        (TaskKind::Texts(_), Config::Decoder(_)) => choice
+            .classifier::<DecoderClassifier>(&memory)?
+            .into_parts(),
         (TaskKind::Clm | TaskKind::Chat, _) => choice.causal(&memory)?.into_parts(),
         (TaskKind::Mlm, _) => choice.masked(&memory)?.into_parts(),
     };

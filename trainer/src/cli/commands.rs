@@ -27,7 +27,7 @@ use crate::text_classifier::TextClassifier;
 fn columns(args: &ColumnArgs) -> Columns {
     Columns {
         text_pair: args.text_pair_column.clone(),
-        ..Columns::texts(text_column(args, TaskKind::Classify))
+        ..Columns::texts(text_column(args, TaskKind::CLASSIFY))
     }
 }
 
@@ -54,15 +54,13 @@ pub(super) fn eval(args: &EvalArgs) -> Result<()> {
     let task = args.task.unwrap_or_else(|| choice.task(&config));
     let memory = args.device.open()?;
     match (task, config) {
-        (TaskKind::Classify | TaskKind::MultiLabel | TaskKind::Regression, Config::Encoder(_)) => {
+        (TaskKind::Texts(_), Config::Encoder(_)) => {
             eval_classifier(args, &choice.classifier::<Classifier>(&memory)?.model)
         }
-        (TaskKind::Classify | TaskKind::MultiLabel | TaskKind::Regression, Config::Decoder(_)) => {
-            eval_classifier(
-                args,
-                &choice.classifier::<DecoderClassifier>(&memory)?.model,
-            )
-        }
+        (TaskKind::Texts(_), Config::Decoder(_)) => eval_classifier(
+            args,
+            &choice.classifier::<DecoderClassifier>(&memory)?.model,
+        ),
         (TaskKind::Clm, _) => {
             let of = |data: &Documents| ("documents", data.documents());
             eval_tokens::<Documents>(args, task, &choice.causal(&memory)?.model, of)
@@ -113,7 +111,7 @@ fn eval_tokens<C: Corpus>(
 
 fn eval_classifier<N: TextClassifier>(args: &EvalArgs, model: &Model<N>) -> Result<()> {
     let problem = N::problem(&model.config);
-    let own = TaskKind::of(problem);
+    let own = TaskKind::Texts(problem);
     if let Some(task) = args.task.filter(|&task| task != own) {
         let what = format!("the task is {task}, but what the model's outputs mean is for {own}");
         return Err(Error::config("--task", what, "leave it out"));

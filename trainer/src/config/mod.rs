@@ -12,6 +12,7 @@ mod resolve;
 mod rules;
 mod settings;
 mod strategy;
+mod task;
 #[cfg(test)]
 mod tests;
 mod values;
@@ -27,9 +28,8 @@ pub use keys::{KEYS, Key, describe};
 pub use rules::Rule;
 pub use settings::{Origin, Settings};
 pub use strategy::{AdapterKind, Gradual, Strategy};
-pub use values::{
-    Base, CacheKind, Every, Init, OptimizerKind, Precision, Schedule, TaskKind, Warmup,
-};
+pub use task::TaskKind;
+pub use values::{Base, CacheKind, Every, Init, OptimizerKind, Precision, Schedule, Warmup};
 
 use crate::batch::BatchSize;
 use crate::device::DeviceChoice;

@@ -22,7 +22,7 @@ impl RunConfig {
         let s = &settings;
         let kinds = "\"classify\", \"multilabel\", \"regression\", \"clm\", \"chat\" or \"mlm\"";
         let task = TaskConfig {
-            kind: choice(s, "task.kind", kinds)?.unwrap_or(TaskKind::Classify),
+            kind: choice(s, "task.kind", kinds)?.unwrap_or(TaskKind::CLASSIFY),
         };
         let init = choice(s, "model.init", "\"pretrained\" or \"random\"")?;
         let model = ModelConfig {
@@ -43,9 +43,9 @@ impl RunConfig {
             eval: path(s, "data.eval")?,
             text: column("data.text")?.unwrap_or_else(|| task.kind.text_column().into()),
             text_pair: column("data.text_pair")?,
-            label: match task.kind.problem() {
-                Some(_) => Some(column("data.label")?.unwrap_or_else(|| "label".into())),
-                None => None,
+            label: match task.kind {
+                TaskKind::Texts(_) => Some(column("data.label")?.unwrap_or_else(|| "label".into())),
+                TaskKind::Clm | TaskKind::Chat | TaskKind::Mlm => None,
             },
             max_length: count(s, "data.max_length")?,
         };
@@ -92,8 +92,8 @@ impl RunConfig {
                 (_, Some(tokens)) => BatchSize::Tokens(tokens),
                 (Some(examples), None) => BatchSize::Examples(examples),
                 (None, None) => BatchSize::Examples(match task.kind {
+                    TaskKind::Texts(_) | TaskKind::Mlm => 16,
                     TaskKind::Clm | TaskKind::Chat => 4,
-                    _ => 16,
                 }),
             },
             accumulate: count(s, "train.accumulate")?.unwrap_or(1),
@@ -203,7 +203,7 @@ fn foreign_to_task(s: &Settings, kind: TaskKind, model: &ModelConfig) -> Result<
         ));
     }
     let classifiers = ["data.label", "data.text_pair", "train.cache_dir"];
-    let given = |key: &&str| kind.problem().is_none() && s.origin(key).is_some();
+    let given = |key: &&str| !matches!(kind, TaskKind::Texts(_)) && s.origin(key).is_some();
     match classifiers.into_iter().find(given) {
         Some(key) => Err(Error::config(
             place(key),

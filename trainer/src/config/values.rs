@@ -3,73 +3,12 @@
 use std::fmt;
 use std::str::FromStr;
 
-use graft_models::ProblemType;
 use graft_tensor::DType;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 use super::rules::Rule;
 use super::strategy::Strategy;
-
-/// What a run learns to do.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
-#[serde(rename_all = "lowercase")]
-pub enum TaskKind {
-    /// One label per text or pair of texts.
-    Classify,
-    /// Any number of labels per text or pair of texts.
-    #[value(name = "multilabel")]
-    MultiLabel,
-    /// A number per text or pair of texts.
-    Regression,
-    /// The next token of documents: a causal language model.
-    Clm,
-    /// The assistant's tokens of conversations: a causal language model.
-    Chat,
-    /// Hidden tokens of documents: a masked language model.
-    Mlm,
-}
-
-impl TaskKind {
-    /// Column of the text where none is named.
-    pub fn text_column(self) -> &'static str {
-        match self {
-            TaskKind::Chat => "messages",
-            _ => "text",
-        }
-    }
-
-    /// What the outputs of the head mean that texts get; none for language models.
-    pub fn problem(self) -> Option<ProblemType> {
-        match self {
-            TaskKind::Classify => Some(ProblemType::SingleLabel),
-            TaskKind::MultiLabel => Some(ProblemType::MultiLabel),
-            TaskKind::Regression => Some(ProblemType::Regression),
-            TaskKind::Clm | TaskKind::Chat | TaskKind::Mlm => None,
-        }
-    }
-
-    /// The task that leads to a head whose outputs mean this.
-    pub fn of(problem: ProblemType) -> TaskKind {
-        match problem {
-            ProblemType::SingleLabel => TaskKind::Classify,
-            ProblemType::MultiLabel => TaskKind::MultiLabel,
-            ProblemType::Regression => TaskKind::Regression,
-        }
-    }
-}
-
-impl fmt::Display for TaskKind {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            TaskKind::Classify => "classify",
-            TaskKind::MultiLabel => "multilabel",
-            TaskKind::Regression => "regression",
-            TaskKind::Clm => "clm",
-            TaskKind::Chat => "chat",
-            TaskKind::Mlm => "mlm",
-        })
-    }
-}
+use super::task::TaskKind;
 
 /// Where a model's weights come from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -274,7 +213,7 @@ macro_rules! as_string {
         }
     )*};
 }
-as_string!(Strategy, Rule, Every);
+as_string!(Strategy, Rule, Every, TaskKind);
 
 #[cfg(test)]
 mod tests {

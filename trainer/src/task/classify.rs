@@ -10,7 +10,7 @@ use graft_nn::{Forward, TrainableSet};
 use graft_tensor::Memory;
 
 use super::{Task, new_parameters};
-use crate::config::RunConfig;
+use crate::config::{RunConfig, TaskKind};
 use crate::data::{Columns, Dataset, training_labels};
 use crate::error::Result;
 use crate::evaluate::{Labelled, logits};
@@ -52,8 +52,9 @@ impl<N: TextClassifier> Task for Classify<N> {
     type Quality = Evaluation;
 
     fn load(config: &RunConfig, memory: &Memory) -> Result<Loaded<Classify<N>, N>> {
-        let problem = config.task.kind.problem();
-        let problem = problem.expect("the task is one of texts that have labels");
+        let TaskKind::Texts(problem) = config.task.kind else {
+            panic!("{} is no task of labelled texts", config.task.kind);
+        };
         let columns = Columns {
             text: config.data.text.clone(),
             text_pair: config.data.text_pair.clone(),
