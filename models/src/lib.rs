@@ -44,8 +44,8 @@ pub use bpe::{END_OF_TEXT, MIN_BPE_VOCAB, train_bpe};
 pub use chat::{ChatOptions, ChatTemplate, Supervised};
 pub use classifier::{Classifier, Cut};
 pub use config::{
-    Config, DecoderConfig, DecoderFamily, DropoutRates, Family, HiddenAct, Labels, ModelConfig,
-    ProblemType,
+    Config, DecoderConfig, DecoderFamily, DropoutRates, Family, HeadConfig, HiddenAct, Labels,
+    ModelConfig, ProblemType,
 };
 pub use decoder::{CausalLm, Decoder, DecoderClassifier, KvCache};
 pub use detokenize::DecodeStream;

@@ -216,7 +216,10 @@ fn classifiers_equal_those_of_transformers() {
         let (batch, _) = decoder_batch(&tensors);
         let exact = tensors["logits64"].to_f64().unwrap();
         let config = config(&dir);
-        assert_eq!(config.labels.names(), ["negative", "neutral", "positive"]);
+        assert_eq!(
+            config.head.labels.names(),
+            ["negative", "neutral", "positive"]
+        );
         for (dtype, tolerance) in [(DType::F32, 1e-5), (DType::F64, 1e-11)] {
             let mut parameters = Parameters::new(&Memory::cpu(), dtype);
             let classifier = DecoderClassifier::new(&mut parameters, &config).unwrap();

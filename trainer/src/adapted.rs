@@ -130,16 +130,8 @@ impl Choice {
             return Ok(Config::load(&source)?);
         }
         if let Some(labels) = dir.labels()? {
-            match &mut base {
-                Config::Encoder(c) => {
-                    let problem = ProblemType::of(c.problem_type, &labels);
-                    c.set_classification(labels, problem);
-                }
-                Config::Decoder(c) => {
-                    let problem = ProblemType::of(c.problem_type, &labels);
-                    c.set_classification(labels, problem);
-                }
-            }
+            let problem = ProblemType::of(base.head().problem_type, &labels);
+            base.set_classification(labels, problem);
         }
         Ok(base)
     }
@@ -147,19 +139,16 @@ impl Choice {
     /// What a model is for where nothing is said: what it was trained for, if it is a run, or else what the class in its
     /// [configuration](Choice::config) does.
     pub fn task(&self, config: &Config) -> TaskKind {
-        let has = |all: &[String], class: &str| all.iter().any(|name| name == class);
         match config {
-            Config::Encoder(config) => {
-                match has(&config.architectures, config.family.masked_architecture()) {
-                    true => TaskKind::Mlm,
-                    false => TaskKind::Texts(Classifier::problem(config)),
-                }
-            }
+            Config::Encoder(config) => match config.head.is(config.family.masked_architecture()) {
+                true => TaskKind::Mlm,
+                false => TaskKind::Texts(Classifier::problem(config)),
+            },
             Config::Decoder(config) => {
                 let class = config.family.classification_architecture();
                 let dir = self.first().map_or(Path::new(&self.base), AdapterDir::path);
                 let run = || Settings::from_file(&dir.join(run_dir::CONFIG_FILE));
-                if has(&config.architectures, class) {
+                if config.head.is(class) {
                     TaskKind::Texts(DecoderClassifier::problem(config))
                 } else if run().is_ok_and(|run| run.task() == Some(TaskKind::Chat)) {
                     TaskKind::Chat

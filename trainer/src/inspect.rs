@@ -47,8 +47,7 @@ pub fn inspect(
             if let Some(count) = labels {
                 config.set_classification(Labels::numbered(count), ProblemType::SingleLabel);
             }
-            let masked = config.family.masked_architecture();
-            let fills_in = config.architectures.iter().any(|name| name == masked);
+            let fills_in = config.head.is(config.family.masked_architecture());
             let head = match fills_in {
                 true => format!("vocabulary {}", config.vocab_size),
                 false => format!("{} labels", config.num_labels()),
@@ -69,8 +68,7 @@ pub fn inspect(
             if let Some(count) = labels {
                 config.set_classification(Labels::numbered(count), ProblemType::SingleLabel);
             }
-            let class = config.family.classification_architecture();
-            let classifies = config.architectures.iter().any(|name| name == class);
+            let classifies = config.head.is(config.family.classification_architecture());
             let head = match classifies {
                 true => format!("{} labels", config.num_labels()),
                 false => format!("vocabulary {}", config.vocab_size),

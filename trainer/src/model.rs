@@ -223,9 +223,9 @@ impl Model<MaskedLm> {
             }
         };
         let class = config.family.masked_architecture();
-        if !config.architectures.iter().any(|name| name == class) {
+        if !config.head.is(class) {
             if weights == (Weights::Stored { new_head: None }) {
-                let found = list_names(&config.architectures, 3);
+                let found = list_names(&config.head.architectures, 3);
                 let what = format!("the model is {found}, expected {class}");
                 let help = "train its head first, with `trainer train --task mlm`";
                 return Err(Error::config(spec, what, help));
@@ -274,12 +274,12 @@ impl Model<CausalLm> {
         };
         let class = config.family.causal_architecture();
         let classifies = config.family.classification_architecture();
-        if config.architectures.iter().any(|name| name == classifies) {
+        if config.head.is(classifies) {
             let what = format!("the model is {classifies}, expected {class}");
             let help = "name the language model that it was made from";
             return Err(Error::config(spec, what, help));
         }
-        if !config.architectures.iter().any(|name| name == class) {
+        if !config.head.is(class) {
             config.set_causal();
         }
         Model::load(&source, config, changes, weights, memory, meanwhile)

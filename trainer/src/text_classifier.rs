@@ -141,17 +141,17 @@ impl TextClassifier for Classifier {
 
     fn classes(config: &ModelConfig) -> Classes<'_> {
         Classes {
-            stated: &config.architectures,
+            stated: &config.head.architectures,
             classifier: config.family.classification_architecture(),
         }
     }
 
     fn labels(config: &ModelConfig) -> &Labels {
-        &config.labels
+        &config.head.labels
     }
 
     fn problem_with(config: &ModelConfig, labels: &Labels) -> ProblemType {
-        ProblemType::of(config.problem_type, labels)
+        ProblemType::of(config.head.problem_type, labels)
     }
 
     fn set_outputs(config: &mut ModelConfig, outputs: Outputs) {
@@ -188,17 +188,17 @@ impl TextClassifier for DecoderClassifier {
 
     fn classes(config: &DecoderConfig) -> Classes<'_> {
         Classes {
-            stated: &config.architectures,
+            stated: &config.head.architectures,
             classifier: config.family.classification_architecture(),
         }
     }
 
     fn labels(config: &DecoderConfig) -> &Labels {
-        &config.labels
+        &config.head.labels
     }
 
     fn problem_with(config: &DecoderConfig, labels: &Labels) -> ProblemType {
-        ProblemType::of(config.problem_type, labels)
+        ProblemType::of(config.head.problem_type, labels)
     }
 
     fn set_outputs(config: &mut DecoderConfig, outputs: Outputs) {

@@ -7,8 +7,8 @@ use serde_json::{Map, Value};
 
 use super::read::Reader;
 use super::{
-    HiddenAct, Labels, MAX_HIDDEN, MAX_INTERMEDIATE, MAX_LAYERS, MAX_POSITIONS, MAX_VOCAB,
-    ProblemType, activation_named, load_with, put, put_shared,
+    HeadConfig, HiddenAct, Labels, MAX_HIDDEN, MAX_INTERMEDIATE, MAX_LAYERS, MAX_POSITIONS,
+    MAX_VOCAB, ProblemType, activation_named, load_with, put, put_dtype,
 };
 use crate::error::Result;
 use crate::json::parse_object;
@@ -138,12 +138,8 @@ pub struct ModelConfig {
     pub initializer_range: f64,
     /// The padding token, if there is one. RoBERTa always has one: positions are counted from it.
     pub pad_token_id: Option<usize>,
-    /// The names of the head's outputs.
-    pub labels: Labels,
-    /// What the outputs mean, if it is stated.
-    pub problem_type: Option<ProblemType>,
-    /// Classes of transformers that can load the checkpoint.
-    pub architectures: Vec<String>,
+    /// What the checkpoint is for.
+    pub head: HeadConfig,
     /// Element type of the checkpoint, if it is stated (`torch_dtype` in version 4, `dtype` in version 5).
     pub dtype: Option<DType>,
     /// All keys as they were read. [`ModelConfig::to_json`] starts from them.
@@ -248,9 +244,7 @@ impl ModelConfig {
             dropout,
             initializer_range: read.positive("initializer_range")?.unwrap_or(0.02),
             pad_token_id,
-            labels: read.labels()?,
-            problem_type: read.problem_type()?,
-            architectures: read.architectures()?,
+            head: HeadConfig::read(&read)?,
             dtype: read.dtype()?,
             raw,
         })
@@ -258,7 +252,7 @@ impl ModelConfig {
 
     /// Number of outputs of the head.
     pub fn num_labels(&self) -> usize {
-        self.labels.count()
+        self.head.labels.count()
     }
 
     /// Width of one attention head.
@@ -286,19 +280,13 @@ impl ModelConfig {
 
     /// Makes this the config of a model that fills in tokens.
     pub fn set_masked(&mut self) {
-        self.architectures = vec![self.family.masked_architecture().to_string()];
-        self.labels = Labels::default();
-        self.problem_type = None;
-        for key in ["id2label", "label2id", "num_labels"] {
-            self.raw.remove(key);
-        }
+        self.head = HeadConfig::vocabulary(self.family.masked_architecture(), &mut self.raw);
     }
 
     /// Makes this the config of a classifier: its class, its labels, and what they mean.
     pub fn set_classification(&mut self, labels: Labels, problem_type: ProblemType) {
-        self.architectures = vec![self.family.classification_architecture().to_string()];
-        self.labels = labels;
-        self.problem_type = Some(problem_type);
+        let class = self.family.classification_architecture();
+        self.head = HeadConfig::classifier(class, labels, problem_type);
     }
 
     /// The text of the config.json to save: what was read, with this config's values in the spelling that the file
@@ -356,13 +344,8 @@ impl ModelConfig {
             None if map.get("pad_token_id").and_then(Value::as_i64) == Some(-1) => {}
             None => put(&mut map, &["pad_token_id"], Value::Null),
         }
-        put_shared(
-            &mut map,
-            &self.labels,
-            self.problem_type,
-            &self.architectures,
-            self.dtype,
-        );
+        self.head.put(&mut map);
+        put_dtype(&mut map, self.dtype);
         // A map of strings to JSON values always prints.
         let mut text = serde_json::to_string_pretty(&map).unwrap_or_default();
         text.push('\n');

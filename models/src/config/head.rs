@@ -1,6 +1,87 @@
-//! What the outputs of a classification head are called and mean.
+//! What a model is for, which configs of all families state alike: its class, and what the outputs of a classification
+//! head are called and mean.
 
+use serde_json::{Map, Value};
+
+use super::put;
+use super::read::Reader;
 use crate::error::{Error, Result, Shown};
+
+/// What a model is for.
+#[derive(Clone, Debug, PartialEq)]
+pub struct HeadConfig {
+    /// Classes of transformers that can load the checkpoint.
+    pub architectures: Vec<String>,
+    /// The names of a classification head's outputs.
+    pub labels: Labels,
+    /// What these outputs mean, if it is stated.
+    pub problem_type: Option<ProblemType>,
+}
+
+impl HeadConfig {
+    /// Whether the checkpoint says that this class of transformers can load it.
+    pub fn is(&self, class: &str) -> bool {
+        self.architectures.iter().any(|name| name == class)
+    }
+
+    /// A classifier's.
+    pub(super) fn classifier(class: &str, labels: Labels, problem_type: ProblemType) -> HeadConfig {
+        HeadConfig {
+            architectures: vec![class.to_string()],
+            labels,
+            problem_type: Some(problem_type),
+        }
+    }
+
+    /// That of a model whose outputs are the vocabulary. Labels that the file stated, whose keys are `raw`, are gone.
+    pub(super) fn vocabulary(class: &str, raw: &mut Map<String, Value>) -> HeadConfig {
+        for key in ["id2label", "label2id", "num_labels"] {
+            raw.remove(key);
+        }
+        HeadConfig {
+            architectures: vec![class.to_string()],
+            labels: Labels::default(),
+            problem_type: None,
+        }
+    }
+
+    pub(super) fn read(read: &Reader) -> Result<HeadConfig> {
+        Ok(HeadConfig {
+            labels: read.labels()?,
+            problem_type: read.problem_type()?,
+            architectures: read.architectures()?,
+        })
+    }
+
+    /// Sets the keys of a file.
+    pub(super) fn put(&self, map: &mut Map<String, Value>) {
+        // A file that names no class stays as it is, whether it says null, [] or nothing.
+        if !self.architectures.is_empty() {
+            put(map, &["architectures"], self.architectures.clone().into());
+        }
+        let mut classes = self.architectures.iter();
+        let classifies = classes.any(|class| class.ends_with("ForSequenceClassification"));
+        if classifies || map.contains_key("id2label") || self.labels != Labels::default() {
+            let names = self.labels.names().iter().enumerate();
+            let id2label: Map<_, _> = names
+                .clone()
+                .map(|(i, n)| (i.to_string(), n.clone().into()))
+                .collect();
+            let label2id: Map<_, _> = names.map(|(i, n)| (n.clone(), i.into())).collect();
+            put(map, &["id2label"], id2label.into());
+            put(map, &["label2id"], label2id.into());
+            // Old spellings of the count; the labels say it.
+            map.remove("num_labels");
+            map.remove("_num_labels");
+        }
+        match self.problem_type {
+            Some(kind) => put(map, &["problem_type"], kind.name().into()),
+            None => {
+                map.remove("problem_type");
+            }
+        }
+    }
+}
 
 /// What the outputs of the head mean, and so which loss fits them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

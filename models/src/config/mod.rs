@@ -19,7 +19,7 @@ mod rope;
 
 pub use decoder::{DecoderConfig, DecoderDropout, DecoderFamily, LayerKind, Positions};
 pub use encoder::{DropoutRates, Family, ModelConfig};
-pub use head::{Labels, MAX_LABELS, ProblemType};
+pub use head::{HeadConfig, Labels, MAX_LABELS, ProblemType};
 use read::{Architecture, Reader};
 pub use rope::{RopeParameters, RopeScaling};
 
@@ -77,6 +77,22 @@ impl Config {
         let encoders = Family::ALL.map(Family::model_type);
         let decoders = DecoderFamily::ALL.map(DecoderFamily::model_type);
         Self::among(file, text, &[&encoders[..], &decoders].concat())
+    }
+
+    /// What the checkpoint is for.
+    pub fn head(&self) -> &HeadConfig {
+        match self {
+            Config::Encoder(config) => &config.head,
+            Config::Decoder(config) => &config.head,
+        }
+    }
+
+    /// Makes this the config of a classifier: its class, its labels, and what they mean.
+    pub fn set_classification(&mut self, labels: Labels, problem_type: ProblemType) {
+        match self {
+            Config::Encoder(config) => config.set_classification(labels, problem_type),
+            Config::Decoder(config) => config.set_classification(labels, problem_type),
+        }
     }
 
     fn among(file: &str, text: &[u8], expected: &[&str]) -> Result<Config> {
@@ -153,40 +169,8 @@ fn put(map: &mut Map<String, Value>, spellings: &[&str], value: Value) {
     }
 }
 
-/// Sets what the files of all families have: the head's labels, the architectures, the element type.
-fn put_shared(
-    map: &mut Map<String, Value>,
-    labels: &Labels,
-    problem_type: Option<ProblemType>,
-    architectures: &[String],
-    dtype: Option<DType>,
-) {
-    // A file that names none stays as it is, whether it says null, [] or nothing.
-    if !architectures.is_empty() {
-        put(map, &["architectures"], architectures.to_vec().into());
-    }
-    let classifies = architectures
-        .iter()
-        .any(|a| a.ends_with("ForSequenceClassification"));
-    if classifies || map.contains_key("id2label") || *labels != Labels::default() {
-        let names = labels.names().iter().enumerate();
-        let id2label: Map<_, _> = names
-            .clone()
-            .map(|(i, n)| (i.to_string(), n.clone().into()))
-            .collect();
-        let label2id: Map<_, _> = names.map(|(i, n)| (n.clone(), i.into())).collect();
-        put(map, &["id2label"], id2label.into());
-        put(map, &["label2id"], label2id.into());
-        // Old spellings of the count; the labels say it.
-        map.remove("num_labels");
-        map.remove("_num_labels");
-    }
-    match problem_type {
-        Some(kind) => put(map, &["problem_type"], kind.name().into()),
-        None => {
-            map.remove("problem_type");
-        }
-    }
+/// Sets the element type, if it is known, in the spelling of the file's version.
+fn put_dtype(map: &mut Map<String, Value>, dtype: Option<DType>) {
     if let Some(dtype) = dtype {
         let name = DTYPE_NAMES
             .iter()

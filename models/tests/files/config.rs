@@ -110,17 +110,17 @@ fn both_spellings_give_the_same_model() {
         (four.layer_norm_eps, four.hidden_act, four.pad_token_id),
         (1e-12, HiddenAct::Gelu, Some(0))
     );
-    assert_eq!(four.labels.names(), ["neg", "neu", "pos"]);
+    assert_eq!(four.head.labels.names(), ["neg", "neu", "pos"]);
     assert_eq!(
         (
             four.num_labels(),
-            four.labels.id("pos"),
-            four.labels.id("x")
+            four.head.labels.id("pos"),
+            four.head.labels.id("x")
         ),
         (3, Some(2), None)
     );
     assert_eq!(
-        (four.problem_type, four.dtype),
+        (four.head.problem_type, four.dtype),
         (Some(ProblemType::SingleLabel), Some(DType::Bf16))
     );
 }
@@ -135,7 +135,7 @@ fn roberta_counts_positions_from_its_padding() {
         "null stands for the hidden rate"
     );
     assert_eq!(
-        (config.num_labels(), config.problem_type),
+        (config.num_labels(), config.head.problem_type),
         (1, Some(ProblemType::Regression))
     );
 }
@@ -161,7 +161,7 @@ fn distilbert_has_names_of_its_own() {
             classifier: 0.2
         }
     );
-    assert_eq!(config.labels, Labels::numbered(2));
+    assert_eq!(config.head.labels, Labels::numbered(2));
     assert_eq!(config.dtype, Some(DType::F16));
     // The general names mean the same, and both at once must agree.
     let general = DISTILBERT
@@ -207,10 +207,14 @@ fn defaults_are_those_of_transformers() {
         (HiddenAct::Gelu, 0.02)
     );
     assert_eq!(
-        (config.labels.count(), config.problem_type, config.dtype),
+        (
+            config.head.labels.count(),
+            config.head.problem_type,
+            config.dtype
+        ),
         (2, None, None)
     );
-    assert!(config.architectures.is_empty());
+    assert!(config.head.architectures.is_empty());
     assert_eq!(
         parse(&minimal.replace("bert", "roberta"))
             .unwrap()
@@ -314,7 +318,7 @@ fn changed_values_are_written_in_the_spelling_read() {
     assert!(!saved.contains_key("torch_dtype"));
     let mut config = parse(ROBERTA).unwrap();
     config.dropout.classifier = 0.5;
-    config.problem_type = None;
+    config.head.problem_type = None;
     let saved = object(&config.to_json());
     assert_eq!(saved["classifier_dropout"], 0.5);
     assert!(!saved.contains_key("problem_type"));
@@ -435,7 +439,7 @@ fn harmless_oddities_are_accepted() {
         json!(5),
     );
     let config = parse(&counted).unwrap();
-    assert_eq!(config.labels, Labels::numbered(5));
+    assert_eq!(config.head.labels, Labels::numbered(5));
     let saved = object(&config.to_json());
     assert!(!saved.contains_key("_num_labels") && saved["id2label"]["4"] == "LABEL_4");
 }

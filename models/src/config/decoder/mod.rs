@@ -6,8 +6,8 @@ use serde_json::{Map, Value};
 use super::read::Reader;
 use super::rope::RopeParameters;
 use super::{
-    CONFIG_FILE, HiddenAct, Labels, MAX_HIDDEN, MAX_INTERMEDIATE, MAX_LAYERS, MAX_POSITIONS,
-    MAX_VOCAB, ProblemType, load_with, put, put_shared,
+    CONFIG_FILE, HeadConfig, HiddenAct, Labels, MAX_HIDDEN, MAX_INTERMEDIATE, MAX_LAYERS,
+    MAX_POSITIONS, MAX_VOCAB, ProblemType, load_with, put, put_dtype,
 };
 use crate::error::Result;
 use crate::json::parse_object;
@@ -93,12 +93,8 @@ pub struct DecoderConfig {
     pub dropout: DecoderDropout,
     /// Standard deviation of new weights.
     pub initializer_range: f64,
-    /// The names of a classification head's outputs.
-    pub labels: Labels,
-    /// What these outputs mean, if it is stated.
-    pub problem_type: Option<ProblemType>,
-    /// Classes of transformers that can load the checkpoint.
-    pub architectures: Vec<String>,
+    /// What the checkpoint is for.
+    pub head: HeadConfig,
     /// Element type of the checkpoint, if it is stated (`torch_dtype` in version 4, `dtype` in version 5).
     pub dtype: Option<DType>,
     /// Tokens that end a text, if any are stated.
@@ -204,9 +200,7 @@ impl DecoderConfig {
                 },
             },
             initializer_range: read.positive("initializer_range")?.unwrap_or(0.02),
-            labels: read.labels()?,
-            problem_type: read.problem_type()?,
-            architectures: read.architectures()?,
+            head: HeadConfig::read(&read)?,
             dtype: read.dtype()?,
             eos_token_ids: tokens(&read, "eos_token_id")?,
             bos_token_id: tokens(&read, "bos_token_id")?.first().copied(),
@@ -241,7 +235,7 @@ impl DecoderConfig {
 
     /// Number of outputs of a classification head.
     pub fn num_labels(&self) -> usize {
-        self.labels.count()
+        self.head.labels.count()
     }
 
     /// Most tokens of a sequence.
@@ -269,19 +263,13 @@ impl DecoderConfig {
 
     /// Makes this the config of a model that predicts tokens.
     pub fn set_causal(&mut self) {
-        self.architectures = vec![self.family.causal_architecture().to_string()];
-        self.labels = Labels::default();
-        self.problem_type = None;
-        for key in ["id2label", "label2id", "num_labels"] {
-            self.raw.remove(key);
-        }
+        self.head = HeadConfig::vocabulary(self.family.causal_architecture(), &mut self.raw);
     }
 
     /// Makes this the config of a classifier: its class, its labels, and what they mean.
     pub fn set_classification(&mut self, labels: Labels, problem_type: ProblemType) {
-        self.architectures = vec![self.family.classification_architecture().to_string()];
-        self.labels = labels;
-        self.problem_type = Some(problem_type);
+        let class = self.family.classification_architecture();
+        self.head = HeadConfig::classifier(class, labels, problem_type);
     }
 
     /// The text of the config.json to save: what was read, with those of this config's public values that were changed
@@ -320,13 +308,8 @@ impl DecoderConfig {
             [one] => one.into(),
             _ => c.eos_token_ids.clone().into(),
         });
-        put_shared(
-            &mut map,
-            &self.labels,
-            self.problem_type,
-            &self.architectures,
-            self.dtype,
-        );
+        self.head.put(&mut map);
+        put_dtype(&mut map, self.dtype);
         let mut text = serde_json::to_string_pretty(&map).unwrap_or_default();
         text.push('\n');
         text
