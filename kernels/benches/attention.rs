@@ -6,6 +6,9 @@
 //! operations for each visible pair of tokens; softmax and packing are in the time. Each number is
 //! the best of several repeats, since other programs may be running.
 
+mod best;
+
+use best::best;
 use graft_kernels::Float;
 use graft_kernels::attention::{
     Attention, Packed, attention, attention_backward, attention_backward_workspace,
@@ -14,20 +17,6 @@ use graft_kernels::attention::{
 use graft_kernels::philox::{self, Key};
 use half::bf16;
 use std::hint::black_box;
-use std::time::Instant;
-
-/// Best of repeats for about a second, in seconds.
-fn best(mut f: impl FnMut()) -> f64 {
-    f();
-    let (start, mut best, mut count) = (Instant::now(), f64::INFINITY, 0);
-    while count < 3 || (start.elapsed().as_secs_f64() < 1.0 && count < 200) {
-        let begin = Instant::now();
-        f();
-        best = best.min(begin.elapsed().as_secs_f64());
-        count += 1;
-    }
-    best
-}
 
 fn bench<T: Float<Acc = f32>>(name: &str, p: Attention, lengths: &[usize]) {
     let only: Vec<String> = std::env::args()
@@ -58,14 +47,14 @@ fn bench<T: Float<Acc = f32>>(name: &str, p: Attention, lengths: &[usize]) {
     let mut out = vec![T::default(); tokens * width];
     let mut lse = vec![0.0f32; p.heads * tokens];
     let mut workspace = vec![0.0f32; attention_workspace(&p, &offsets)];
-    let forward = best(|| {
+    let forward = best(1.0, || {
         attention(&p, &offsets, q, k, v, &mut out, &mut lse, &mut workspace);
         black_box(&mut out);
     });
     let mut workspace = vec![0.0f32; attention_backward_workspace(&p, &offsets)];
     let mut dq = vec![T::default(); tokens * width];
     let [mut dk, mut dv] = [0; 2].map(|_| vec![T::default(); tokens * kv_width]);
-    let backward = best(|| {
+    let backward = best(1.0, || {
         let (dq, dk, dv) = (Some(&mut dq[..]), Some(&mut dk[..]), Some(&mut dv[..]));
         attention_backward(
             &p,

@@ -11,8 +11,10 @@
 //! with the two crates. With `cold`, each repeat takes other operands, so that they come from memory,
 //! as most do in a training step. With the name of an instruction set, products and peaks are those of that one.
 
+mod best;
 mod instructions;
 
+use best::best;
 use graft_kernels::Float;
 use graft_kernels::gemm::{
     Activation, Epilogue, Isa, MatRef, Operands, gemm_with, gemm_workspace_with,
@@ -20,21 +22,6 @@ use graft_kernels::gemm::{
 use half::{bf16, f16};
 use instructions::instructions;
 use std::hint::black_box;
-use std::time::Instant;
-
-/// Best of repeats for about a third of a second, in seconds.
-fn best(mut f: impl FnMut()) -> f64 {
-    f();
-    let (start, mut best) = (Instant::now(), f64::INFINITY);
-    let mut count = 0;
-    while count < 5 || (start.elapsed().as_secs_f64() < 0.3 && count < 100) {
-        let begin = Instant::now();
-        f();
-        best = best.min(begin.elapsed().as_secs_f64());
-        count += 1;
-    }
-    best
-}
 
 #[cfg(target_arch = "x86_64")]
 mod peak {
@@ -99,7 +86,7 @@ fn peaks(isa: Isa) -> [f64; 2] {
     {
         let rounds = 400_000;
         let measure = |flops: usize, probe: unsafe fn(usize)| {
-            let seconds = best(|| {
+            let seconds = best(0.3, || {
                 // SAFETY: the processor's instruction set was asked for.
                 rayon::broadcast(|_| unsafe { probe(black_box(rounds)) });
             });
@@ -127,7 +114,7 @@ fn peaks(isa: Isa) -> [f64; 2] {
 fn memory() -> f64 {
     let numbers = vec![1u64; 64 << 20];
     let part = numbers.len() / rayon::current_num_threads();
-    let seconds = best(|| {
+    let seconds = best(0.3, || {
         rayon::broadcast(|context| {
             let mut sums = [0u64; 32];
             let numbers = &numbers[context.index() * part..][..part];
@@ -193,7 +180,7 @@ where
     let mut workspace = vec![C::Acc::default(); gemm_workspace_with::<C>(isa, operands, m, n, k)];
     let [a_t, b_t] = case.transposed;
     let (mut next, count) = (0, sets.len());
-    best(|| {
+    best(0.3, || {
         let (a, b, c) = &mut sets[next];
         next = (next + 1) % count;
         let (a, b) = (view(a, m, k, a_t), view(b, k, n, b_t));
@@ -221,7 +208,7 @@ fn peers(case: &Case) -> [f64; 2] {
     let signed = |(rows, cols): (usize, usize)| (rows as isize, cols as isize);
     let ((ar, ac), (br, bc)) = (signed(sa), signed(sb));
     let threads = rayon::current_num_threads();
-    let by_gemm = best(|| {
+    let by_gemm = best(0.3, || {
         let c = black_box(&mut c[..]).as_mut_ptr();
         // SAFETY: all three matrices lie in their buffers.
         unsafe {
@@ -248,7 +235,7 @@ fn peers(case: &Case) -> [f64; 2] {
             );
         }
     });
-    let by_matrixmultiply = best(|| {
+    let by_matrixmultiply = best(0.3, || {
         let c = black_box(&mut c[..]).as_mut_ptr();
         // SAFETY: all three matrices lie in their buffers.
         unsafe {

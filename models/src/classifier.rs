@@ -24,9 +24,33 @@ pub enum Cut {
 }
 
 impl Cut {
-    /// Whether what passes are rows of the texts' own tokens: a prompt has rows of its own in the layers.
-    pub(crate) fn passes(self, p: &Parameters) -> bool {
-        self == Cut::Head || p.adapters().virtual_rows() == 0
+    /// The place below the lowest trained parameter, in a classifier of `stages` between embeddings and head: in front of
+    /// the stage that the parameter belongs to. `None` if that is an embedding, or if more than the texts' own tokens would
+    /// pass: a prompt has rows of its own in the layers.
+    pub(crate) fn below_trained(
+        p: &Parameters,
+        set: &TrainableSet,
+        stages: usize,
+        stage_of: impl FnOnce(ParamId) -> Option<usize>,
+    ) -> Option<Cut> {
+        // The model's own parameters are declared, and numbered, in the order in which they take part; an adapter's take
+        // part beside one of these.
+        let first = set.ids().map(|id| p.adapters().anchor(id)).min()?;
+        let stage = stage_of(first)?;
+        let cut = match stage < stages {
+            true => Cut::Layer(stage),
+            false => Cut::Head,
+        };
+        Some(cut).filter(|&cut| cut == Cut::Head || p.adapters().virtual_rows() == 0)
+    }
+
+    /// Whether it lies above a stage of so many; above the embeddings, which are of none, it always does.
+    pub(crate) fn is_above(self, stage: Option<usize>, stages: usize) -> bool {
+        let end = match self {
+            Cut::Layer(first) => first,
+            Cut::Head => stages,
+        };
+        stage.is_none_or(|stage| stage < end)
     }
 
     /// Rows of `hidden` numbers that pass for a sequence of so many tokens.
@@ -155,24 +179,14 @@ impl Classifier {
     /// The place below which nothing is trained: in front of the layer of the lowest trained parameter. `None` if an
     /// embedding is trained, or more than the texts' own tokens would pass.
     pub fn cut(&self, p: &Parameters, set: &TrainableSet) -> Option<Cut> {
-        // The model's own parameters are declared, and numbered, in the order in which they take part; an adapter's take
-        // part beside one of these.
-        let first = set.ids().map(|id| p.adapters().anchor(id)).min()?;
-        let layer = self.encoder.layer_of(first)?;
-        let cut = match layer < self.encoder.layers() {
-            true => Cut::Layer(layer),
-            false => Cut::Head,
-        };
-        Some(cut).filter(|cut| cut.passes(p))
+        Cut::below_trained(p, set, self.encoder.layers(), |id| {
+            self.encoder.layer_of(id)
+        })
     }
 
     /// Whether a parameter takes part in what passes through `cut`.
     pub fn is_below(&self, cut: Cut, id: ParamId) -> bool {
-        match (self.encoder.layer_of(id), cut) {
-            (None, _) => true,
-            (Some(layer), Cut::Layer(first)) => layer < first,
-            (Some(layer), Cut::Head) => layer < self.encoder.layers(),
-        }
+        cut.is_above(self.encoder.layer_of(id), self.encoder.layers())
     }
 
     /// What passes through `cut`: `[tokens, hidden]` in front of a layer, `[sequences, hidden]` in front of the head; in

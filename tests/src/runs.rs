@@ -101,6 +101,16 @@ impl Task {
         self.path(name).to_str().expect("UTF-8").to_owned()
     }
 
+    /// Writes a text of 60 lines that says the same things over and over, of which there are seven; its path.
+    ///
+    /// # Panics
+    /// If it cannot be written.
+    pub fn lines(&self, name: &str, line: impl Fn(usize) -> String) -> String {
+        let text: String = (0..60).map(|i| line(i % 7) + "\n").collect();
+        std::fs::write(self.path(name), text).expect("writes");
+        self.text(name)
+    }
+
     /// `train --model MODEL --train ... --eval ... --out OUT`, and more arguments.
     pub fn train(&self, model: &Path, out: &str, more: &[&str]) -> Vec<String> {
         let mut arguments = vec!["train".to_owned()];

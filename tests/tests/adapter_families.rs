@@ -51,10 +51,9 @@ const LENGTH: [&str; 2] = ["--max-length", "24"];
 /// Documents in `text.txt`, and a base of each family.
 fn bench() -> Task {
     let task = Task::new(1, 1);
-    let text: String = (0..60)
-        .map(|i| format!("line {} of the text, over and over\n", i % 7))
-        .collect();
-    std::fs::write(task.path("text.txt"), text).unwrap();
+    task.lines("text.txt", |i| {
+        format!("line {i} of the text, over and over")
+    });
     for family in FAMILIES {
         language_model(&task.path(family), family);
     }

@@ -316,14 +316,13 @@ fn adapters_combine_with_other_parts() {
 #[test]
 fn a_language_model_is_adapted_generated_with_and_merged() {
     let task = Task::new(1, 1);
-    let text: String = (0..60)
-        .map(|i| format!("line {} of the text, over and over\n", i % 7))
-        .collect();
-    std::fs::write(task.path("text.txt"), text).unwrap();
+    let train = task.lines("text.txt", |i| {
+        format!("line {i} of the text, over and over")
+    });
     for family in ["tiny-gpt2", "tiny-llama"] {
         let base = task.path(family);
         language_model(&base, family);
-        let (out, train) = (task.text(&format!("{family}-lora")), task.text("text.txt"));
+        let out = task.text(&format!("{family}-lora"));
         let arguments = [
             "train",
             "--task",

@@ -124,11 +124,9 @@ fn texts_are_classified_behind_virtual_tokens() {
 #[test]
 fn a_language_model_goes_on_behind_virtual_tokens() {
     let task = Task::new(1, 1);
-    let text: String = (0..60)
-        .map(|i| format!("line {} of the text, over and over\n", i % 7))
-        .collect();
-    std::fs::write(task.path("text.txt"), text).unwrap();
-    let data = task.text("text.txt");
+    let data = task.lines("text.txt", |i| {
+        format!("line {i} of the text, over and over")
+    });
     for family in ["tiny-gpt2", "tiny-llama", "tiny-gemma3"] {
         let base = task.path(family);
         language_model(&base, family);
@@ -196,11 +194,7 @@ fn a_language_model_goes_on_behind_virtual_tokens() {
 #[test]
 fn tokens_are_filled_in_behind_virtual_tokens() {
     let task = Task::new(1, 1);
-    let text: String = (0..60)
-        .map(|i| format!("{} the water and the bridge\n", i % 7))
-        .collect();
-    std::fs::write(task.path("text.txt"), text).unwrap();
-    let data = task.text("text.txt");
+    let data = task.lines("text.txt", |i| format!("{i} the water and the bridge"));
     let base = task.path("model");
     std::fs::create_dir(&base).unwrap();
     for (from, name) in [

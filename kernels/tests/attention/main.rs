@@ -286,14 +286,19 @@ fn large_scores_do_not_overflow() {
     assert!(grads.iter().flatten().flatten().all(|x| x.is_finite()));
 }
 
+/// Rows of one head of 4 dimensions.
+fn rows(data: &[f32]) -> Packed<'_, f32> {
+    Packed {
+        data,
+        row_stride: 4,
+    }
+}
+
 #[test]
 #[should_panic(expected = "attention: out is not [tokens, heads * head_dim]")]
 fn output_size_is_checked() {
     let (p, x) = (plain(1, 1, 4), [0.0f32; 8]);
-    let x = Packed {
-        data: &x,
-        row_stride: 4,
-    };
+    let x = rows(&x);
     attention(
         &p,
         &[0, 2],
@@ -310,14 +315,8 @@ fn output_size_is_checked() {
 #[should_panic(expected = "attention: k has 7 elements, 2 rows 4 apart need 8")]
 fn operand_size_is_checked() {
     let (p, x) = (plain(1, 1, 4), [0.0f32; 8]);
-    let q = Packed {
-        data: &x,
-        row_stride: 4,
-    };
-    let k = Packed {
-        data: &x[1..],
-        row_stride: 4,
-    };
+    let q = rows(&x);
+    let k = rows(&x[1..]);
     attention(
         &p,
         &[0, 2],
@@ -333,10 +332,7 @@ fn operand_size_is_checked() {
 #[test]
 #[should_panic(expected = "attention: 3 heads of 4 dimensions over 2 key heads")]
 fn heads_are_checked() {
-    let x = Packed {
-        data: &[0.0f32; 0],
-        row_stride: 4,
-    };
+    let x = rows(&[]);
     attention(&plain(3, 2, 4), &[0], x, x, x, &mut [], &mut [], &mut []);
 }
 
@@ -344,10 +340,7 @@ fn heads_are_checked() {
 #[should_panic(expected = "attention_backward: dv does not have 4 elements for each of 2 tokens")]
 fn gradient_size_is_checked() {
     let (p, x) = (plain(1, 1, 4), [0.0f32; 8]);
-    let q = Packed {
-        data: &x,
-        row_stride: 4,
-    };
+    let q = rows(&x);
     let (mut dv, mut workspace) = ([0.0; 4], [0.0; 9999]);
     attention_backward(
         &p,
@@ -369,10 +362,7 @@ fn gradient_size_is_checked() {
 #[should_panic(expected = "attention: workspace of 3 elements")]
 fn workspace_is_checked() {
     let (p, x) = (plain(1, 1, 4), [0.0f32; 8]);
-    let q = Packed {
-        data: &x,
-        row_stride: 4,
-    };
+    let q = rows(&x);
     attention(
         &p,
         &[0, 2],

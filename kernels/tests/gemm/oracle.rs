@@ -174,6 +174,12 @@ fn layout() -> impl Strategy<Value = Layout> {
     prop::sample::select(&LAYOUTS[..])
 }
 
+/// Sizes, how A and B lie, and what is done besides.
+fn case() -> impl Strategy<Value = (usize, usize, usize, Layout, Layout, Extras)> {
+    let size = || 0usize..=70;
+    (size(), size(), size(), layout(), layout(), extras())
+}
+
 fn extras() -> impl Strategy<Value = Extras> {
     let kinds = [
         None,
@@ -201,28 +207,28 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 200, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn f32_matches(m in 0usize..=70, n in 0usize..=70, k in 0usize..=70, la in layout(), lb in layout(), e in extras()) {
+    fn f32_matches((m, n, k, la, lb, e) in case()) {
         check_case::<f32>(m, n, k, la, lb, e);
     }
 
     #[test]
-    fn f64_matches(m in 0usize..=70, n in 0usize..=70, k in 0usize..=70, la in layout(), lb in layout(), e in extras()) {
+    fn f64_matches((m, n, k, la, lb, e) in case()) {
         check_case::<f64>(m, n, k, la, lb, e);
     }
 
     #[test]
-    fn bf16_matches(m in 0usize..=70, n in 0usize..=70, k in 0usize..=70, la in layout(), lb in layout(), e in extras()) {
+    fn bf16_matches((m, n, k, la, lb, e) in case()) {
         check_case::<bf16>(m, n, k, la, lb, e);
     }
 
     #[test]
-    fn f16_matches(m in 0usize..=70, n in 0usize..=70, k in 0usize..=70, la in layout(), lb in layout(), e in extras()) {
+    fn f16_matches((m, n, k, la, lb, e) in case()) {
         check_case::<f16>(m, n, k, la, lb, e);
     }
 
     /// As a step in bf16 has them: weights and their gradients in f32 beside bf16 activations.
     #[test]
-    fn mixed_types_match(m in 0usize..=70, n in 0usize..=70, k in 0usize..=70, la in layout(), lb in layout(), e in extras(), as_stored in any::<bool>()) {
+    fn mixed_types_match((m, n, k, la, lb, e) in case(), as_stored in any::<bool>()) {
         let operands = if as_stored { Operands::AsStored } else { Operands::Bf16 };
         check_types::<bf16, f32, bf16>(operands, m, n, k, la, lb, e);
         check_types::<f32, bf16, bf16>(operands, m, n, k, la, lb, e);

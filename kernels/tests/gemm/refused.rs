@@ -2,20 +2,19 @@
 
 use graft_kernels::gemm::{Batch, Epilogue, MatRef, Operands, gemm, gemm_batched};
 
+/// a times b, into so many elements, with so much workspace.
+fn multiply(a: MatRef<f32>, b: MatRef<f32>, epilogue: Epilogue<f32>, c: usize, workspace: usize) {
+    let (mut c, mut workspace) = (vec![0.0; c], vec![0.0; workspace]);
+    let as_stored = Operands::AsStored;
+    gemm(as_stored, a, b, &mut c, false, epilogue, &mut workspace);
+}
+
 #[test]
 #[should_panic(expected = "a is [2, 3] and b is [2, 2]: the inner sizes differ")]
 fn inner_sizes_must_agree() {
     let (a, b) = ([0f32; 6], [0f32; 4]);
     let (a, b) = (MatRef::row_major(&a, 2, 3), MatRef::row_major(&b, 2, 2));
-    gemm(
-        Operands::AsStored,
-        a,
-        b,
-        &mut [0f32; 4],
-        false,
-        Epilogue::default(),
-        &mut [],
-    );
+    multiply(a, b, Epilogue::default(), 4, 0);
 }
 
 #[test]
@@ -23,15 +22,7 @@ fn inner_sizes_must_agree() {
 fn matrices_must_lie_in_their_slices() {
     let (a, b) = ([0f32; 6], [0f32; 5]);
     let (a, b) = (MatRef::row_major(&a, 2, 3), MatRef::row_major(&b, 3, 2));
-    gemm(
-        Operands::AsStored,
-        a,
-        b,
-        &mut [0f32; 4],
-        false,
-        Epilogue::default(),
-        &mut [],
-    );
+    multiply(a, b, Epilogue::default(), 4, 0);
 }
 
 #[test]
@@ -39,15 +30,7 @@ fn matrices_must_lie_in_their_slices() {
 fn the_workspace_must_suffice() {
     let a = [0f32; 4];
     let a = MatRef::row_major(&a, 2, 2);
-    gemm(
-        Operands::AsStored,
-        a,
-        a,
-        &mut [0f32; 4],
-        false,
-        Epilogue::default(),
-        &mut [],
-    );
+    multiply(a, a, Epilogue::default(), 4, 0);
 }
 
 #[test]
@@ -59,15 +42,7 @@ fn the_bias_must_fit() {
         bias: Some(&[1.0]),
         ..Epilogue::default()
     };
-    gemm(
-        Operands::AsStored,
-        a,
-        a,
-        &mut [0f32; 4],
-        false,
-        epilogue,
-        &mut [0.0; 4096],
-    );
+    multiply(a, a, epilogue, 4, 4096);
 }
 
 #[test]

@@ -68,24 +68,17 @@ impl DecoderClassifier {
     /// The place below which nothing is trained: in front of the layer of the lowest trained parameter, where the final
     /// norm counts as one more layer. `None` if an embedding is trained, or more than the texts' own tokens would pass.
     pub fn cut(&self, p: &Parameters, set: &TrainableSet) -> Option<Cut> {
-        // The model's own parameters are declared, and numbered, in the order in which they take part; an adapter's take
-        // part beside one of these.
-        let first = set.ids().map(|id| p.adapters().anchor(id)).min()?;
-        let layer = self.decoder.stage_of(first)?;
-        let cut = match layer <= self.decoder.layers() {
-            true => Cut::Layer(layer),
-            false => Cut::Head,
-        };
-        Some(cut).filter(|cut| cut.passes(p))
+        Cut::below_trained(p, set, self.stages(), |id| self.decoder.stage_of(id))
     }
 
     /// Whether a parameter takes part in what passes through `cut`.
     pub fn is_below(&self, cut: Cut, id: ParamId) -> bool {
-        match (self.decoder.stage_of(id), cut) {
-            (None, _) => true,
-            (Some(layer), Cut::Layer(first)) => layer < first,
-            (Some(layer), Cut::Head) => layer <= self.decoder.layers(),
-        }
+        cut.is_above(self.decoder.stage_of(id), self.stages())
+    }
+
+    /// Layers, and the final norm.
+    fn stages(&self) -> usize {
+        self.decoder.layers() + 1
     }
 
     /// What passes through `cut`: `[tokens, hidden]` in front of a layer, `[sequences, hidden]` (each last token's last

@@ -1,5 +1,5 @@
-use graft_nn::Error;
 use graft_nn::layers::{Embedding, GatedMlp, LayerNorm, Linear, Mlp, RmsNorm, SelfAttention};
+use graft_nn::{Error, Parameters};
 use graft_tensor::Tensor;
 use graft_tensor::ops::{Activation, Attention, Glu};
 use ndarray::{Array2, ArrayD, Axis, Ix2, s};
@@ -20,6 +20,12 @@ fn affine(x: &ArrayD<f64>, w: Array2<f64>, b: Option<ArrayD<f64>>) -> ArrayD<f64
         Some(b) => y + b,
         None => y,
     }
+}
+
+/// `x` through a layer whose weight is `[out, in]`.
+fn through(p: &Parameters, layer: &Linear, x: &ArrayD<f64>) -> ArrayD<f64> {
+    let w = matrix(&value(p, layer.weight())).reversed_axes();
+    affine(x, w, layer.bias().map(|b| value(p, b)))
 }
 
 fn silu(x: f64) -> f64 {
@@ -44,8 +50,7 @@ fn linear() {
                 true => layer.activated(f, &v[0], Activation::Silu),
                 false => layer.forward(f, &v[0]),
             });
-            let w = matrix(&value(&p, layer.weight())).reversed_axes();
-            let mut want = affine(&x, w, layer.bias().map(|b| value(&p, b)));
+            let mut want = through(&p, &layer, &x);
             if activated {
                 want.mapv_inplace(silu);
             }
@@ -197,12 +202,8 @@ fn mlp() {
         fill(&mut p, seed);
         let x = values(seed, &[rows, hidden]);
         let y = checked(&p, &[tensor(&x)], seed, |f, v| layer.forward(f, &v[0]));
-        let of = |x: &ArrayD<f64>, layer: &Linear| {
-            let w = matrix(&value(&p, layer.weight())).reversed_axes();
-            affine(x, w, layer.bias().map(|b| value(&p, b)))
-        };
-        let want = of(&of(&x, &layer.up).mapv(f64::tanh), &layer.down);
-        near(&y, &want, CLOSE);
+        let inner = through(&p, &layer.up, &x).mapv(f64::tanh);
+        near(&y, &through(&p, &layer.down, &inner), CLOSE);
     });
 }
 
@@ -219,11 +220,8 @@ fn gated_mlp() {
         fill(&mut p, seed);
         let x = values(seed, &[rows, hidden]);
         let y = checked(&p, &[tensor(&x)], seed, |f, v| layer.forward(f, &v[0]));
-        let of = |x: &ArrayD<f64>, layer: &Linear| {
-            affine(x, matrix(&value(&p, layer.weight())).reversed_axes(), None)
-        };
-        let inner = of(&x, &layer.gate).mapv(silu) * of(&x, &layer.up);
-        near(&y, &of(&inner, &layer.down), CLOSE);
+        let inner = through(&p, &layer.gate, &x).mapv(silu) * through(&p, &layer.up, &x);
+        near(&y, &through(&p, &layer.down, &inner), CLOSE);
     });
 }
 
@@ -253,15 +251,8 @@ fn self_attention() {
             layer.forward(f, &v[0], &v[1])
         });
 
-        let of = |x: &ArrayD<f64>, layer: &Linear| {
-            let w = matrix(&value(&p, layer.weight())).reversed_axes();
-            matrix(&affine(x, w, layer.bias().map(|b| value(&p, b))))
-        };
-        let (q, k, v) = (
-            of(&x, &layer.query),
-            of(&x, &layer.key),
-            of(&x, &layer.value),
-        );
+        let [q, k, v] =
+            [&layer.query, &layer.key, &layer.value].map(|layer| matrix(&through(&p, layer, &x)));
         let mut mixed = Array2::zeros((tokens, hidden));
         for (h, sequence) in (0..heads).flat_map(|h| [(h, 0..first), (h, first..tokens)]) {
             let own = |of: usize| s![sequence.clone(), of * head_dim..(of + 1) * head_dim];
@@ -277,7 +268,7 @@ fn self_attention() {
                 .slice_mut(own(h))
                 .assign(&weights.dot(&v.slice(own(shared))));
         }
-        near(&y, &of(&mixed.into_dyn(), &layer.output).into_dyn(), CLOSE);
+        near(&y, &through(&p, &layer.output, &mixed.into_dyn()), CLOSE);
     });
 }
 

@@ -39,6 +39,16 @@ struct Naive {
 }
 
 impl Naive {
+    fn new(weight: ArrayD<f64>) -> Naive {
+        let zero = &weight * 0.0;
+        Naive {
+            weight,
+            first: zero.clone(),
+            second: zero,
+            steps: 0,
+        }
+    }
+
     fn step(&mut self, rule: Rule, gradient: &ArrayD<f64>, lr: f64, decay: f64) {
         self.steps += 1;
         let first_step = self.steps == 1;
@@ -124,17 +134,7 @@ fn ten_steps(dtype: DType, tolerance: f64, rule: Rule, decay_vectors: bool, max_
     let (mut p, list) = model(dtype);
     let set = everything(&p);
     let mut optimizer = Optimizer::new(rule, 0.1, decay_vectors).unwrap();
-    let start = |id: &ParamId| {
-        let weight = value(&p, *id);
-        let zero = &weight * 0.0;
-        Naive {
-            weight,
-            first: zero.clone(),
-            second: zero,
-            steps: 0,
-        }
-    };
-    let mut naive: Vec<Naive> = list.iter().map(start).collect();
+    let mut naive: Vec<Naive> = list.iter().map(|id| Naive::new(value(&p, *id))).collect();
     for step in 0..10 {
         let lr = 0.05 / (1 + step) as f64; // another one at each step
         let wanted = wanted(&list, step);
@@ -500,17 +500,7 @@ fn each_parameter_moves_at_its_own_rate() {
         rates.apply(&rules, 0.1, &p, &set).unwrap();
         let mut optimizer = Optimizer::new(rule, 0.2, false).unwrap();
         optimizer.set_rates(rates);
-        let start = |id: &ParamId| {
-            let weight = value(&p, *id);
-            let zero = &weight * 0.0;
-            Naive {
-                weight,
-                first: zero.clone(),
-                second: zero,
-                steps: 0,
-            }
-        };
-        let mut naive: Vec<Naive> = list.iter().map(start).collect();
+        let mut naive: Vec<Naive> = list.iter().map(|id| Naive::new(value(&p, *id))).collect();
         for step in 0..4 {
             let lr = 0.1 / (1 + step) as f64;
             let wanted = wanted(&list, step);

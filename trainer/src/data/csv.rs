@@ -12,33 +12,13 @@ use crate::error::{Error, Result};
 
 /// The examples of a comma-separated text with quoted fields.
 pub(super) fn parse_csv(path: &Path, text: &str, columns: &Columns) -> Result<Vec<Example>> {
-    examples(
-        Records {
-            path,
-            text,
-            place: 0,
-            line: 1,
-            separator: b',',
-            quotes: true,
-        },
-        columns,
-    )
+    examples(Records::new(path, text, b',', true), columns)
 }
 
 /// The examples of a tab-separated text. It has no quotes (IANA text/tab-separated-values): a `"` is a letter, as
 /// in the GLUE files, and a field holds no tab and no line break.
 pub(super) fn parse_tsv(path: &Path, text: &str, columns: &Columns) -> Result<Vec<Example>> {
-    examples(
-        Records {
-            path,
-            text,
-            place: 0,
-            line: 1,
-            separator: b'\t',
-            quotes: false,
-        },
-        columns,
-    )
+    examples(Records::new(path, text, b'\t', false), columns)
 }
 
 fn examples(mut records: Records<'_>, columns: &Columns) -> Result<Vec<Example>> {
@@ -134,7 +114,18 @@ struct Records<'a> {
     quotes: bool,
 }
 
-impl Records<'_> {
+impl<'a> Records<'a> {
+    fn new(path: &'a Path, text: &'a str, separator: u8, quotes: bool) -> Records<'a> {
+        Records {
+            path,
+            text,
+            place: 0,
+            line: 1,
+            separator,
+            quotes,
+        }
+    }
+
     /// The next record that is not blank, with the line on which it begins.
     fn next(&mut self) -> Result<Option<(usize, Vec<String>)>> {
         loop {
