@@ -21,6 +21,11 @@ use crate::safetensors::{ByteSource, Checkpoint, SafetensorsFile};
 use crate::torch;
 use crate::weights::{Format, WeightsFile};
 
+mod hub;
+
+pub use hub::HubEnv;
+use hub::HubId;
+
 /// Largest file that [`ModelSource::read_file`] reads, in bytes. The largest tokenizers take some 40 MB.
 pub const MAX_SMALL_FILE: u64 = 256 << 20;
 
@@ -42,58 +47,6 @@ enum Place {
         config: Vec<u8>,
         dir: PathBuf,
     },
-}
-
-#[derive(Clone, Debug)]
-struct HubId {
-    id: String,
-    revision: String,
-}
-
-/// Where the Hugging Face cache may be: the environment variables that huggingface_hub reads.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct HubEnv {
-    /// `HF_HUB_CACHE`: the cache itself.
-    pub hf_hub_cache: Option<PathBuf>,
-    /// `HF_HOME`: the cache is `hub` in it.
-    pub hf_home: Option<PathBuf>,
-    /// `XDG_CACHE_HOME`: the cache is `huggingface/hub` in it.
-    pub xdg_cache_home: Option<PathBuf>,
-    /// `HOME`: the cache is `.cache/huggingface/hub` in it.
-    pub home: Option<PathBuf>,
-}
-
-impl HubEnv {
-    /// Reads the environment. Empty variables count as absent.
-    pub fn from_env() -> HubEnv {
-        let var = |name: &str| {
-            std::env::var_os(name)
-                .filter(|v| !v.is_empty())
-                .map(PathBuf::from)
-        };
-        HubEnv {
-            hf_hub_cache: var("HF_HUB_CACHE"),
-            hf_home: var("HF_HOME"),
-            xdg_cache_home: var("XDG_CACHE_HOME"),
-            home: std::env::home_dir(),
-        }
-    }
-
-    /// The cache directory, and the variable that decides it.
-    fn cache(&self) -> Option<(PathBuf, &'static str)> {
-        if let Some(cache) = &self.hf_hub_cache {
-            return Some((cache.clone(), "HF_HUB_CACHE"));
-        }
-        if let Some(home) = &self.hf_home {
-            return Some((home.join("hub"), "HF_HOME"));
-        }
-        if let Some(cache) = &self.xdg_cache_home {
-            return Some((cache.join("huggingface/hub"), "XDG_CACHE_HOME"));
-        }
-        self.home
-            .as_ref()
-            .map(|home| (home.join(".cache/huggingface/hub"), "the home directory"))
-    }
 }
 
 impl ModelSource {
@@ -143,7 +96,14 @@ impl ModelSource {
         }
         tried.push(format!("{spec}: no such file or directory"));
         match HubId::parse(spec) {
-            Some(hub) => Self::in_cache(spec, hub, env, tried),
+            Some(hub) => match hub.find(env, &mut tried)? {
+                Some(dir) => {
+                    let hub = Some(hub);
+                    let place = Place::Directory { dir, hub };
+                    ModelSource { place }.with_config(spec)
+                }
+                None => Err(not_found(spec, tried)),
+            },
             None => {
                 tried.push(
                     "it does not have the form of a hub id, `org/name` or `org/name@revision`"
@@ -213,79 +173,6 @@ impl ModelSource {
                 "{self} is a directory, but has no config.json ({found})"
             )],
         ))
-    }
-
-    /// Looks a hub id up in the cache: `models--org--name/refs/<revision>` holds the name of a directory under
-    /// `snapshots`; a revision may also be that name itself.
-    fn in_cache(
-        spec: &str,
-        hub: HubId,
-        env: &HubEnv,
-        mut tried: Vec<String>,
-    ) -> Result<ModelSource> {
-        let Some((cache, variable)) = env.cache() else {
-            tried.push(
-                "no Hugging Face cache: neither HF_HUB_CACHE, HF_HOME nor a home directory is set"
-                    .to_string(),
-            );
-            return Err(not_found(spec, tried));
-        };
-        let repo = cache.join(format!("models--{}", hub.id.replace('/', "--")));
-        if !repo.is_dir() {
-            let state = if cache.is_dir() {
-                "no such model in the cache"
-            } else {
-                "the cache does not exist"
-            };
-            tried.push(format!(
-                "{}: {state} (place given by {variable})",
-                repo.display()
-            ));
-            return Err(not_found(spec, tried));
-        }
-        let snapshots = repo.join("snapshots");
-        let reference = repo.join("refs").join(&hub.revision);
-        let commit = match read_reference(&reference)? {
-            Some(commit) => commit,
-            None => {
-                tried.push(format!("{}: no such file", reference.display()));
-                hub.revision.clone()
-            }
-        };
-        // The content of a reference becomes part of a path.
-        if !is_plain_name(&commit) {
-            return Err(Error::UnsafePath {
-                file: reference.display().to_string(),
-                name: commit,
-                reason: "a reference holds the name of a snapshot",
-            });
-        }
-        let dir = snapshots.join(&commit);
-        if !dir.is_dir() {
-            let mut there: Vec<String> = fs::read_dir(&snapshots)
-                .into_iter()
-                .flatten()
-                .filter_map(|entry| Some(entry.ok()?.file_name().to_string_lossy().into_owned()))
-                .collect();
-            there.sort();
-            let there = match there.is_empty() {
-                true => "there are no snapshots".to_string(),
-                false => format!(
-                    "there are {}; name one as `{}@...`",
-                    crate::error::some_of(&there),
-                    hub.id
-                ),
-            };
-            tried.push(format!("{}: no such snapshot ({there})", dir.display()));
-            return Err(not_found(spec, tried));
-        }
-        ModelSource {
-            place: Place::Directory {
-                dir,
-                hub: Some(hub),
-            },
-        }
-        .with_config(spec)
     }
 
     /// The directory, if the model lies in one.
@@ -423,39 +310,6 @@ impl fmt::Display for ModelSource {
     }
 }
 
-impl HubId {
-    /// `name`, `org/name`, `org/name@revision`, in the characters that the hub allows.
-    fn parse(spec: &str) -> Option<HubId> {
-        let (id, revision) = spec.split_once('@').unwrap_or((spec, "main"));
-        let good = |part: &str| {
-            !part.is_empty()
-                && part.len() <= 96
-                && !part.starts_with(['.', '-'])
-                && !part.contains("--")
-                && !part.contains("..")
-                && part
-                    .bytes()
-                    .all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b))
-        };
-        let parts: Vec<&str> = id.split('/').collect();
-        let whole =
-            parts.len() <= 2 && parts.iter().all(|part| good(part)) && is_plain_name(revision);
-        whole.then(|| HubId {
-            id: id.to_string(),
-            revision: revision.to_string(),
-        })
-    }
-}
-
-/// The content of a reference file, or `None` if it does not exist.
-fn read_reference(path: &Path) -> Result<Option<String>> {
-    match read_limited(path) {
-        Ok(bytes) => Ok(Some(String::from_utf8_lossy(&bytes).trim().to_string())),
-        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(e) => Err(Error::io("read", path, e)),
-    }
-}
-
 /// A whole file of at most [`MAX_SMALL_FILE`] bytes.
 fn read_limited(path: &Path) -> io::Result<Vec<u8>> {
     let file = File::open(path)?;
@@ -472,14 +326,6 @@ fn read_limited(path: &Path) -> io::Result<Vec<u8>> {
         return Err(io::Error::new(io::ErrorKind::FileTooLarge, text));
     }
     Ok(bytes)
-}
-
-/// One path component, and not a special one.
-fn is_plain_name(name: &str) -> bool {
-    !name.is_empty()
-        && name.len() <= 255
-        && !name.starts_with('.')
-        && !name.contains(['/', '\\', ':', '\0'])
 }
 
 /// A path that stays below where it starts.

@@ -19,7 +19,7 @@ use graft_nn::Forward;
 use graft_tensor::{Category, Tensor};
 use sha2::{Digest, Sha256};
 
-use crate::certificate::sha256_hex;
+use crate::certificate::{hex, sha256_hex};
 use crate::config::{CacheKind, RunConfig};
 use crate::encode::Encoded;
 use crate::error::Result;
@@ -474,10 +474,6 @@ fn identity<N: TextClassifier>(model: &Model<N>, hashes: &Hashes, cut: Cut) -> K
         }
     }
     Sha256::digest(sha256_hex(text.as_bytes())).into()
-}
-
-fn hex(key: &Key) -> String {
-    key.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 #[cfg(all(test, target_os = "linux"))]
