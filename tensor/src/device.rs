@@ -38,7 +38,10 @@ impl FromStr for Device {
         let number = match text {
             "cpu" => return Ok(Device::Cpu),
             "cuda" => Some(0),
-            other => other.strip_prefix("cuda:").and_then(|n| n.parse().ok()),
+            other => other
+                .strip_prefix("cuda:")
+                .filter(|n| !n.starts_with('+')) // which numbers may otherwise begin with
+                .and_then(|n| n.parse().ok()),
         };
         number
             .map(Device::Cuda)
@@ -177,7 +180,7 @@ mod tests {
             assert_eq!(device.to_string().parse(), Ok(device));
         }
         assert_eq!("cuda".parse(), Ok(Device::Cuda(0)));
-        for bad in ["", "gpu", "cuda:", "cuda:x", "cuda:-1", "CPU"] {
+        for bad in ["", "gpu", "cuda:", "cuda:x", "cuda:-1", "cuda:+1", "CPU"] {
             let error = Device::from_str(bad).unwrap_err();
             assert!(error.contains(bad) && error.contains("cuda:N"), "{error}");
         }
