@@ -22,7 +22,7 @@ use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 
-use graft_kernels::cuda::nvrtc::Compiler;
+use graft_kernels::cuda::nvrtc::{Compiler, for_older_drivers};
 use graft_kernels::cuda::{SOURCES, Target};
 
 fn main() -> ExitCode {
@@ -109,7 +109,7 @@ fn ptx(names: &[String]) -> Result<(), Box<dyn std::error::Error>> {
             if !wanted {
                 continue;
             }
-            let text = compiler.ptx(source, target)?;
+            let text = for_older_drivers(&compiler.ptx(source, target)?);
             let file = to.join(format!("{}.{}.ptx", source.name, target.architecture()));
             std::fs::write(&file, &text)?;
             println!(
@@ -130,6 +130,7 @@ fn print(name: &str, target: &str) -> Result<(), Box<dyn std::error::Error>> {
         .find(|(_, on)| on.architecture() == target)
         .ok_or_else(|| format!("there is no PTX of {name}.cu for {target}"))?;
     let compiler = Compiler::load(Some(&compiler_folder()?))?;
-    std::io::stdout().write_all(compiler.ptx(source, target)?.as_bytes())?;
+    let text = for_older_drivers(&compiler.ptx(source, target)?);
+    std::io::stdout().write_all(text.as_bytes())?;
     Ok(())
 }

@@ -12,14 +12,14 @@ use super::environment::{self, variable};
 use super::gpu::Limits;
 use super::launch::Launch;
 use super::module::{Source, Target};
+use super::nvrtc::OLDEST;
 use super::staging::Staging;
 use super::{Error, Result, Slice, SliceMut};
 
-/// The first driver that knows the PTX that is committed, 8.8: that of CUDA 12.9.
-const NEEDED: i32 = 12090;
-const NEWER: &str = "update the driver to one for CUDA 12.9 or later";
-/// The first that has every function which is called here, for whatever PTX.
-const CALLED: i32 = 12000;
+/// The first driver that knows the PTX that is committed ([`OLDEST`]), and that has every function
+/// which is called here: that of CUDA 12.0.
+const NEEDED: i32 = 12000;
+const NEWER: &str = "update the driver to one for CUDA 12.0 or later";
 /// Shared memory that a block may have without asking, in bytes: variables of its kernel and the dynamic part together.
 const UNASKED: u32 = 48 << 10;
 
@@ -477,15 +477,11 @@ unsafe fn limits_of(ordinal: usize, device: sys::CUdevice) -> Result<Limits> {
             minor,
         });
     };
-    // Said before anything is loaded. Where PTX is made here, the compiler may be as old as the driver.
-    let old = match variable("GRAFT_CUDA_COMPILE") {
-        None => (driver < NEEDED).then_some("it knows no PTX 8.8"),
-        Some(_) => (driver < CALLED).then_some("it lacks functions of CUDA 12.0"),
-    };
-    if let Some(text) = old {
+    // Said before anything is loaded.
+    if driver < NEEDED {
         return Err(Error::Driver {
             version: driver,
-            text: text.into(),
+            text: format!("it does not know PTX {OLDEST}"),
             help: NEWER,
         });
     }

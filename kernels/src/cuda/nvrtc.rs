@@ -10,6 +10,22 @@ use super::environment::{self, variable};
 use super::module::{HEADERS, Source, Target, hexadecimal};
 use super::{Error, Result};
 
+/// The version of PTX that is committed, which drivers know since CUDA 12.0: the first with all of Hopper's instructions.
+pub const OLDEST: &str = "8.0";
+
+/// PTX as the compiler makes it, for drivers that are older than the compiler. It says that it is of the version that came
+/// with that; the assembler finds out whether it needs it. Hints that only the assembler of a later one takes are left out.
+pub fn for_older_drivers(ptx: &str) -> String {
+    let lines = ptx.split_inclusive('\n');
+    lines
+        .filter(|line| !line.trim_start().starts_with(".pragma \"used_bytes_mask"))
+        .map(|line| match line.starts_with(".version ") {
+            true => format!(".version {OLDEST}\n"),
+            false => line.into(),
+        })
+        .collect()
+}
+
 /// The compiler: NVRTC, from NVIDIA's toolkit or from its Python package.
 #[derive(Debug)]
 pub struct Compiler {
@@ -217,7 +233,21 @@ fn check(call: &'static str, result: sys::nvrtcResult) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::SOURCES;
     use super::*;
+
+    #[test]
+    fn what_is_committed_is_for_older_drivers() {
+        let version = format!("\n.version {OLDEST}\n");
+        for source in SOURCES {
+            for (target, ptx) in source.ptx {
+                let what = (source.name, target);
+                assert_eq!(for_older_drivers(ptx), *ptx, "{what:?}");
+                assert_eq!(ptx.matches("\n.version ").count(), 1, "{what:?}");
+                assert!(ptx.contains(&version), "{what:?}");
+            }
+        }
+    }
 
     #[test]
     fn what_was_kept_is_taken_if_it_is_whole_and_of_this_source() {
