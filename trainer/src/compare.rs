@@ -11,7 +11,7 @@ use crate::report::{duration, thousands};
 use crate::run_dir::CONFIG_FILE;
 
 /// A table with a row for each run: strategy, trained parameters and their share, the quality of the model that was kept
-/// (of [`MEASURES`] those that some run has), the median time of a step, duration and peak memory.
+/// (of `MEASURES` those that some run has), the median time of a step, duration and peak memory.
 ///
 /// # Errors
 /// A directory that is no run, or whose metrics are not those of a run that ended.

@@ -421,8 +421,8 @@ impl<T: Float> Task<'_, T> {
         output.as_ref().map(target)
     }
 
-    /// What is read after the keys and values before `block`: those of the next block, or, after the
-    /// last one, what the next task reads first.
+    /// What is read once the keys and values before the one of number `block` are done with: those of the block that begins
+    /// there, or, behind the last one, what the next task reads first.
     fn ahead<'a>(
         &'a self,
         next: &'a Option<Self>,

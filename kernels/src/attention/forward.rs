@@ -85,8 +85,8 @@ struct Task<'a, T: Float> {
 }
 
 impl<T: Float> Task<'_, T> {
-    /// The keys and values that are read after those before `block`: of the next block, or, after
-    /// the last one that is seen, of the next task, with its queries.
+    /// What is read once the keys and values before the one of number `block` are done with: those of the block that begins
+    /// there, or, from `end` on, which no query of this task sees, what the next task reads first.
     fn ahead(&self, next: &Option<Self>, block: usize, end: usize) -> Option<Ahead<'_, T, 3>> {
         let keys = self.plan.keys;
         if block < end {
