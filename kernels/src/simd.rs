@@ -21,15 +21,18 @@ pub enum Isa {
     Avx512,
     /// The same with AVX512_BF16: products of bf16 matrices use it, all else is as in `Avx512`.
     Avx512Bf16,
-    /// 64-bit ARM: the portable code with fused multiply-add, which is always there.
+    /// 64-bit ARM: NEON with fused multiply-add, which is always there.
     Neon,
+    /// The same with FEAT_BF16: products of bf16 matrices use it, all else is as in `Neon`.
+    NeonBf16,
 }
 
 impl Isa {
     /// All of them, the best last.
-    const ALL: [Isa; 5] = [
+    const ALL: [Isa; 6] = [
         Isa::Portable,
         Isa::Neon,
+        Isa::NeonBf16,
         Isa::Avx2,
         Isa::Avx512,
         Isa::Avx512Bf16,
@@ -63,7 +66,7 @@ impl Isa {
         #[cfg(target_arch = "x86_64")]
         match self {
             Isa::Portable => true,
-            Isa::Neon => false,
+            Isa::Neon | Isa::NeonBf16 => false,
             Isa::Avx2 => {
                 is_x86_feature_detected!("avx2")
                     && is_x86_feature_detected!("fma")
@@ -78,11 +81,16 @@ impl Isa {
             }
             Isa::Avx512Bf16 => Isa::Avx512.exists() && is_x86_feature_detected!("avx512bf16"),
         }
-        #[cfg(not(target_arch = "x86_64"))]
+        #[cfg(target_arch = "aarch64")]
+        match self {
+            Isa::Portable | Isa::Neon => true,
+            Isa::NeonBf16 => std::arch::is_aarch64_feature_detected!("bf16"),
+            Isa::Avx2 | Isa::Avx512 | Isa::Avx512Bf16 => false,
+        }
+        #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
         match self {
             Isa::Portable => true,
-            Isa::Neon => cfg!(target_arch = "aarch64"),
-            Isa::Avx2 | Isa::Avx512 | Isa::Avx512Bf16 => false,
+            Isa::Neon | Isa::NeonBf16 | Isa::Avx2 | Isa::Avx512 | Isa::Avx512Bf16 => false,
         }
     }
 
@@ -175,7 +183,7 @@ macro_rules! kernel {
                 #[cfg(target_arch = "x86_64")]
                 // SAFETY: `or_portable` has found the instructions.
                 $crate::simd::Isa::Avx512 | $crate::simd::Isa::Avx512Bf16 => unsafe { avx512::<$($g),*>($($arg),*) },
-                $crate::simd::Isa::Neon => body::<$crate::simd::Fused $(, $g)*>($($arg),*),
+                $crate::simd::Isa::Neon | $crate::simd::Isa::NeonBf16 => body::<$crate::simd::Fused $(, $g)*>($($arg),*),
                 _ => body::<$crate::simd::Plain $(, $g)*>($($arg),*),
             }
         }

@@ -201,7 +201,7 @@ impl<R: Real> Set<R> {
             }
         }
         #[cfg(target_arch = "aarch64")]
-        if isa == Isa::Neon && f32s {
+        if matches!(isa, Isa::Neon | Isa::NeonBf16) && f32s {
             // SAFETY: R is f32.
             return unsafe { transmute_copy::<Set<f32>, Set<R>>(&aarch64::NEON_F32) };
         }

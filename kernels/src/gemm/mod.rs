@@ -35,6 +35,8 @@ macro_rules! with_kernel {
             tile::Choice::Portable($kernel) => $do,
             #[cfg(target_arch = "aarch64")]
             tile::Choice::Neon($kernel) => $do,
+            #[cfg(target_arch = "aarch64")]
+            tile::Choice::NeonBf16($kernel) => $do,
             #[cfg(target_arch = "x86_64")]
             tile::Choice::Avx2($kernel) => $do,
             #[cfg(target_arch = "x86_64")]
@@ -56,7 +58,7 @@ pub enum Operands {
     /// type of `f32`.
     ///
     /// The product of two bf16 numbers is exact in `f32`, so instruction sets differ in the order
-    /// and the rounding of sums alone, except that AVX512_BF16 takes denormal numbers for zero.
+    /// and the rounding of sums alone, except that AVX512_BF16 and ARM's FEAT_BF16 take denormal numbers for zero.
     Bf16,
 }
 

@@ -15,7 +15,7 @@ mod portable;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 #[cfg(target_arch = "aarch64")]
-pub(super) use aarch64::Neon;
+pub(super) use aarch64::{Neon, NeonBf16};
 pub(super) use portable::Portable;
 #[cfg(target_arch = "x86_64")]
 pub(super) use x86::{Avx2, Avx512, Avx512Bf16};
@@ -25,6 +25,8 @@ pub(super) enum Choice {
     Portable(Portable),
     #[cfg(target_arch = "aarch64")]
     Neon(Neon),
+    #[cfg(target_arch = "aarch64")]
+    NeonBf16(NeonBf16),
     #[cfg(target_arch = "x86_64")]
     Avx2(Avx2),
     #[cfg(target_arch = "x86_64")]
@@ -37,7 +39,9 @@ pub(super) enum Choice {
 pub(super) fn choose(isa: Isa, operands: Operands) -> Choice {
     let choice = match isa {
         #[cfg(target_arch = "aarch64")]
-        Isa::Neon => Neon::new().map(Choice::Neon),
+        Isa::NeonBf16 if operands == Operands::Bf16 => NeonBf16::new().map(Choice::NeonBf16),
+        #[cfg(target_arch = "aarch64")]
+        Isa::Neon | Isa::NeonBf16 => Neon::new().map(Choice::Neon),
         #[cfg(target_arch = "x86_64")]
         Isa::Avx512Bf16 if operands == Operands::Bf16 => Avx512Bf16::new().map(Choice::Avx512Bf16),
         #[cfg(target_arch = "x86_64")]

@@ -21,7 +21,7 @@ pub(super) unsafe fn read(codes: &Codes, first: usize, out: *mut f32, len: usize
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2 => x86::read_avx2(codes, first, out, len),
             #[cfg(target_arch = "aarch64")]
-            Isa::Neon => aarch64::read(codes, first, out, len),
+            Isa::Neon | Isa::NeonBf16 => aarch64::read(codes, first, out, len),
             _ => blocks(codes, first, out, len, |_, _, _, _| 0),
         }
     }

@@ -1,15 +1,18 @@
-//! Register tiles of NEON, which every 64-bit ARM has.
+//! Register tiles of NEON, which every 64-bit ARM has, and of its products of pairs of bf16, which newer ones have.
 
 mod few;
+mod pairs;
 mod transpose;
 
 use super::{Job, Kernel};
 use crate::element::{Float, Real, same};
 use crate::gemm::ahead::Ahead;
 use crate::gemm::few::{Columns, ROWS};
+use crate::gemm::pack::Pack;
 use crate::prefetch::prefetch;
 use crate::simd::{Fused, Isa};
-use half::f16;
+use half::{bf16, f16};
+use pairs::dot;
 use std::arch::aarch64::*;
 use std::array::from_fn;
 use transpose::transpose;
@@ -18,9 +21,22 @@ use transpose::transpose;
 #[derive(Clone, Copy)]
 pub(in super::super) struct Neon(());
 
+/// NEON with FEAT_BF16, for operands in bf16: 12 x 8 sums of `f32`, two products a lane.
+///
+/// The two products of a step are added to each other and then to the sum, each time rounded to odd; denormal operands,
+/// products and sums count as 0.
+#[derive(Clone, Copy)]
+pub(in super::super) struct NeonBf16(());
+
 impl Neon {
     pub fn new() -> Option<Self> {
         Isa::Neon.is_available().then_some(Self(()))
+    }
+}
+
+impl NeonBf16 {
+    pub fn new() -> Option<Self> {
+        Isa::NeonBf16.is_available().then_some(Self(()))
     }
 }
 
@@ -33,12 +49,12 @@ const MR: usize = 12;
 /// Fewer rows are separate variants, a register of A less each; fewer columns are one variant of a single register
 /// of B.
 macro_rules! tile {
-    ($name:ident, $choose:ident, $t:ident, $lanes:literal, $splat:ident, $load:ident, $store:ident, $fma:ident,
+    ($name:ident, $choose:ident, $features:literal, $t:ident, $lanes:literal, $splat:ident, $load:ident, $store:ident, $fma:ident,
      $add:ident, [$($lane:literal)*], $($registers:literal)*) => {
         /// # Safety
-        /// As [`Kernel::tile`] with rows <= R · $lanes.
+        /// As [`Kernel::tile`] with rows <= R · $lanes; the processor has the instructions.
         #[inline(never)]
-        #[target_feature(enable = "neon")]
+        #[target_feature(enable = $features)]
         unsafe fn $name<const R: usize, const V: usize>(
             depth: usize,
             mut a: *const $t,
@@ -82,7 +98,7 @@ macro_rules! tile {
         }
 
         /// # Safety
-        /// As [`Kernel::tile`].
+        /// As [`Kernel::tile`]; the processor has the instructions.
         #[inline(always)]
         unsafe fn $choose(
             depth: usize,
@@ -108,84 +124,96 @@ macro_rules! tile {
     };
 }
 
-tile!(tile_f32, choose_f32, f32, 4, vdupq_n_f32, vld1q_f32, vst1q_f32, vfmaq_laneq_f32, vaddq_f32,
+tile!(tile_f32, choose_f32, "neon", f32, 4, vdupq_n_f32, vld1q_f32, vst1q_f32, vfmaq_laneq_f32, vaddq_f32,
     [0 1 2 3], 3 1 2);
-tile!(tile_f64, choose_f64, f64, 2, vdupq_n_f64, vld1q_f64, vst1q_f64, vfmaq_laneq_f64, vaddq_f64,
+tile!(tile_f64, choose_f64, "neon", f64, 2, vdupq_n_f64, vld1q_f64, vst1q_f64, vfmaq_laneq_f64, vaddq_f64,
     [0 1], 6 1 2 3 4 5);
+tile!(tile_bf16, choose_bf16, "neon,bf16", f32, 4, vdupq_n_f32, vld1q_f32, vst1q_f32, dot, vaddq_f32,
+    [0 1 2 3], 3 1 2);
 
-// SAFETY: `new` is the only constructor and asks the processor.
-unsafe impl Kernel for Neon {
-    const MR: usize = MR;
-    const NR_BYTES: usize = 32;
-    // As in the portable kernel: nobody has measured where packing begins to pay.
-    const FEW: usize = ROWS;
-    type Arch = Fused;
+/// Implements [`Kernel`] by the tiles of `tile!`, with further functions at the end.
+macro_rules! implement {
+    ($name:ident, $features:literal, $f32:ident, $columns:path, $($more:tt)*) => {
+        // SAFETY: `new` is the only constructor and asks the processor.
+        unsafe impl Kernel for $name {
+            const MR: usize = MR;
+            const NR_BYTES: usize = 32;
+            // As in the portable kernel: nobody has measured where packing begins to pay.
+            const FEW: usize = ROWS;
+            type Arch = Fused;
 
-    #[inline(always)]
-    fn covers(size: usize, cols: usize) -> usize {
-        let lanes = Self::NR_BYTES / size / 2;
-        if cols <= lanes { lanes } else { 2 * lanes }
-    }
-
-    #[inline(always)]
-    fn call<J: Job>(self, job: J) {
-        #[inline(never)]
-        fn apart<J: Job>(job: J) {
-            job.run();
-        }
-        apart(job);
-    }
-
-    #[inline(always)]
-    unsafe fn tile<R: Real>(
-        self,
-        depth: usize,
-        a: *const R,
-        b: *const R,
-        rows: usize,
-        cols: usize,
-        out: *mut R,
-        stride: usize,
-        add: bool,
-        ahead: Ahead,
-    ) {
-        let size = (rows, cols);
-        // SAFETY: by the caller; R is the type that is cast to.
-        unsafe {
-            if same::<R, f32>() {
-                choose_f32(
-                    depth,
-                    a.cast(),
-                    b.cast(),
-                    size,
-                    out.cast(),
-                    stride,
-                    add,
-                    ahead,
-                );
-            } else {
-                choose_f64(
-                    depth,
-                    a.cast(),
-                    b.cast(),
-                    size,
-                    out.cast(),
-                    stride,
-                    add,
-                    ahead,
-                );
+            #[inline(always)]
+            fn covers(size: usize, cols: usize) -> usize {
+                let lanes = Self::NR_BYTES / size / 2;
+                if cols <= lanes { lanes } else { 2 * lanes }
             }
+
+            #[inline(always)]
+            fn call<J: Job>(self, job: J) {
+                #[inline(never)]
+                #[target_feature(enable = $features)]
+                fn with<J: Job>(job: J) {
+                    job.run();
+                }
+                // SAFETY: self proves the instructions.
+                unsafe { with(job) }
+            }
+
+            #[inline(always)]
+            unsafe fn tile<R: Real>(
+                self,
+                depth: usize,
+                a: *const R,
+                b: *const R,
+                rows: usize,
+                cols: usize,
+                out: *mut R,
+                stride: usize,
+                add: bool,
+                ahead: Ahead,
+            ) {
+                let size = (rows, cols);
+                // SAFETY: by the caller; R is the type that is cast to.
+                unsafe {
+                    if same::<R, f32>() {
+                        $f32(depth, a.cast(), b.cast(), size, out.cast(), stride, add, ahead);
+                    } else {
+                        choose_f64(depth, a.cast(), b.cast(), size, out.cast(), stride, add, ahead);
+                    }
+                }
+            }
+
+            #[inline(always)]
+            unsafe fn columns<T: Float>(self, columns: &Columns<T>) {
+                // SAFETY: by the caller; self proves the instructions.
+                unsafe { $columns(columns) }
+            }
+
+            #[inline(always)]
+            unsafe fn widen_f16x4(self, src: *const f16, dst: *mut f32) {
+                // SAFETY: 8 bytes in, 16 out; self proves the instructions.
+                unsafe { vst1q_f32(dst, vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(src.cast())))) }
+            }
+
+            #[inline(always)]
+            unsafe fn narrow_f16x4(self, src: *const f32, dst: *mut f16) {
+                // SAFETY: 16 bytes in, 8 out; self proves the instructions.
+                unsafe { vst1_u16(dst.cast(), vreinterpret_u16_f16(vcvt_f16_f32(vld1q_f32(src)))) }
+            }
+
+            $($more)*
         }
-    }
+    };
+}
+
+implement! {
+    Neon,
+    "neon",
+    choose_f32,
+    few::columns,
 
     fn streams<T: Float>() -> bool {
         true
-    }
-
-    #[inline(always)]
-    unsafe fn columns<T: Float>(self, columns: &Columns<T>) {
-        // SAFETY: by the caller.
-        unsafe { few::columns(columns) }
     }
 
     #[inline(always)]
@@ -201,26 +229,29 @@ unsafe impl Kernel for Neon {
         // SAFETY: by the caller; self proves the instructions.
         unsafe { transpose(src, stride, rows, depth, dst, width) }
     }
+}
 
-    #[inline(always)]
-    unsafe fn widen_f16x4(self, src: *const f16, dst: *mut f32) {
-        // SAFETY: 8 bytes in, 16 out; self proves the instructions.
-        unsafe {
-            vst1q_f32(
-                dst,
-                vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(src.cast()))),
-            )
-        }
+implement! {
+    NeonBf16,
+    "neon,bf16",
+    choose_bf16,
+    pairs::columns,
+    const STEP: usize = 2;
+    const DEPTH_BYTES: usize = 4 * 384;
+
+    fn streams<T: Float>() -> bool {
+        same::<T, f32>() || same::<T, bf16>()
     }
 
     #[inline(always)]
-    unsafe fn narrow_f16x4(self, src: *const f32, dst: *mut f16) {
-        // SAFETY: 16 bytes in, 8 out; self proves the instructions.
-        unsafe {
-            vst1_u16(
-                dst.cast(),
-                vreinterpret_u16_f16(vcvt_f16_f32(vld1q_f32(src))),
-            )
-        }
+    unsafe fn pack_pairs<T: Float>(self, block: &Pack<T, Self>) {
+        // SAFETY: by the caller; self proves the instructions.
+        unsafe { pairs::pack(block) }
+    }
+
+    #[inline(always)]
+    unsafe fn narrow_bf16x16(self, src: *const f32, dst: *mut bf16) {
+        // SAFETY: by the caller; self proves the instructions.
+        unsafe { pairs::narrow16(src, dst) }
     }
 }

@@ -145,7 +145,7 @@ unsafe fn strips<T: Float, const M: usize, const N: usize>(columns: &Columns<T>)
             }
             return;
         }
-        let ahead = AHEAD / (cols * size_of::<T>()) * columns.row_stride;
+        let ahead = ahead(columns);
         for l in (0..columns.depth.max(1)).step_by(DEEP) {
             let deep = DEEP.min(columns.depth - l);
             let mut j = 0;
@@ -158,6 +158,12 @@ unsafe fn strips<T: Float, const M: usize, const N: usize>(columns: &Columns<T>)
             }
         }
     }
+}
+
+/// How many elements ahead are asked for where columns lie side by side.
+#[inline(always)]
+pub(super) fn ahead<T: Float>(columns: &Columns<T>) -> usize {
+    AHEAD / (columns.cols * size_of::<T>()) * columns.row_stride
 }
 
 /// Adds `deep` steps to the sums of N columns side by side; returns their number. What lies `ahead` elements further is
