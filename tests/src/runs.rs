@@ -25,10 +25,14 @@ pub struct Said {
 }
 
 impl Trainer {
-    /// The command, with nothing of this process' environment that decides where models are found.
+    /// The command, with nothing of this process' environment that decides where models are found. GRAFT_RUNNER is what
+    /// stands before the program: an emulator of another processor, with its arguments.
     pub fn command<S: AsRef<OsStr>>(self, arguments: impl IntoIterator<Item = S>) -> Command {
-        let mut command = Command::new(self.0);
-        command.args(arguments).env("HF_HOME", "/nowhere/at/all");
+        let runner = std::env::var("GRAFT_RUNNER").unwrap_or_default();
+        let mut words = runner.split_whitespace().chain([self.0]);
+        let mut command = Command::new(words.next().unwrap_or(self.0));
+        command.args(words).args(arguments);
+        command.env("HF_HOME", "/nowhere/at/all");
         for name in ["HF_HUB_CACHE", "XDG_CACHE_HOME"] {
             command.env_remove(name);
         }
