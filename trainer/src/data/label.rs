@@ -181,6 +181,16 @@ mod tests {
             .collect()
     }
 
+    /// A file whose one row has this label is refused in words with `want` among them.
+    fn refuses(name: &str, label: &str, columns: &Columns, want: &str) {
+        let text = match name {
+            "d.csv" => format!("text,label\nx,{label}\n"),
+            _ => format!("{{\"text\": \"x\", \"label\": {label}}}\n"),
+        };
+        let said = refusal(name, text.as_bytes(), columns);
+        assert!(said.contains(want), "{label}: {said}");
+    }
+
     #[test]
     fn any_number_of_labels() {
         let columns = columns(ProblemType::MultiLabel);
@@ -222,12 +232,7 @@ mod tests {
             ),
             ("d.jsonl", "[1, \"1\"]", "the label `1` stands twice"),
         ] {
-            let text = match name {
-                "d.csv" => format!("text,label\nx,{row}\n"),
-                _ => format!("{{\"text\": \"x\", \"label\": {row}}}\n"),
-            };
-            let said = refusal(name, text.as_bytes(), &columns);
-            assert!(said.contains(want), "{row}: {said}");
+            refuses(name, row, &columns, want);
         }
     }
 
@@ -266,12 +271,7 @@ mod tests {
             ),
             ("d.jsonl", "[3.5]", "is an array, expected a number"),
         ] {
-            let text = match name {
-                "d.csv" => format!("text,label\nx,{row}\n"),
-                _ => format!("{{\"text\": \"x\", \"label\": {row}}}\n"),
-            };
-            let said = refusal(name, text.as_bytes(), &columns);
-            assert!(said.contains(want), "{row}: {said}");
+            refuses(name, row, &columns, want);
         }
     }
 
