@@ -56,6 +56,14 @@ fn device_to_device(
     }
 }
 
+/// Bytes that follow each other as rows, of which a driver takes none of 2^31 bytes or more: how many, and how long.
+fn in_rows(bytes: usize) -> (usize, usize) {
+    let least = bytes.div_ceil(1 << 30);
+    let rows = (least..least + 4096).find(|&rows| rows > 0 && bytes.is_multiple_of(rows));
+    let rows = rows.unwrap_or(1);
+    (rows, bytes / rows)
+}
+
 impl Driver {
     /// The parameters of a kernel's node, which point into `work` and `pointers`.
     fn kernel(
@@ -132,10 +140,11 @@ impl Driver {
                     // SAFETY: as in `Driver::launch`; the driver copies what the parameters point to.
                     unsafe { sys::cuGraphAddKernelNode_v2(&mut node, plan, behind, count, &kernel) }
                 }
-                Task::Copy { from, to, bytes } => copy(
-                    &mut node,
-                    device_to_device((from, bytes), (to, bytes), 1, bytes),
-                ),
+                Task::Copy { from, to, bytes } => {
+                    let (rows, length) = in_rows(bytes);
+                    let all = device_to_device((from, length), (to, length), rows, length);
+                    copy(&mut node, all)
+                }
                 Task::Rows {
                     rows,
                     length,
@@ -219,6 +228,26 @@ impl Driver {
             if !graph.plan.is_null() {
                 sys::cuGraphDestroy(graph.plan);
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn long_copies_are_rows_that_drivers_take() {
+        for bytes in [1, 4096, 1 << 30, (1 << 30) + 4] {
+            let (rows, length) = in_rows(bytes);
+            assert_eq!(rows * length, bytes);
+            assert!(bytes > 1 << 30 || rows == 1, "{bytes}: {rows} rows");
+        }
+        // Weights and logits: 128,256 x 4096 and 65,536 x 50,257 in f32, and more.
+        for bytes in [128_256 * 4096 * 4, 65_536 * 50_257 * 4, 1 << 37, 3 << 31] {
+            let (rows, length) = in_rows(bytes);
+            assert_eq!(rows * length, bytes);
+            assert!(length <= 1 << 30, "{bytes}: rows of {length}");
         }
     }
 }

@@ -527,6 +527,7 @@ CU cuGraphAddMemcpyNode(Node **to, Graph *graph, Node *const *behind, size_t cou
     constexpr int DEVICE = 2;
     if (copy.from_type != DEVICE || copy.to_type != DEVICE || copy.height == 0 || copy.depth != 1) return INVALID_VALUE;
     if (copy.from_pitch < copy.width || copy.to_pitch < copy.width) return INVALID_VALUE;
+    if (copy.from_pitch > INT32_MAX || copy.to_pitch > INT32_MAX) return INVALID_VALUE;
     size_t from_bytes = (copy.height - 1) * copy.from_pitch + copy.width;
     size_t to_bytes = (copy.height - 1) * copy.to_pitch + copy.width;
     if (!is_device(copy.from_device, from_bytes)) return outside("rows", copy.from_device, from_bytes);
