@@ -232,11 +232,7 @@ impl Choice {
         let loaded = Model::load(&source, config, self.changes(), weights, memory, nothing)?;
         let mut outputs = Vec::new();
         for (_, dir) in &self.adapters {
-            let config = described::<N>(&own, dir)?;
-            outputs.push(Outputs {
-                labels: N::labels(&config).clone(),
-                problem: N::problem(&config),
-            });
+            outputs.push(N::outputs(&described::<N>(&own, dir)?));
         }
         let mut adapted = self.beside(loaded)?;
         N::set_padding(&mut adapted.model.config, &adapted.model.tokenizer);

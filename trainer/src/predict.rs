@@ -9,7 +9,7 @@ use serde_json::{Map, Value, json};
 use crate::encode::Encoded;
 use crate::error::{Error, Result};
 use crate::evaluate::sound_logits;
-use crate::evaluation::{best_label, likelihood, probabilities};
+use crate::evaluation::{best_label, likelihood, likely_labels, probabilities};
 use crate::model::Model;
 use crate::text_classifier::TextClassifier;
 
@@ -43,9 +43,9 @@ pub fn write_predictions<N: TextClassifier>(
                 line.insert("probabilities".into(), by_label(probabilities(&row)));
             }
             ProblemType::MultiLabel => {
-                let right = names.iter().zip(&row).filter(|&(_, &logit)| logit > 0.0);
-                let right: Vec<&String> = right.map(|(name, _)| name).collect();
-                line.insert("labels".into(), json!(right));
+                let likely = likely_labels(&row).into_iter();
+                let likely: Vec<&String> = likely.map(|i| &names[i as usize]).collect();
+                line.insert("labels".into(), json!(likely));
                 let each = row.iter().map(|&logit| likelihood(logit)).collect();
                 line.insert("probabilities".into(), by_label(each));
             }

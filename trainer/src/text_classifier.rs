@@ -37,16 +37,6 @@ pub struct Outputs {
     pub problem: ProblemType,
 }
 
-impl Outputs {
-    /// Labels of which one is right for a text.
-    pub fn classes(labels: Labels) -> Outputs {
-        Outputs {
-            labels,
-            problem: ProblemType::SingleLabel,
-        }
-    }
-}
-
 /// Layers that give each text an output for each of some labels: a logit, or the number that is to be predicted.
 pub trait TextClassifier: Network + Sync {
     /// Reads the configuration.
@@ -67,6 +57,14 @@ pub trait TextClassifier: Network + Sync {
     /// What the outputs mean.
     fn problem(config: &Self::Config) -> ProblemType {
         Self::problem_with(config, Self::labels(config))
+    }
+
+    /// What the outputs are.
+    fn outputs(config: &Self::Config) -> Outputs {
+        Outputs {
+            labels: Self::labels(config).clone(),
+            problem: Self::problem(config),
+        }
     }
 
     /// Makes it the configuration of a classifier with these outputs.

@@ -28,8 +28,8 @@ pub struct RunArgs {
     /// Examples to evaluate on after each epoch.
     #[arg(long, value_name = "FILE")]
     pub eval: Option<PathBuf>,
-    /// What to learn: classify; multilabel for any number of labels; regression for a number; clm for the next token of documents; chat for the assistant's tokens of conversations;
-    /// mlm for hidden tokens of documents.
+    /// What to learn: classify; multilabel for any number of labels; regression for a number; clm for the next token of
+    /// documents; chat for the assistant's tokens of conversations; mlm for hidden tokens of documents.
     #[arg(long, value_name = "KIND")]
     pub task: Option<String>,
     /// What to train: head, last:K, bitfit, norms, lora, rslora, dora, ia3, adapter, prompt, prefix or full; and how: gradual, llrd:F; joined by +.

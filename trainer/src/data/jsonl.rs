@@ -133,6 +133,19 @@ pub(super) fn wrong_type(
     found: &Value,
     expected: &str,
 ) -> Error {
+    let help = format!("write {expected} there, or remove the row");
+    wrong_type_with(path, line, name, found, expected, help)
+}
+
+/// [`wrong_type`] where something else is to be done than to correct the row.
+pub(super) fn wrong_type_with(
+    path: &Path,
+    line: usize,
+    name: &str,
+    found: &Value,
+    expected: &str,
+    help: impl Into<String>,
+) -> Error {
     let found = match found {
         Value::Null => "null".to_owned(),
         Value::Bool(value) => value.to_string(),
@@ -141,15 +154,9 @@ pub(super) fn wrong_type(
         Value::Array(_) => "an array".to_owned(),
         Value::Object(_) => "an object".to_owned(),
     };
-    Error::data(
-        path,
-        Some(line),
-        format!(
-            "the column `{}` is {found}, expected {expected}",
-            name.escape_debug()
-        ),
-        format!("write {expected} there, or remove the row"),
-    )
+    let name = name.escape_debug();
+    let what = format!("the column `{name}` is {found}, expected {expected}");
+    Error::data(path, Some(line), what, help)
 }
 
 impl<'de> Deserialize<'de> for Row {

@@ -5,7 +5,7 @@ use std::path::Path;
 use graft_models::ProblemType;
 use serde_json::Value;
 
-use super::jsonl::wrong_type;
+use super::jsonl::{wrong_type, wrong_type_with};
 use crate::error::{Error, Result};
 
 /// What a text is.
@@ -22,6 +22,11 @@ pub enum Label {
 
 /// What stands between the names of a field.
 const SEPARATOR: char = '|';
+
+/// What JSON has where one label is right...
+const ONE: &str = "a string or an integer";
+/// ...and where any number of them is.
+const ANY: &str = "a list of strings or integers";
 
 /// Where a label stands, for messages.
 #[derive(Clone, Copy)]
@@ -48,6 +53,10 @@ impl Place<'_> {
     fn wrong(self, found: &Value, expected: &str) -> Error {
         wrong_type(self.path, self.line, self.column, found, expected)
     }
+
+    fn other_task(self, found: &Value, help: &str) -> Error {
+        wrong_type_with(self.path, self.line, self.column, found, ONE, help)
+    }
 }
 
 impl Label {
@@ -58,8 +67,14 @@ impl Label {
             ProblemType::SingleLabel => Ok(Label::One(field.to_owned())),
             ProblemType::MultiLabel if field.trim().is_empty() => Ok(Label::Any(Vec::new())),
             ProblemType::MultiLabel => {
-                let names = field.split(SEPARATOR).map(|name| name.trim().to_owned());
-                any(names.map(Ok), at)
+                let names = field.split(SEPARATOR).map(|name| match name.trim() {
+                    "" => Err(at.refuse(
+                        format!("a label in {} is empty", at.column()),
+                        "remove the separator that has no name beside it",
+                    )),
+                    name => Ok(name.to_owned()),
+                });
+                any(names, at)
             }
             ProblemType::Regression => match field.trim().parse() {
                 Ok(number) => in_range(number, at),
@@ -76,32 +91,18 @@ impl Label {
     /// Of a member of an object.
     pub(super) fn of_json(problem: ProblemType, value: &Value, at: Place) -> Result<Label> {
         match (problem, value) {
-            (ProblemType::SingleLabel, Value::Array(_)) => Err(at.refuse(
-                format!(
-                    "the {} is an array, expected a string or an integer",
-                    at.column()
-                ),
-                "any number of labels for a text is what --task multilabel learns",
-            )),
-            (ProblemType::SingleLabel, Value::Number(number)) if number.is_f64() => Err(at.refuse(
-                format!(
-                    "the {} is the number {number}, expected a string or an integer",
-                    at.column()
-                ),
-                "numbers are what --task regression learns",
-            )),
-            (ProblemType::SingleLabel, value) => {
-                Ok(Label::One(name(value, "a string or an integer", at)?))
+            (ProblemType::SingleLabel, Value::Array(_)) => {
+                let help = "any number of labels for a text is what --task multilabel learns";
+                Err(at.other_task(value, help))
             }
-            (ProblemType::MultiLabel, Value::Array(names)) => any(
-                names
-                    .iter()
-                    .map(|value| name(value, "a list of strings or integers", at)),
-                at,
-            ),
-            (ProblemType::MultiLabel, value) => {
-                any([name(value, "a list of strings or integers", at)], at)
+            (ProblemType::SingleLabel, Value::Number(number)) if number.is_f64() => {
+                Err(at.other_task(value, "numbers are what --task regression learns"))
             }
+            (ProblemType::SingleLabel, value) => Ok(Label::One(name(value, ONE, at)?)),
+            (ProblemType::MultiLabel, Value::Array(names)) => {
+                any(names.iter().map(|value| name(value, ANY, at)), at)
+            }
+            (ProblemType::MultiLabel, value) => any([name(value, ANY, at)], at),
             (ProblemType::Regression, value) => match value.as_f64() {
                 Some(number) => in_range(number, at),
                 None => Err(at.wrong(value, "a number")),
@@ -133,11 +134,6 @@ fn any(names: impl IntoIterator<Item = Result<String>>, at: Place) -> Result<Lab
     let mut all: Vec<String> = Vec::new();
     for name in names {
         let name = name?;
-        if name.is_empty() {
-            let what = format!("a label in {} is empty", at.column());
-            let help = "remove the separator that has no name beside it";
-            return Err(at.refuse(what, help));
-        }
         if all.contains(&name) {
             let column = at.column();
             let what = format!(

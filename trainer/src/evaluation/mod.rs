@@ -6,7 +6,7 @@ mod sets;
 
 pub use classes::{ClassesEvaluation, best_label, probabilities};
 pub use numbers::{Fit, NumbersEvaluation};
-pub use sets::{SetScore, SetsEvaluation, likelihood};
+pub use sets::{SetScore, SetsEvaluation, likelihood, likely_labels};
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};

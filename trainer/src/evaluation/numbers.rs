@@ -140,8 +140,8 @@ impl Measured for NumbersEvaluation {
 mod tests {
     use super::*;
 
-    /// The expected values are those of scikit-learn 1.7 (`mean_squared_error`, `mean_absolute_error`, `r2_score`) and scipy
-    /// 1.16 (`pearsonr`, `spearmanr`).
+    /// The expected values are those of scikit-learn 1.9.1 (`mean_squared_error`, `mean_absolute_error`, `r2_score`) and scipy
+    /// 1.17.1 (`pearsonr`, `spearmanr`).
     #[test]
     fn five_numbers_as_scikit_learn_and_scipy_have_them() {
         let truth = [1.0, 2.0, 2.0, 4.0, -1.0];

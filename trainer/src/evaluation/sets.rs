@@ -34,6 +34,12 @@ pub fn likelihood(logit: f32) -> f64 {
     1.0 / (1.0 + (-f64::from(logit)).exp())
 }
 
+/// The numbers of the labels whose likelihood is above one half, rising.
+pub fn likely_labels(logits: &[f32]) -> Vec<u32> {
+    let above = (0..).zip(logits).filter(|&(_, &logit)| logit > 0.0);
+    above.map(|(label, _)| label).collect()
+}
+
 /// `ln(1 + e^x)` without overflow.
 fn softplus(x: f64) -> f64 {
     x.max(0.0) + (-x.abs()).exp().ln_1p()
@@ -92,11 +98,7 @@ impl SetScore {
 impl SetsEvaluation {
     /// Of given logits and true sets, `[n]` each.
     pub fn new(logits: &[Vec<f32>], labels: usize, truth: &[Vec<u32>], guess: &[u32]) -> Self {
-        let positive = |row: &Vec<f32>| -> Vec<u32> {
-            let above = (0..).zip(row).filter(|&(_, &logit)| logit > 0.0);
-            above.map(|(label, _)| label).collect()
-        };
-        let predicted: Vec<Vec<u32>> = logits.iter().map(positive).collect();
+        let predicted: Vec<Vec<u32>> = logits.iter().map(|row| likely_labels(row)).collect();
         let losses = logits.iter().zip(truth).map(|(row, right)| {
             let of = |(label, &logit): (u32, &f32)| {
                 let logit = f64::from(logit);
