@@ -34,7 +34,7 @@ pub const CHAT_TEMPLATE_FILE: &str = "chat_template.jinja";
 pub const GENERATION_CONFIG_FILE: &str = "generation_config.json";
 
 /// Files that go with a tokenizer beside `tokenizer.json`: kept and saved as they are.
-const COMPANIONS: [&str; 8] = [
+pub const COMPANIONS: [&str; 8] = [
     TOKENIZER_CONFIG_FILE,
     "special_tokens_map.json",
     CHAT_TEMPLATE_FILE,

@@ -88,7 +88,7 @@ fn models(task: &Task) -> [PathBuf; 2] {
     [fixture("tiny-bert"), decoder]
 }
 
-const QUICK: [&str; 6] = ["--epochs", "12", "--lr", "0.01", "--max-length", "60"];
+const QUICK: [&str; 4] = ["--epochs", "12", "--lr", "0.01"];
 
 /// The command line of a training with this kind of task.
 fn train(task: &Task, kind: &str, model: &Path, out: &str, more: &[&str]) -> Vec<String> {

@@ -146,17 +146,29 @@ impl Choice {
             },
             Config::Decoder(config) => {
                 let class = config.family.classification_architecture();
-                let dir = self.first().map_or(Path::new(&self.base), AdapterDir::path);
-                let run = || Settings::from_file(&dir.join(run_dir::CONFIG_FILE));
+                let run = || self.run()?.task();
                 if config.head.is(class) {
                     TaskKind::Texts(DecoderClassifier::problem(config))
-                } else if run().is_ok_and(|run| run.task() == Some(TaskKind::Chat)) {
+                } else if run() == Some(TaskKind::Chat) {
                     TaskKind::Chat
                 } else {
                     TaskKind::Clm
                 }
             }
         }
+    }
+
+    /// Most tokens of one example in the run that this is the outcome of, if it was one for `task` and said so.
+    pub fn trained_length(&self, task: TaskKind) -> Option<usize> {
+        let run = self.run()?;
+        let same = run.task().unwrap_or(TaskKind::CLASSIFY) == task;
+        run.max_length().filter(|_| same)
+    }
+
+    /// The settings of the run that this is the outcome of, if it is one's.
+    fn run(&self) -> Option<Settings> {
+        let dir = self.first().map_or(Path::new(&self.base), AdapterDir::path);
+        Settings::from_file(&dir.join(run_dir::CONFIG_FILE)).ok()
     }
 
     /// The adapter in use, the first of several.

@@ -15,6 +15,7 @@ use rayon::prelude::*;
 
 use crate::corpus::{Corpus, Pass};
 use crate::data::Dataset;
+use crate::encode::too_long;
 use crate::error::{Error, Result};
 use crate::report::{counted, thousands};
 
@@ -64,12 +65,7 @@ pub(crate) fn sequence_length(
     most: Option<usize>,
 ) -> Result<usize> {
     match asked {
-        Some(length) if length > positions => {
-            let what =
-                format!("`data.max_length` is {length}, but the model has {positions} positions");
-            let help = format!("ask for {positions} at most");
-            Err(Error::config("configuration", what, help))
-        }
+        Some(length) if length > positions => Err(too_long(length, positions)),
         Some(length) => Ok(length),
         None => Ok(most.map_or(positions, |most| positions.min(most))),
     }

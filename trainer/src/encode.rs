@@ -22,31 +22,45 @@ pub struct Encoded {
     pub truncated: usize,
 }
 
+/// Most tokens of one text: `asked`, or as many as the model has positions, of which virtual tokens take some.
+///
+/// # Errors
+/// More than the model has positions.
+pub fn longest_text<N: TextClassifier>(config: &N::Config, asked: Option<usize>) -> Result<usize> {
+    let (all, free) = (N::positions_in_all(config), N::max_tokens(config));
+    match asked {
+        Some(length) if length > all => Err(too_long(length, all)),
+        Some(length) => Ok(length.min(free)),
+        None => Ok(free),
+    }
+}
+
+/// A length that was asked for and that is more than the model's positions.
+pub(crate) fn too_long(asked: usize, positions: usize) -> Error {
+    let what = format!("it is {asked}, but the model has {positions} positions");
+    let help = format!("ask for {positions} at most");
+    Error::config("--max-length or data.max_length", what, help)
+}
+
 impl Encoded {
-    /// Tokenizes `data`. Texts are cut to `max_length` tokens, and to the model's positions in any case.
+    /// Tokenizes `data`. Texts are cut to `max_length` tokens, and earlier where virtual tokens take of the positions.
     ///
     /// # Errors
-    /// A length that leaves no room beside the special tokens.
+    /// More than the model has positions; a length that leaves no room beside the special tokens.
     pub fn new<N: TextClassifier>(
         model: &Model<N>,
         data: &Dataset,
         max_length: Option<usize>,
     ) -> Result<Encoded> {
-        let positions = N::max_tokens(&model.config);
-        Encoded::with(positions, &model.tokenizer, data, max_length)
+        let limit = longest_text::<N>(&model.config, max_length)?;
+        Encoded::with(limit, &model.tokenizer, data)
     }
 
-    /// [`Encoded::new`] for a model with so many positions, of which only the tokenizer is there yet.
+    /// Tokenizes `data`, cut to `limit` tokens.
     ///
     /// # Errors
-    /// As there; a text without a token, where the tokenizer adds none.
-    pub fn with(
-        positions: usize,
-        tokenizer: &Tokenizer,
-        data: &Dataset,
-        max_length: Option<usize>,
-    ) -> Result<Encoded> {
-        let limit = max_length.map_or(positions, |n| n.min(positions));
+    /// A length that leaves no room beside the special tokens; a text without a token, where the tokenizer adds none.
+    pub fn with(limit: usize, tokenizer: &Tokenizer, data: &Dataset) -> Result<Encoded> {
         if tokenizer.added_tokens(false) == 0 {
             let says_nothing = |e: &&Example| {
                 e.text.is_empty() && e.text_pair.as_deref().is_none_or(str::is_empty)
@@ -111,7 +125,7 @@ mod tests {
                 .collect(),
             problem: ProblemType::SingleLabel,
         };
-        let encoded = Encoded::with(config.max_tokens(), &tokenizer, &data, Some(12)).unwrap();
+        let encoded = Encoded::with(12, &tokenizer, &data).unwrap();
         assert_eq!(encoded.encodings.len(), data.examples.len());
         for (example, encoding) in data.examples.iter().zip(&encoded.encodings) {
             let pair = example.text_pair.as_deref();
@@ -119,7 +133,7 @@ mod tests {
             assert_eq!(&alone, encoding);
         }
         assert!(encoded.truncated > 0);
-        let error = Encoded::with(config.max_tokens(), &tokenizer, &data, Some(3)).unwrap_err();
+        let error = Encoded::with(3, &tokenizer, &data).unwrap_err();
         // The first text is a pair, for which three tokens have no room; the second is none, and would fit.
         assert!(error.to_string().contains("3 special tokens"), "{error}");
     }

@@ -7,7 +7,7 @@ use graft_nn::Forward;
 
 use crate::batch::{BatchSize, in_order};
 use crate::data::{Columns, Dataset, encode_labels};
-use crate::encode::Encoded;
+use crate::encode::{Encoded, longest_text};
 use crate::error::{Error, Result};
 use crate::features::Features;
 use crate::model::Model;
@@ -123,10 +123,10 @@ impl Labelled {
         data: &Dataset,
         max_length: Option<usize>,
     ) -> Result<Labelled> {
-        let positions = N::max_tokens(config);
+        let limit = longest_text::<N>(config, max_length)?;
         Ok(Labelled {
             targets: encode_labels(N::labels(config), data)?,
-            encoded: Encoded::with(positions, tokenizer, data, max_length)?,
+            encoded: Encoded::with(limit, tokenizer, data)?,
             empty: data.empty_texts(),
         })
     }

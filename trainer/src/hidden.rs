@@ -127,11 +127,9 @@ impl Corpus for Hidden {
         let (before, behind) = tokenizer.frame()?;
         let frame = before.len() + behind.len();
         if length <= frame {
-            let what = format!(
-                "`data.max_length` is {length}, which has no room beside {frame} special tokens"
-            );
+            let what = format!("it is {length}, which has no room beside {frame} special tokens");
             let help = format!("ask for {} at least", frame + 1);
-            return Err(Error::config("configuration", what, help));
+            return Err(Error::config("--max-length or data.max_length", what, help));
         }
         let ordinary: Vec<bool> = (0..config.0.vocab_size as u32)
             .map(|id| tokenizer.id_to_token(id).is_some() && !tokenizer.is_special(id))

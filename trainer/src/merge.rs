@@ -23,6 +23,7 @@ use crate::config::{Base, TaskKind};
 use crate::error::{Error, Result};
 use crate::model::Model;
 use crate::network::Network;
+use crate::run_dir;
 
 /// The proof's file in the output.
 pub const MERGE_FILE: &str = "merge.json";
@@ -276,7 +277,7 @@ fn go<N: Logits>(
         Merged::Check(dir) => return prove(dir, "this is not the merged model"),
         Merged::Write(out) => out,
     };
-    check_replaceable(out)?;
+    run_dir::replaceable(out, MERGE_FILE, "merge")?;
     adapters::merge(&mut model.parameters)?;
     let staged = StagedDir::create(out)?;
     model.save_description(staged.path())?;
@@ -289,21 +290,4 @@ fn go<N: Logits>(
         .map_err(|e| Error::io("write", &path, e))?;
     staged.commit()?;
     Ok(proof)
-}
-
-/// Refuses an output whose replacement would destroy anything but an earlier merge.
-fn check_replaceable(out: &Path) -> Result<()> {
-    let empty = match std::fs::read_dir(out) {
-        Ok(mut entries) => entries.next().is_none(),
-        Err(e) if e.kind() == io::ErrorKind::NotFound => true,
-        Err(e) => return Err(Error::io("read", out, e)),
-    };
-    match empty || out.join(MERGE_FILE).is_file() {
-        true => Ok(()),
-        false => Err(Error::config(
-            out.display(),
-            format!("the output directory holds files and no {MERGE_FILE}: they would be replaced"),
-            "name a directory that does not exist, or that an earlier merge wrote",
-        )),
-    }
 }

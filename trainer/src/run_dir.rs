@@ -15,12 +15,15 @@
 use std::io;
 use std::path::Path;
 
+use graft_models::adapter::{ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE};
 use graft_models::atomic::{self, StagedDir};
+use graft_models::tokenizer::{COMPANIONS, TOKENIZER_FILE};
 
 use crate::certificate::{Certificate, sha256_hex};
 use crate::config::{RunConfig, Settings};
 use crate::error::{Error, Result};
-use crate::model::ASIDE_FILE;
+use crate::merge::MERGE_FILE;
+use crate::model::{ASIDE_FILE, WEIGHTS_FILE};
 use crate::record::{METRICS_FILE, MetricsWriter};
 
 /// The resolved configuration's file.
@@ -205,17 +208,24 @@ pub fn discard(out: &Path) -> Result<()> {
 }
 
 /// Refuses an output path whose replacement would destroy anything but an earlier run: it may be absent, an empty
-/// directory, or a directory with a certificate and no directories in it.
+/// directory, or a directory with a certificate and nothing beside it that no run writes.
 ///
 /// # Errors
 /// Something else is there.
 pub fn check_replaceable(out: &Path) -> Result<()> {
-    let refuse = |what: String| {
-        Error::config(
-            out.display(),
-            what,
-            "name an output directory that does not exist, or that an earlier run wrote",
-        )
+    replaceable(out, CERTIFICATE_FILE, "run")
+}
+
+/// [`check_replaceable`] for the output of `what`, of which `marker` is a file that nothing else writes.
+///
+/// # Errors
+/// As there.
+pub(crate) fn replaceable(out: &Path, marker: &str, what: &str) -> Result<()> {
+    let refuse = |found: String| {
+        let help = format!(
+            "name an output directory that does not exist, or that an earlier {what} wrote"
+        );
+        Error::config(out.display(), found, help)
     };
     let entries = match std::fs::read_dir(out) {
         Ok(entries) => entries,
@@ -235,20 +245,47 @@ pub fn check_replaceable(out: &Path) -> Result<()> {
             .is_dir()
         {
             return Err(refuse(format!(
-                "the output directory holds the directory `{}`, which no run wrote and which would be lost",
+                "the output directory holds the directory `{}`, which no {what} wrote and which would be lost",
                 name.escape_debug()
             )));
         }
         names.push(name);
     }
-    if names.is_empty() || names.iter().any(|name| name == CERTIFICATE_FILE) {
-        return Ok(());
-    }
     names.sort();
-    Err(refuse(format!(
-        "the output directory holds {} and no {CERTIFICATE_FILE}: it is no run, and would be replaced",
-        crate::error::list_names(&names, 3)
-    )))
+    if !names.is_empty() && !names.iter().any(|name| name == marker) {
+        return Err(refuse(format!(
+            "the output directory holds {} and no {marker}: it is no {what}, and would be replaced",
+            crate::error::list_names(&names, 3)
+        )));
+    }
+    names.retain(|name| !is_written(name));
+    match names.is_empty() {
+        true => Ok(()),
+        false => Err(Error::config(
+            out.display(),
+            format!(
+                "the output directory holds {}, which no {what} wrote and which would be lost",
+                crate::error::list_names(&names, 3)
+            ),
+            "move that elsewhere, or name another output directory",
+        )),
+    }
+}
+
+/// Whether a run or a merge leaves a file of that name.
+fn is_written(name: &str) -> bool {
+    const OWN: [&str; 8] = [
+        CONFIG_FILE,
+        METRICS_FILE,
+        CERTIFICATE_FILE,
+        MERGE_FILE,
+        WEIGHTS_FILE,
+        graft_models::config::CONFIG_FILE,
+        ADAPTER_CONFIG_FILE,
+        ADAPTER_WEIGHTS_FILE,
+    ];
+    let tokenizer = COMPANIONS.into_iter().chain([TOKENIZER_FILE]);
+    OWN.into_iter().chain(tokenizer).any(|own| own == name)
 }
 
 #[cfg(test)]
@@ -331,11 +368,14 @@ mod tests {
             "{said}"
         );
         std::fs::write(out.join(CERTIFICATE_FILE), "{}").unwrap();
+        let said = check_replaceable(&out).unwrap_err().to_string();
+        assert!(said.contains("`notes.txt`, which no run wrote"), "{said}");
+        std::fs::rename(out.join("notes.txt"), out.join("vocab.txt")).unwrap();
         check_replaceable(&out).unwrap();
         std::fs::create_dir(out.join("thesis")).unwrap();
         let said = check_replaceable(&out).unwrap_err().to_string();
         assert!(said.contains("the directory `thesis`"), "{said}");
-        let said = check_replaceable(&out.join("notes.txt"))
+        let said = check_replaceable(&out.join("vocab.txt"))
             .unwrap_err()
             .to_string();
         assert!(said.contains("is no directory"), "{said}");

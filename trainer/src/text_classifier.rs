@@ -76,6 +76,9 @@ pub trait TextClassifier: Network + Sync {
     /// Most tokens of a text.
     fn max_tokens(config: &Self::Config) -> usize;
 
+    /// Most tokens of a text, virtual ones in front of it included.
+    fn positions_in_all(config: &Self::Config) -> usize;
+
     /// Numbers of a hidden state.
     fn hidden_size(config: &Self::Config) -> usize;
 
@@ -160,6 +163,10 @@ impl TextClassifier for Classifier {
         config.max_tokens()
     }
 
+    fn positions_in_all(config: &ModelConfig) -> usize {
+        config.positions_in_all()
+    }
+
     fn hidden_size(config: &ModelConfig) -> usize {
         config.hidden_size
     }
@@ -214,6 +221,10 @@ impl TextClassifier for DecoderClassifier {
 
     fn max_tokens(config: &DecoderConfig) -> usize {
         config.max_tokens()
+    }
+
+    fn positions_in_all(config: &DecoderConfig) -> usize {
+        config.positions_in_all()
     }
 
     fn hidden_size(config: &DecoderConfig) -> usize {

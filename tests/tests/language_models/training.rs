@@ -284,7 +284,7 @@ fn what_cannot_be_trained_is_refused() {
     );
     refuse(
         &["--max-length", "41"],
-        &["`data.max_length` is 41", "40 positions"],
+        &["data.max_length: it is 41", "40 positions"],
     );
     refuse(
         &["--label-column", "x"],

@@ -1,12 +1,11 @@
 //! The commands that use a model: `eval`, `predict`, `inspect`.
 
-use std::io::{self, Write};
 use std::path::Path;
 
-use graft_models::{Classifier, Config, DecoderClassifier, atomic};
+use graft_models::{Classifier, Config, DecoderClassifier};
 use serde_json::{Value, json};
 
-use super::{ColumnArgs, EvalArgs, InspectArgs, PredictArgs, print};
+use super::{ColumnArgs, EvalArgs, InspectArgs, PredictArgs, output, print};
 use crate::adapted::Choice;
 use crate::config::{Rule, TaskKind};
 use crate::conversations::Conversations;
@@ -52,6 +51,21 @@ pub(super) fn eval(args: &EvalArgs) -> Result<()> {
     let choice = Choice::of(&args.model, &args.adapters)?;
     let config = choice.single()?.config()?;
     let task = args.task.unwrap_or_else(|| choice.task(&config));
+    if !matches!(task, TaskKind::Texts(_)) {
+        for (flag, column) in [
+            ("--label-column", &args.label_column),
+            ("--text-pair-column", &args.columns.text_pair_column),
+        ] {
+            if column.is_some() {
+                let what = format!("it has no effect: the task is {task}");
+                return Err(Error::config(flag, what, "leave it out"));
+            }
+        }
+    }
+    let args = &EvalArgs {
+        max_length: args.max_length.or_else(|| choice.trained_length(task)),
+        ..args.clone()
+    };
     let memory = args.device.open()?;
     match (task, config) {
         (TaskKind::Texts(_), Config::Encoder(_)) => {
@@ -117,7 +131,7 @@ fn eval_classifier<N: TextClassifier>(args: &EvalArgs, model: &Model<N>) -> Resu
         return Err(Error::config("--task", what, "leave it out"));
     }
     let columns = Columns {
-        label: Some(args.label_column.clone()),
+        label: Some(args.label_column.clone().unwrap_or_else(|| "label".into())),
         problem,
         ..columns(&args.columns)
     };
@@ -137,8 +151,15 @@ fn eval_classifier<N: TextClassifier>(args: &EvalArgs, model: &Model<N>) -> Resu
 }
 
 pub(super) fn predict(args: &PredictArgs) -> Result<()> {
+    output::check(args.out.as_deref(), Some(&args.data))?;
     let choice = Choice::of(&args.model, &args.adapters)?;
-    match choice.config()? {
+    let config = choice.config()?;
+    let trained_length = choice.trained_length(choice.task(&config));
+    let args = &PredictArgs {
+        max_length: args.max_length.or(trained_length),
+        ..args.clone()
+    };
+    match config {
         Config::Encoder(_) => predict_with::<Classifier>(args, &choice),
         Config::Decoder(_) => predict_with::<DecoderClassifier>(args, &choice),
     }
@@ -150,7 +171,7 @@ fn predict_with<N: TextClassifier>(args: &PredictArgs, choice: &Choice) -> Resul
     let data = Encoded::new(&adapted.model, &data, args.max_length)?;
     say_truncated(&data, &args.data);
     let mut text = Vec::new();
-    let name = args.out.as_deref().unwrap_or(Path::new("standard output"));
+    let name = output::name(args.out.as_deref());
     match choice.in_use()[..] {
         [] | [_] => write_predictions(&adapted.model, &data, (args.logits, None), &mut text, name)?,
         ref all => {
@@ -161,13 +182,7 @@ fn predict_with<N: TextClassifier>(args: &PredictArgs, choice: &Choice) -> Resul
             }
         }
     }
-    match &args.out {
-        Some(path) => Ok(atomic::write_file(path, |file| file.write_all(&text))?),
-        None => match io::stdout().lock().write_all(&text) {
-            Err(e) if e.kind() != io::ErrorKind::BrokenPipe => Err(Error::io("write", name, e)),
-            _ => Ok(()),
-        },
-    }
+    output::write(args.out.as_deref(), &text)
 }
 
 pub(super) fn inspect(args: &InspectArgs) -> Result<()> {

@@ -4,10 +4,11 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use clap::Args;
-use graft_models::{CausalLm, ChatOptions, atomic};
+use graft_models::{CausalLm, ChatOptions};
 use graft_tensor::Device;
 use serde_json::{Value, json};
 
+use super::output;
 use crate::adapted::{AdapterArgs, Choice};
 use crate::config::Precision;
 use crate::conversations::template;
@@ -54,7 +55,8 @@ pub struct GenerateArgs {
     #[arg(long, value_name = "FILE")]
     pub prompts: Option<PathBuf>,
     /// Column of the texts to continue, or of the messages; prompt, or messages, if absent.
-    #[arg(long, value_name = "NAME")]
+    // Not `requires = "prompts"`: clap lets that pass where --prompt is given, which excludes --prompts.
+    #[arg(long, value_name = "NAME", conflicts_with = "prompt")]
     pub text_column: Option<String>,
     /// Answer as the assistant, through the model's chat template.
     #[arg(long)]
@@ -68,7 +70,7 @@ pub struct GenerateArgs {
     )]
     pub system: Option<String>,
     /// File to write, with --prompts; standard output if absent.
-    #[arg(long, value_name = "FILE", requires = "prompts")]
+    #[arg(long, value_name = "FILE", conflicts_with = "prompt")]
     pub out: Option<PathBuf>,
     /// Tokens to add at most.
     #[arg(long, value_name = "N", default_value_t = 128)]
@@ -98,9 +100,9 @@ pub struct GenerateArgs {
     /// Stop before this text; \n is a line feed and \t a tab; may be repeated.
     #[arg(long, value_name = "TEXT")]
     pub stop: Vec<String>,
-    /// Seed of the choice.
-    #[arg(long, value_name = "N", default_value_t = 0)]
-    pub seed: u64,
+    /// Seed of the choice; 0 if absent.
+    #[arg(long, value_name = "N")]
+    pub seed: Option<u64>,
     /// Type of activations, kept keys and values, and products: f32 or bf16. Matrices are held in it, too, where no adapter
     /// stands beside them; other weights stay f32.
     #[arg(long, value_name = "TYPE", default_value = "f32")]
@@ -143,6 +145,7 @@ impl GenerateArgs {
         let choosy = [
             ("--top-k", self.top_k.is_some()),
             ("--top-p", self.top_p.is_some()),
+            ("--seed", self.seed.is_some()),
         ];
         if let Some((flag, _)) = choosy.iter().find(|(_, given)| *given)
             && self.temperature == 0.0
@@ -164,7 +167,7 @@ impl GenerateArgs {
             max_new_tokens: self.max_new_tokens,
             stop: self.stop.iter().map(plain).collect(),
             end: Vec::new(),
-            seed: self.seed,
+            seed: self.seed.unwrap_or(0),
         })
     }
 }
@@ -271,16 +274,7 @@ fn encode_all(
 }
 
 fn continue_all(args: &GenerateArgs, mut options: Options) -> Result<()> {
-    if let Some(folder) = args.out.as_deref().and_then(Path::parent)
-        && !(folder.as_os_str().is_empty() || folder.is_dir())
-    {
-        let what = format!("there is no directory {}", folder.display());
-        return Err(Error::config(
-            "--out",
-            what,
-            "make it first, or name another file",
-        ));
-    }
+    output::check(args.out.as_deref(), args.prompts.as_deref())?;
     let source = read(args)?;
     let choice = Choice::of(&args.model, &args.adapters)?;
     let mut model = choice.single()?.causal(&args.device.open()?)?.model;
@@ -292,12 +286,14 @@ fn continue_all(args: &GenerateArgs, mut options: Options) -> Result<()> {
     let ids: Vec<Vec<u32>> = prompts.iter().map(|prompt| prompt.ids.clone()).collect();
     if args.prompts.is_none() {
         let mut out = io::stdout().lock();
+        // A reader that has gone away ends the text.
+        let said =
+            |result: io::Result<()>| result.map_err(|e| Error::io("write", output::name(None), e));
         let outcome = generate(&model, &ids, 0, &options, &mut |_, piece| {
             said(out.write_all(piece.as_bytes()).and_then(|()| out.flush()))
         });
         return match outcome {
             Ok(_) => said(out.write_all(b"\n").and_then(|()| out.flush())),
-            // A reader that has gone away (`| head`) is no error.
             Err(Error::Io { source, .. }) if source.kind() == io::ErrorKind::BrokenPipe => Ok(()),
             Err(error) => Err(error),
         };
@@ -318,15 +314,5 @@ fn continue_all(args: &GenerateArgs, mut options: Options) -> Result<()> {
             lines.extend_from_slice(format!("{line}\n").as_bytes());
         }
     }
-    match &args.out {
-        Some(path) => Ok(atomic::write_file(path, |file| file.write_all(&lines))?),
-        None => match io::stdout().lock().write_all(&lines) {
-            Err(e) if e.kind() == io::ErrorKind::BrokenPipe => Ok(()),
-            result => said(result),
-        },
-    }
-}
-
-fn said(result: io::Result<()>) -> Result<()> {
-    result.map_err(|e| Error::io("write", Path::new("standard output"), e))
+    output::write(args.out.as_deref(), &lines)
 }

@@ -8,6 +8,7 @@ mod data;
 mod delta;
 mod generate;
 mod merge;
+mod output;
 mod run_args;
 mod signals;
 
@@ -157,7 +158,7 @@ pub struct PretrainArgs {
 }
 
 /// The columns of a data file.
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 pub struct ColumnArgs {
     /// Column of the text, or of the messages; text, or messages, if absent.
     #[arg(long, value_name = "NAME")]
@@ -168,7 +169,7 @@ pub struct ColumnArgs {
 }
 
 /// Arguments of `trainer eval`.
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 #[command(
     after_help = "A language model is measured by its perplexity over what it was trained on: every token but a document's first; the assistant's tokens of conversations; hidden tokens.
 
@@ -193,13 +194,14 @@ pub struct EvalArgs {
     /// What to measure: classify, multilabel, regression, clm, chat or mlm; what a run was trained for, or the model's class says, if absent.
     #[arg(long, value_name = "KIND")]
     pub task: Option<TaskKind>,
-    /// Column of the label.
-    #[arg(long, value_name = "NAME", default_value = "label")]
-    pub label_column: String,
+    /// Column of the label; label, if absent.
+    #[arg(long, value_name = "NAME")]
+    pub label_column: Option<String>,
     /// The columns.
     #[command(flatten)]
     pub columns: ColumnArgs,
-    /// Most tokens of one example; a longer one is cut.
+    /// Most tokens of one example, a longer one is cut; what the run was trained with, or else the model's positions (clm:
+    /// at most 1024, mlm: at most 512), if absent.
     #[arg(long, value_name = "N")]
     pub max_length: Option<usize>,
     /// Print one JSON object instead of a table.
@@ -208,7 +210,7 @@ pub struct EvalArgs {
 }
 
 /// Arguments of `trainer predict`.
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 #[command(after_help = "Writes a JSON object for each text, in their order.
 
 Example:
@@ -232,7 +234,7 @@ pub struct PredictArgs {
     /// The columns.
     #[command(flatten)]
     pub columns: ColumnArgs,
-    /// Most tokens of one text; a longer one is cut.
+    /// Most tokens of one text, a longer one is cut; what the run was trained with, or else the model's positions, if absent.
     #[arg(long, value_name = "N")]
     pub max_length: Option<usize>,
     /// Add the raw logits, in the order of the model's labels.
@@ -357,19 +359,23 @@ fn train(config: &RunConfig, restart: bool) -> Result<()> {
     if restart {
         run_dir::discard(&config.output.dir)?;
     }
+    let out = &config.output.dir;
+    // What an earlier run has left there was not reached by this one, which does not begin then.
+    let foreign = run_dir::is_resumable(out);
     let stop = signals::stop()?;
     let report = crate::train::train_until(config, &stop);
-    ended(report.map(Some), &config.output.dir)
+    ended(report.map(Some), out, !foreign)
 }
 
 fn resume(args: &ResumeArgs) -> Result<()> {
     let threads = args.threads.map(|n| n as usize);
     let stop = signals::stop()?;
-    ended(crate::train::resume(&args.run, threads, &stop), &args.run)
+    let report = crate::train::resume(&args.run, threads, &stop);
+    ended(report, &args.run, true)
 }
 
-/// Prints the report of a run at `out`, or says what is left of one that failed.
-fn ended(run: Result<Option<RunReport>>, out: &Path) -> Result<()> {
+/// Prints the report of a run at `out`, or says what is left of one that failed, if what there is is `its`.
+fn ended(run: Result<Option<RunReport>>, out: &Path, its: bool) -> Result<()> {
     match run {
         Ok(Some(report)) => print(&report.to_string()),
         Ok(None) => print(&format!(
@@ -378,7 +384,7 @@ fn ended(run: Result<Option<RunReport>>, out: &Path) -> Result<()> {
         )),
         Err(error @ Error::Stopped { .. }) => Err(error),
         Err(error) => {
-            if run_dir::is_resumable(out) {
+            if its && run_dir::is_resumable(out) {
                 let out = out.display();
                 eprintln!("what was reached is kept: `trainer resume {out}` goes on from there");
             }
@@ -429,14 +435,7 @@ fn verify(args: &VerifyArgs) -> Result<()> {
 /// Writes to standard output. A reader that has gone away (`| head`) is no error.
 fn print(text: &str) -> Result<()> {
     let mut out = io::stdout().lock();
-    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
-        Err(e) if e.kind() != io::ErrorKind::BrokenPipe => Err(Error::io(
-            "write",
-            std::path::Path::new("standard output"),
-            e,
-        )),
-        _ => Ok(()),
-    }
+    output::said(out.write_all(text.as_bytes()).and_then(|()| out.flush()))
 }
 
 /// An error as it is shown: message and help, unwrapped, so that paths can be copied.

@@ -187,6 +187,12 @@ impl Settings {
         value.clone().try_into().ok()
     }
 
+    /// Most tokens of one example, if that is said.
+    pub fn max_length(&self) -> Option<usize> {
+        let (value, _) = self.entries.get("data.max_length")?;
+        value.clone().try_into().ok()
+    }
+
     /// What the base is held in, if that is said.
     pub fn base(&self) -> Option<Base> {
         let (value, _) = self.entries.get("model.base")?;
