@@ -82,20 +82,30 @@ def main() -> None:
     torch.cuda.synchronize()
     made = time.perf_counter() - started
     autocast = not args.f32 and args.model != "llama8b-lora"
-    times, losses = [], []
-    for _ in range(WARM_UP + steps):
-        torch.cuda.synchronize()
-        started = time.perf_counter()
+
+    def step():
         with torch.autocast("cuda", dtype=torch.bfloat16, enabled=autocast):
             loss = run(input_ids=ids, labels=labels).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
         optimizer.zero_grad()
-        losses.append(loss.item())
+        return loss.detach()
+
+    times, losses = [], []
+    for _ in range(WARM_UP + steps):
+        torch.cuda.synchronize()
+        started = time.perf_counter()
+        losses.append(step().item())
         torch.cuda.synchronize()
         times.append(time.perf_counter() - started)
     median = statistics.median(times[WARM_UP:])
+    # Each step is sent before anybody looks at the one before.
+    started = time.perf_counter()
+    for _ in range(steps):
+        step()
+    torch.cuda.synchronize()
+    ahead = (time.perf_counter() - started) / steps
     print(
         json.dumps(
             {
@@ -107,6 +117,7 @@ def main() -> None:
                 "torch": torch.__version__,
                 "median_step_s": median,
                 "tokens_per_s": sequences * tokens / median,
+                "ahead_step_s": ahead,
                 "first_loss": losses[0],
                 "last_loss": losses[-1],
                 "made_in_s": made,

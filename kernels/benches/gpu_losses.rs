@@ -209,7 +209,7 @@ impl Bench {
         let norm = Norm {
             squares: 0.0,
             clip: 1.0,
-            finite: true,
+            broken: None,
         };
         let norm = self.upload(&norm.bytes())?;
         let sums = self.gpu.allocate(NORM_WORKSPACE)?;

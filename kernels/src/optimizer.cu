@@ -25,8 +25,11 @@ struct Part {
 struct Norm {
     double squares; // the sum of their squares
     float clip;     // what they are multiplied with
-    int finite;     // 0 if one element is not: nothing is updated then
+    int broken;     // the first part with an element that is not finite, or -1; if there is one, nothing is updated
 };
+
+// Behind every part.
+#define NO_PART 0x7fffffff
 
 // Which of the parts holds a chunk.
 __device__ __forceinline__ const Part *part_of(const Part *parts, int count, i64 chunk) {
@@ -56,12 +59,24 @@ __device__ __forceinline__ double block_sum_double(double x) {
     return numbers[0];
 }
 
+// The least of the block's numbers, for all of its threads.
+__device__ __forceinline__ int block_min(int x) {
+    __shared__ int least;
+    if (threadIdx.x == 0) least = x;
+    __syncthreads();
+    atomicMin(&least, x);
+    __syncthreads();
+    return least;
+}
+
 // sums[b] = the sum of squares of the chunks b, b + blocks, b + 2 blocks, ...: in double precision
-// they neither overflow nor lose small terms.
+// they neither overflow nor lose small terms. Behind the SUM_BLOCKS sums, for each block: the first part with an element
+// there that is not finite.
 template <class T>
 __device__ void sum_squares(const Part *parts, int count, i64 chunks, double *sums) {
     constexpr int V = 4;
     double sum = 0;
+    int broken = NO_PART;
     for (i64 chunk = blockIdx.x; chunk < chunks; chunk += gridDim.x) {
         const Part *part = part_of(parts, count, chunk);
         const T *x = (const T *)part->gradient;
@@ -85,9 +100,15 @@ __device__ void sum_squares(const Part *parts, int count, i64 chunks, double *su
                 }
             }
         }
+        // What is not finite stays so, and parts come in their order.
+        if (broken == NO_PART && !(sum - sum == 0)) broken = (int)(part - parts);
     }
     sum = block_sum_double(sum);
-    if (threadIdx.x == 0) sums[blockIdx.x] = sum;
+    broken = block_min(broken);
+    if (threadIdx.x == 0) {
+        sums[blockIdx.x] = sum;
+        ((int *)(sums + SUM_BLOCKS))[blockIdx.x] = broken;
+    }
 }
 EXPORT sum_squares_f32(const Part *parts, int count, i64 chunks, double *sums) {
     sum_squares<float>(parts, count, chunks, sums);
@@ -99,16 +120,22 @@ EXPORT sum_squares_bf16(const Part *parts, int count, i64 chunks, double *sums) 
 // Joins the sums and finds the factor that brings the norm down to `most`; negative: any norm. One
 // block.
 EXPORT join_squares(const double *sums, int count, double most, Norm *norm) {
+    const int *first = (const int *)(sums + SUM_BLOCKS);
     double sum = 0;
+    int broken = NO_PART;
 #pragma unroll 1
-    for (int i = threadIdx.x; i < count; i += THREADS) sum += sums[i];
+    for (int i = threadIdx.x; i < count; i += THREADS) {
+        sum += sums[i];
+        if (first[i] < broken) broken = first[i];
+    }
     sum = block_sum_double(sum);
+    broken = block_min(broken);
     if (threadIdx.x == 0) {
         // As PyTorch's clip_grad_norm_, with its guard against a division by zero.
         double clip = most < 0 ? 1 : most / (sqrt(sum) + 1e-6);
         norm->squares = sum;
         norm->clip = clip < 1 ? (float)clip : 1;
-        norm->finite = sum - sum == 0;
+        norm->broken = broken == NO_PART ? -1 : broken;
     }
 }
 
@@ -171,7 +198,7 @@ struct Adam {
 
 template <class T>
 __device__ void adamw(const Part *parts, int count, const Adam *groups, const Norm *norm) {
-    if (!norm->finite) return;
+    if (norm->broken >= 0) return;
     const Part *part = part_of(parts, count, blockIdx.x);
     Adam p = groups[part->group];
     float clip = norm->clip;
@@ -199,7 +226,7 @@ struct Descent {
 
 template <class T>
 __device__ void sgd(const Part *parts, int count, const Descent *groups, const Norm *norm) {
-    if (!norm->finite) return;
+    if (norm->broken >= 0) return;
     const Part *part = part_of(parts, count, blockIdx.x);
     Descent p = groups[part->group];
     float clip = norm->clip;

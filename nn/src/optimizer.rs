@@ -76,6 +76,14 @@ pub struct Step {
     pub clip: f64,
 }
 
+/// A step that was asked for: see [`Optimizer::send`].
+#[derive(Debug)]
+pub struct SentStep {
+    /// Its number, from 1
+    step: u64,
+    outcome: kernel::Outcome,
+}
+
 impl Optimizer {
     /// An optimizer without state. With `decay_vectors` off, biases and the weights of norms (all
     /// that has one dimension) are spared the weight decay.
@@ -218,12 +226,10 @@ impl Optimizer {
         Ok(())
     }
 
-    /// Updates every trained parameter at learning rate `lr`, times its own factor, and consumes the
-    /// gradients. With `max_norm`, they are first scaled so that their global norm is at most that.
+    /// [`Optimizer::send`] and [`Optimizer::settle`].
     ///
     /// # Errors
-    /// A trained parameter without a gradient, or with one that is not finite, or whose value
-    /// something else still holds; nothing is updated then.
+    /// As of both; nothing is updated then.
     pub fn step(
         &mut self,
         parameters: &mut Parameters,
@@ -232,6 +238,25 @@ impl Optimizer {
         lr: f64,
         max_norm: Option<f64>,
     ) -> Result<Step> {
+        let sent = self.send(parameters, trainable, gradients, lr, max_norm)?;
+        self.settle(parameters, trainable, sent)
+    }
+
+    /// Updates every trained parameter at learning rate `lr`, times its own factor, and consumes the
+    /// gradients. With `max_norm`, they are first scaled so that their global norm is at most that.
+    /// A GPU does it when it gets there; what it did, [`Optimizer::settle`] says.
+    ///
+    /// # Errors
+    /// A trained parameter without a gradient, or whose value something else still holds; one that
+    /// is not finite where that is known at once. Nothing is updated then.
+    pub fn send(
+        &mut self,
+        parameters: &mut Parameters,
+        trainable: &TrainableSet,
+        gradients: &mut Gradients,
+        lr: f64,
+        max_norm: Option<f64>,
+    ) -> Result<SentStep> {
         let trained = trainable
             .ids()
             .map(|id| (id.key(), parameters.get(id).name()));
@@ -269,31 +294,59 @@ impl Optimizer {
                 states: slot.tensors.iter_mut().collect(),
             });
         }
-        let stepped = kernel::step(&mut updates, max_norm, &mut self.tables);
+        let sent = kernel::send(&mut updates, max_norm, &mut self.tables);
         drop(updates);
-        let (gradient_norm, clip) = match stepped {
-            Ok(kernel::Stepped::Done { norm, clip }) => (norm, clip),
-            Ok(kernel::Stepped::NotFinite(number)) => {
-                self.undo(trainable);
-                let id = trainable.ids().nth(number).expect("one for each update");
-                return Err(Error::NonFiniteGradient {
-                    name: parameters.get(id).name().into(),
-                    step: self.step + 1,
-                });
+        self.step += 1;
+        let outcome = match sent {
+            Ok(kernel::Outcome::Known(kernel::Stepped::NotFinite(number))) => {
+                return Err(self.not_finite(parameters, trainable, self.step, number));
             }
+            Ok(outcome) => outcome,
             Err(error) => {
                 self.undo(trainable);
                 return Err(error.into());
             }
         };
-        self.step += 1;
         for id in trainable.ids() {
             gradients.take(id.key());
         }
-        Ok(Step {
-            gradient_norm,
-            clip,
-        })
+        let step = self.step;
+        Ok(SentStep { step, outcome })
+    }
+
+    /// What a step did, which is waited for. Steps may have been sent behind it; they are settled in their order.
+    ///
+    /// # Errors
+    /// A gradient that is not finite. That step has updated nothing; those that were sent behind it may have.
+    pub fn settle(
+        &mut self,
+        parameters: &Parameters,
+        trainable: &TrainableSet,
+        sent: SentStep,
+    ) -> Result<Step> {
+        match sent.outcome.wait()? {
+            kernel::Stepped::Done { norm, clip } => Ok(Step {
+                gradient_norm: norm,
+                clip,
+            }),
+            kernel::Stepped::NotFinite(number) => {
+                Err(self.not_finite(parameters, trainable, sent.step, number))
+            }
+        }
+    }
+
+    /// Takes back the count of step `step`, which updated nothing because of gradient number `number`.
+    fn not_finite(
+        &mut self,
+        parameters: &Parameters,
+        trainable: &TrainableSet,
+        step: u64,
+        number: usize,
+    ) -> Error {
+        self.undo(trainable);
+        let id = trainable.ids().nth(number).expect("one for each update");
+        let name = parameters.get(id).name().into();
+        Error::NonFiniteGradient { name, step }
     }
 
     /// Gives every trained parameter that has no state yet one of zeros.
@@ -313,8 +366,9 @@ impl Optimizer {
         Ok(())
     }
 
-    /// Takes back the count of an update that did not happen, and state that began with it.
+    /// Takes back the count of a step that did not happen, and state that began with it.
     fn undo(&mut self, trainable: &TrainableSet) {
+        self.step -= 1;
         for id in trainable.ids() {
             if let Some(slot) = self.slots.get_mut(&id) {
                 slot.step -= 1;

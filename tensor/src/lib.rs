@@ -22,4 +22,4 @@ pub use error::{Error, Result};
 pub use graft_kernels::awake;
 pub use memory::{Category, Memory, Usage};
 pub use shape::Shape;
-pub use tensor::{Tensor, TensorElement};
+pub use tensor::{Item, Tensor, TensorElement};

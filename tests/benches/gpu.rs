@@ -6,8 +6,9 @@
 //! `gpt2` is GPT-2 with 124 million weights on 64 sequences of 1024 tokens, `bert` BERT-base with a classifier on 32
 //! of 128; `-f32` behind the name computes in f32 instead of bf16. `llama8b-lora` is LoRA beside a frozen model with the
 //! shapes of Llama 3 8B in bf16, on 8 sequences of 2048, `llama8b-qlora` the same beside its NF4 codes. Prints a JSON
-//! object: the median time of the steps after the first three, tokens in a second, what the last step sent, and the peak
-//! memory by category.
+//! object: the median time of the steps after the first three, each waited for, and the mean of steps that are sent before
+//! the one before was looked at, as the trainer sends them; tokens in a second, what the last step sent, and the peak memory
+//! by category.
 //!
 //! `MODE plan` prints the memory alone, which needs no GPU.
 
@@ -16,10 +17,11 @@ mod llama;
 use std::time::Instant;
 
 use graft_autograd::Gradients;
+use graft_kernels::cuda::Sent;
 use graft_models::{CausalLm, Classifier, DecoderConfig, ModelConfig, TokenBatch};
-use graft_nn::optimizer::Rule;
+use graft_nn::optimizer::{Rule, SentStep};
 use graft_nn::{Forward, FreezePolicy, Optimizer, Parameters, TrainableSet, losses};
-use graft_tensor::{Category, DType, Device, Memory, Tensor};
+use graft_tensor::{Category, DType, Device, Item, Memory, Tensor};
 use serde_json::json;
 
 const WARM_UP: usize = 3;
@@ -165,39 +167,63 @@ fn main() {
         .map(|i| (i * 7919 % (vocabulary - 300)) as i64 + 200)
         .collect();
     let batch = TokenBatch::of_ids(ids.chunks(tokens));
-    let (mut times, mut recorded, mut losses) = (Vec::new(), Vec::new(), Vec::new());
+    let mut work = Work {
+        parameters,
+        network,
+        set,
+        optimizer,
+        batch,
+        planned,
+    };
     let device = memory.opened_gpu().cloned();
-    let mut before = None;
+    let now = || device.as_ref().map(|device| device.sent());
+    let (mut times, mut recorded, mut losses) = (Vec::new(), Vec::new(), Vec::new());
+    let mut waited = (now(), now());
     for step in 0..WARM_UP + steps {
         memory.synchronize().expect("the step before succeeded");
-        before = device.as_ref().map(|device| device.sent());
+        waited.0 = now();
         let started = Instant::now();
-        let mut f = Forward::train(&parameters, &set, 0, step as u64);
-        let loss = network.loss(&mut f, &batch);
-        let value = loss.value().clone();
-        let mut gradients = Gradients::new();
-        f.backward(loss, &mut gradients).expect("trained");
-        let done = optimizer
-            .step(&mut parameters, &set, &mut gradients, 1e-4, Some(1.0))
-            .expect("gradients are finite");
+        let sent = work.send(step);
         recorded.push(started.elapsed().as_secs_f64());
-        if !planned {
-            assert!(done.gradient_norm > 0.0);
-            losses.push(value.item().expect("a scalar"));
-        }
+        losses.push(work.settle(sent));
         memory.synchronize().expect("the step succeeded");
         times.push(started.elapsed().as_secs_f64());
+        waited.1 = now();
     }
-    let (Some(device), Some(before)) = (device, before) else {
+    let Some(device) = &device else {
         println!("{}", json!({"mode": mode, "planned_mib": mib(&memory)}));
         return;
     };
-    let sent = device.sent();
+    // The same as the trainer has it, where each step is sent before the one before it was looked at.
+    let (mut before, mut waiting, mut started) = (device.sent(), None, Instant::now());
+    for step in 0..WARM_UP + steps {
+        if step == WARM_UP {
+            memory.synchronize().expect("the steps succeeded");
+            started = Instant::now();
+        }
+        before = device.sent();
+        let sent = work.send(WARM_UP + steps + step);
+        if let Some(sent) = waiting.replace(sent) {
+            losses.push(work.settle(sent));
+        }
+    }
+    losses.extend(waiting.map(|sent| work.settle(sent)));
+    memory.synchronize().expect("the steps succeeded");
+    let ahead = started.elapsed().as_secs_f64() / steps as f64;
     let median = |times: &[f64]| {
         let mut times = times[WARM_UP..].to_vec();
         times.sort_by(f64::total_cmp);
         times[times.len() / 2]
     };
+    let sent = |from: Sent, to: Sent| {
+        json!({
+            "alone": to.alone - from.alone,
+            "in_graphs": to.in_graphs - from.in_graphs,
+            "graphs": to.graphs - from.graphs,
+            "arguments_set": to.set - from.set,
+        })
+    };
+    let all = (sequences * tokens) as f64;
     println!(
         "{}",
         json!({
@@ -205,19 +231,54 @@ fn main() {
             "gpu": device.limits().name,
             "median_step_s": median(&times),
             "median_until_launched_s": median(&recorded),
-            "tokens_per_s": (sequences * tokens) as f64 / median(&times),
-            "sent": {
-                "alone": sent.alone - before.alone,
-                "in_graphs": sent.in_graphs - before.in_graphs,
-                "graphs": sent.graphs - before.graphs,
-                "arguments_set": sent.set - before.set,
-            },
+            "tokens_per_s": all / median(&times),
+            "ahead_step_s": ahead,
+            "ahead_tokens_per_s": all / ahead,
+            "sent": waited.0.zip(waited.1).map(|(from, to)| sent(from, to)),
+            "sent_ahead": sent(before, device.sent()),
             "first_loss": losses[0],
-            "last_loss": losses[losses.len() - 1],
+            "last_loss": losses[WARM_UP + steps - 1],
             "made_in_s": made,
             "tensors_mib": mib(&memory),
         })
     );
+}
+
+/// A model that is trained.
+struct Work {
+    parameters: Parameters,
+    network: Network,
+    set: TrainableSet,
+    optimizer: Optimizer,
+    batch: TokenBatch,
+    planned: bool,
+}
+
+impl Work {
+    /// Sends a step of this number.
+    fn send(&mut self, number: usize) -> (Item, SentStep) {
+        let mut f = Forward::train(&self.parameters, &self.set, 0, number as u64);
+        let loss = self.network.loss(&mut f, &self.batch);
+        let value = match self.planned {
+            true => Item::known(1.0),
+            false => loss.value().item_later().expect("a scalar"),
+        };
+        let mut gradients = Gradients::new();
+        f.backward(loss, &mut gradients).expect("trained");
+        let (p, set) = (&mut self.parameters, &self.set);
+        let sent = self.optimizer.send(p, set, &mut gradients, 1e-4, Some(1.0));
+        self.parameters.memory().submit().expect("it is there");
+        (value, sent.expect("every parameter has a gradient"))
+    }
+
+    /// Waits for a step: its loss.
+    fn settle(&mut self, (value, sent): (Item, SentStep)) -> f64 {
+        let loss = value.wait().expect("the step succeeded");
+        let done = self.optimizer.settle(&self.parameters, &self.set, sent);
+        let done = done.expect("gradients are finite");
+        assert!(self.planned || done.gradient_norm > 0.0);
+        loss
+    }
 }
 
 /// The most that tensors of each kind, and all together, took at any moment, and what was held for them.

@@ -302,3 +302,38 @@ fn a_run_through_the_driver_has_the_bits_of_one_on_the_simulated_gpu() {
     let said = run(&[], &owned(&["verify", &task.text("driver")]));
     assert!(said.out.contains("passed"), "{}{}", said.out, said.err);
 }
+
+/// How often a run asks the driver for launches and copies by themselves, for graphs, and waits.
+fn counts(arguments: &[String]) -> [i64; 3] {
+    let said = run(&[("GRAFT_DRIVER_COUNTS", "1")], arguments);
+    assert_eq!(said.code, Some(0), "{}", said.err);
+    let line = said.err.lines().find(|l| l.starts_with("simulated driver"));
+    let words = line.unwrap().split_whitespace();
+    let numbers: Vec<i64> = words.filter_map(|word| word.parse().ok()).collect();
+    numbers.try_into().unwrap()
+}
+
+/// A run whose batches have one shape sends each further step as one graph, no launch or copy beside it, and waits once for it.
+#[test]
+#[ignore = "needs the simulated driver"]
+fn a_further_step_of_a_run_is_one_graph() {
+    let task = Task::new(24, 12);
+    let of = |steps: usize| {
+        // All as long as the limit.
+        let row = |i: usize| json!({"text": "word ".repeat(40), "label": LABELS[i % LABELS.len()]});
+        let rows: String = (0..4 * steps).map(|i| format!("{}\n", row(i))).collect();
+        std::fs::write(task.path("train.jsonl"), rows).unwrap();
+        let more = "--strategy full --epochs 1 --batch-size 4 --max-length 16 --seed 1 --device cuda:0 \
+                    --set train.audit=false";
+        let more: Vec<&str> = more.split_whitespace().collect();
+        let out = format!("run{steps}");
+        counts(&task.train(&fixture("tiny-bert"), &out, &more))
+    };
+    let (eight, twelve) = (of(8), of(12));
+    let further = [0, 1, 2].map(|i| twelve[i] - eight[i]);
+    assert_eq!(
+        further,
+        [0, 4, 4],
+        "tasks alone, graphs and waits of four steps"
+    );
+}

@@ -158,6 +158,24 @@ impl<'a, Q: Serialize + DeserializeOwned + Clone> Checkpoints<'a, Q> {
         self.stop.load(Ordering::Relaxed)
     }
 
+    /// Whether a checkpoint is due at these counters.
+    fn is_due(&self, counters: &Counters) -> bool {
+        match self.every {
+            Every::Never => false,
+            _ if self.told_to_stop() => true,
+            Every::Steps(steps) => counters.step - self.last.1 >= steps,
+            Every::Epochs(epochs) => {
+                counters.sums.steps == 0 && (counters.epoch as u64).is_multiple_of(epochs)
+            }
+            Every::Minutes(minutes) => self.last.0.elapsed().as_secs() >= 60 * minutes,
+        }
+    }
+
+    /// Whether [`Checkpoints::reached`] would do anything at these counters: what they count is to be done then.
+    pub fn wants(&self, counters: &Counters) -> bool {
+        self.told_to_stop() || self.is_due(counters)
+    }
+
     /// Told after each step, and after each epoch's evaluation: writes a checkpoint if one is due. One that cannot be
     /// written ends the run only if that was to stop there.
     ///
@@ -173,16 +191,7 @@ impl<'a, Q: Serialize + DeserializeOwned + Clone> Checkpoints<'a, Q> {
         progress: &mut Progress,
     ) -> Result<()> {
         let stop = self.told_to_stop();
-        let due = match self.every {
-            Every::Never => false,
-            _ if stop => true,
-            Every::Steps(steps) => counters.step - self.last.1 >= steps,
-            Every::Epochs(epochs) => {
-                counters.sums.steps == 0 && (counters.epoch as u64).is_multiple_of(epochs)
-            }
-            Every::Minutes(minutes) => self.last.0.elapsed().as_secs() >= 60 * minutes,
-        };
-        if due {
+        if self.is_due(counters) {
             let written = self.write(counters, unaudited(), optimizer, model, run_dir);
             match written {
                 Ok(()) => self.last = (Instant::now(), counters.step),

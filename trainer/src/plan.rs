@@ -10,7 +10,7 @@ use std::time::Instant;
 
 use graft_models::Strategy as Part;
 use graft_nn::Parameters;
-use graft_tensor::{Category, Device, Tensor, Usage};
+use graft_tensor::{Category, Device, Item, Tensor, Usage};
 
 use crate::batch::BatchSize;
 use crate::config::{Base, CacheKind, Init, Precision, RunConfig, Strategy};
@@ -77,7 +77,15 @@ impl fmt::Display for Plan {
 
 /// The only element of a tensor; 0 of a planned one.
 pub(crate) fn read_one(x: &Tensor) -> Result<f64> {
-    Ok(if x.is_planned() { 0.0 } else { x.item()? })
+    Ok(read_one_later(x)?.wait()?)
+}
+
+/// [`read_one`] for whoever looks at it later.
+pub(crate) fn read_one_later(x: &Tensor) -> Result<Item> {
+    Ok(match x.is_planned() {
+        true => Item::known(0.0),
+        false => x.item_later()?,
+    })
 }
 
 /// The elements of a tensor; zeros of a planned one.
@@ -209,7 +217,8 @@ fn run<T: Task>(
             let targets = batches.iter().flatten().map(|&i| task.targets(i)).sum();
             let prepared: Vec<T::Batch> = batches.iter().map(|b| task.prepare(1, b)).collect();
             let mut prepared = prepared.into_iter();
-            trainer.step(&mut prepared, targets, model, (&*task, set))?;
+            let sent = trainer.send(&mut prepared, (targets, 0), model, (&*task, set))?;
+            trainer.settle(model, set, sent)?;
         }
         task.evaluate(model, 0)?;
     }

@@ -1,12 +1,13 @@
-//! The loop over batches and optimizer steps. The next batch is prepared while the present one is computed.
+//! The loop over batches and optimizer steps. The next batch is prepared while the present one is computed; a GPU has the
+//! next step before this machine looks at what the present one did.
 
 use std::sync::mpsc::sync_channel;
 use std::time::{Duration, Instant};
 
 use graft_autograd::Gradients;
-use graft_nn::optimizer::{Rule as UpdateRule, Step};
+use graft_nn::optimizer::{Rule as UpdateRule, SentStep, Step};
 use graft_nn::{Audit, Decay, Forward, Optimizer, Rates, Schedule, TrainableSet};
-use graft_tensor::{Memory, Usage};
+use graft_tensor::{Item, Memory, Usage};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -15,7 +16,7 @@ use crate::config::{OptimizerKind, RunConfig, Schedule as ConfigSchedule};
 use crate::error::{Error, Result, list_names};
 use crate::model::Model;
 use crate::network::Network;
-use crate::plan::read_one;
+use crate::plan::read_one_later;
 use crate::progress::Progress;
 use crate::record::Record;
 use crate::run_dir::RunDir;
@@ -93,6 +94,27 @@ pub(crate) struct Records<'r, 'a, Q> {
     pub progress: &'r mut Progress,
     /// To go on from
     pub checkpoints: &'r mut Checkpoints<'a, Q>,
+}
+
+/// A step that was sent to where the model is. A GPU is at work on it while the next one is asked for, and only then does
+/// this machine look at what it did.
+pub(crate) struct Sent {
+    /// From 1
+    number: u64,
+    lr: f64,
+    targets: usize,
+    tokens: u64,
+    /// Its loss, in parts
+    shares: Vec<Item>,
+    /// Its update, or why there is none
+    step: graft_nn::Result<SentStep>,
+}
+
+impl Sent {
+    /// True if nothing has to be waited for.
+    fn is_known(&self) -> bool {
+        self.shares.iter().all(Item::is_known)
+    }
 }
 
 /// The state of the loop over optimizer steps.
@@ -299,56 +321,84 @@ impl<'a> Loop<'a> {
     ) -> Result<()> {
         let groups = batches.chunks(self.config.train.accumulate);
         let last = groups.len();
+        let mut since = Instant::now();
+        let mut waiting = None;
         for (i, group) in groups.enumerate() {
-            let started = Instant::now();
             let examples = || group.iter().flatten().copied();
-            let targets: usize = examples().map(|i| task.targets(i)).sum();
-            let tokens: u64 = examples().map(|i| task.lengths()[i] as u64).sum();
+            let targets = examples().map(|i| task.targets(i)).sum();
+            let tokens = examples().map(|i| task.lengths()[i] as u64).sum();
             let mut batches = prepared.take(group.len());
-            let (loss, lr, done) = self.step(&mut batches, targets, model, (task, set))?;
-            let took = started.elapsed();
-            if self.startup.is_zero() {
-                self.startup = self.begun.elapsed();
+            let sent = self.send(&mut batches, (targets, tokens), model, (task, set));
+            // A GPU has the next step by now.
+            if let Some(before) = waiting.take() {
+                self.tell(before, &mut since, model, set, records)?;
             }
-            let counters = &mut self.counters;
-            counters.tokens += tokens;
-            counters.training += took;
-            counters.sums.steps += 1;
-            counters.sums.loss += loss * targets as f64;
-            counters.sums.targets += targets;
-            counters.sums.tokens += tokens;
-            counters.sums.training += took;
-            let (epoch, step) = (counters.epoch + 1, counters.step);
-            records.progress.step(loss, tokens, took);
-            records.run_dir.metrics().write(&Record::Step {
-                epoch,
-                step,
-                loss,
-                lr,
-                grad_norm: done.gradient_norm,
-                tokens,
-                tokens_per_second: tokens as f64 / took.as_secs_f64().max(1e-9),
-            })?;
-            // Behind the last one the epoch is evaluated first.
-            if i + 1 < last {
-                self.reached(model, records)?;
+            let sent = sent?;
+            // Behind the last one the epoch is evaluated.
+            let looked_at = i + 1 == last || records.checkpoints.wants(&self.counters);
+            if sent.is_known() || self.audit.is_some() || looked_at {
+                self.tell(sent, &mut since, model, set, records)?;
+                if i + 1 < last {
+                    self.reached(model, records)?;
+                    since = Instant::now();
+                }
+            } else {
+                waiting = Some(sent);
             }
         }
         Ok(())
     }
 
-    /// One optimizer step over some batches with so many targets together: its loss, its learning rate, and what the
-    /// optimizer did.
+    /// Settles a step, and tells what it did; it took the time since the one before it was told, which was at `since`.
     ///
     /// # Errors
-    /// As [`Loop::epoch`].
-    pub fn step<T: Task>(
+    /// As [`Loop::settle`]; metrics that cannot be written.
+    fn tell<N: Network, Q: Serialize + DeserializeOwned + Clone>(
+        &mut self,
+        sent: Sent,
+        since: &mut Instant,
+        model: &Model<N>,
+        set: &TrainableSet,
+        records: &mut Records<'_, '_, Q>,
+    ) -> Result<()> {
+        let (step, lr, targets, tokens) = (sent.number, sent.lr, sent.targets, sent.tokens);
+        let (loss, done) = self.settle(model, set, sent)?;
+        let took = since.elapsed();
+        if self.startup.is_zero() {
+            self.startup = self.begun.elapsed();
+        }
+        let counters = &mut self.counters;
+        counters.tokens += tokens;
+        counters.training += took;
+        counters.sums.loss += loss * targets as f64;
+        counters.sums.targets += targets;
+        counters.sums.tokens += tokens;
+        counters.sums.training += took;
+        records.progress.step(loss, tokens, took);
+        records.run_dir.metrics().write(&Record::Step {
+            epoch: counters.epoch + 1,
+            step,
+            loss,
+            lr,
+            grad_norm: done.gradient_norm,
+            tokens,
+            tokens_per_second: tokens as f64 / took.as_secs_f64().max(1e-9),
+        })?;
+        *since = Instant::now();
+        Ok(())
+    }
+
+    /// One optimizer step over some batches with so many targets and tokens together, sent to where the model is.
+    ///
+    /// # Errors
+    /// As the task's passes.
+    pub fn send<T: Task>(
         &mut self,
         batches: &mut dyn Iterator<Item = T::Batch>,
-        targets: usize,
+        (targets, tokens): (usize, u64),
         model: &mut Model<T::Network>,
         (task, set): (&T, &TrainableSet),
-    ) -> Result<(f64, f64, Step)> {
+    ) -> Result<Sent> {
         let mut gradients = Gradients::new();
         let mut shares = Vec::new();
         for batch in batches {
@@ -356,7 +406,7 @@ impl<'a> Loop<'a> {
             let mut f = Forward::train(&model.parameters, set, seed, self.counters.passes);
             self.counters.passes += 1;
             let share = task.loss(&mut f, model, batch, targets)?;
-            shares.push(share.value().clone());
+            shares.push(read_one_later(share.value())?);
             f.backward(share, &mut gradients)?;
         }
         let lr = self.config.optimizer.lr * self.schedule.factor(self.counters.step);
@@ -364,42 +414,65 @@ impl<'a> Loop<'a> {
         if let Some(audit) = &mut self.audit {
             audit.before(&gradients)?;
         }
-        let done = self
+        let step = self
             .optimizer
-            .step(&mut model.parameters, set, &mut gradients, lr, clip);
-        // A GPU has all of its work by now, before this machine waits for it.
+            .send(&mut model.parameters, set, &mut gradients, lr, clip);
+        model.parameters.memory().submit()?;
+        self.counters.step += 1;
+        self.counters.sums.steps += 1;
+        Ok(Sent {
+            number: self.counters.step,
+            lr,
+            targets,
+            tokens,
+            shares,
+            step,
+        })
+    }
+
+    /// Waits for a step: its loss, and what the optimizer did.
+    ///
+    /// # Errors
+    /// A loss or a gradient that is not finite; what the audit found.
+    pub fn settle<N: Network>(
+        &mut self,
+        model: &Model<N>,
+        set: &TrainableSet,
+        sent: Sent,
+    ) -> Result<(f64, Step)> {
         let mut loss = 0.0;
-        for share in &shares {
-            loss += read_one(share)?;
+        for share in sent.shares {
+            loss += share.wait()?;
         }
         // Where the loss is not finite its gradients mostly are not either; the loss says more.
         if !loss.is_finite() {
-            return Err(diverged(
-                self.counters.step + 1,
-                format!("the loss is {loss}"),
-            ));
+            return Err(diverged(sent.number, format!("the loss is {loss}")));
         }
-        let done = done?;
-        self.audit(model, loss, done.gradient_norm, lr)?;
-        self.counters.step += 1;
-        Ok((loss, lr, done))
+        let done = self.optimizer.settle(&model.parameters, set, sent.step?)?;
+        self.audit(model, sent.number, (loss, done.gradient_norm, sent.lr))?;
+        Ok((loss, done))
     }
 
     /// Looks at what the step did, while the audit goes on.
-    fn audit<N: Network>(&mut self, model: &Model<N>, loss: f64, norm: f64, lr: f64) -> Result<()> {
+    fn audit<N: Network>(
+        &mut self,
+        model: &Model<N>,
+        step: u64,
+        (loss, norm, lr): (f64, f64, f64),
+    ) -> Result<()> {
         let Some(audit) = &mut self.audit else {
             return Ok(());
         };
         let rates = &self.rates;
         let of = |id| lr * rates.get(id).lr;
-        let peak = self.counters.step >= self.schedule.warmup;
+        let peak = step > self.schedule.warmup;
         let findings = audit.after(&model.parameters, loss, norm, of, peak)?;
         if audit.is_done() {
             self.audit = None;
         }
         match findings.is_empty() {
             true => Ok(()),
-            false => Err(Error::audit(self.counters.step + 1, findings)),
+            false => Err(Error::audit(step, findings)),
         }
     }
 

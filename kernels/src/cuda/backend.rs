@@ -1,6 +1,6 @@
 //! Who does a device's work: the driver, or the simulation.
 
-use super::driver::Driver;
+use super::driver::{Driver, Event};
 use super::gpu::Limits;
 use super::graph::Graph;
 use super::simulation::Simulation;
@@ -20,7 +20,64 @@ pub(super) enum Ready {
     Simulation(Work),
 }
 
+/// A moment in the order of what was sent.
+#[derive(Debug)]
+pub(super) enum Mark {
+    Driver(Event),
+    /// What is sent there is done.
+    Simulation,
+}
+
 impl Backend {
+    /// So many bytes of memory of this machine that the device reads and writes by itself.
+    ///
+    /// # Errors
+    /// No more memory to pin.
+    pub fn pin(&self, bytes: usize) -> Result<*mut u8> {
+        match self {
+            Backend::Driver(driver) => driver.pin(bytes),
+            Backend::Simulation(simulation) => simulation.pin(bytes),
+        }
+    }
+
+    /// Takes back what [`Backend::pin`] gave for so many bytes, when everything that was sent is done.
+    pub fn unpin(&self, memory: *mut u8, bytes: usize) {
+        match self {
+            Backend::Driver(driver) => driver.unpin(memory),
+            Backend::Simulation(simulation) => simulation.unpin(memory, bytes),
+        }
+    }
+
+    /// The moment behind everything that was sent so far.
+    ///
+    /// # Errors
+    /// A failed call.
+    pub fn mark(&self) -> Result<Mark> {
+        match self {
+            Backend::Driver(driver) => driver.record().map(Mark::Driver),
+            Backend::Simulation(_) => Ok(Mark::Simulation),
+        }
+    }
+
+    /// Waits for a moment.
+    ///
+    /// # Errors
+    /// What failed of what was sent before it.
+    pub fn wait(&self, mark: &Mark) -> Result<()> {
+        match (self, mark) {
+            (Backend::Driver(driver), Mark::Driver(event)) => driver.wait(event),
+            (Backend::Simulation(_), Mark::Simulation) => Ok(()),
+            _ => Err(foreign()),
+        }
+    }
+
+    /// Takes a mark back.
+    pub fn unmark(&self, mark: Mark) {
+        if let (Backend::Driver(driver), Mark::Driver(event)) = (self, mark) {
+            driver.take_back(event);
+        }
+    }
+
     /// Sends one task of `work`.
     ///
     /// # Errors
@@ -51,6 +108,12 @@ impl Backend {
                     size,
                     value,
                 } => driver.fill(to, count, size, value),
+                Task::Upload { place, to, bytes } => {
+                    driver.copy_from_pinned(work.pinned(place), to, bytes)
+                }
+                Task::Readback { from, place, bytes } => {
+                    driver.copy_to_pinned(from, work.pinned(place), bytes)
+                }
             },
             Backend::Simulation(simulation) => {
                 match *task {
@@ -82,6 +145,13 @@ impl Backend {
                         size,
                         value,
                     } => simulation.fill(to, count, &value.to_le_bytes()[..size]),
+                    // Memory of this machine plays the device's.
+                    Task::Upload { place, to, bytes } => {
+                        simulation.copy(work.pinned(place), to, bytes);
+                    }
+                    Task::Readback { from, place, bytes } => {
+                        simulation.copy(from, work.pinned(place), bytes);
+                    }
                 }
                 Ok(())
             }
@@ -99,7 +169,7 @@ impl Backend {
         }
     }
 
-    /// Gives kernel number `task` the arguments that it has in `work`, from now on.
+    /// Gives task number `task` the arguments that it has in `work`, from now on.
     ///
     /// # Errors
     /// A failed call.

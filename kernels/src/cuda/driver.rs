@@ -13,7 +13,6 @@ use super::gpu::Limits;
 use super::launch::Launch;
 use super::module::{Source, Target};
 use super::nvrtc::OLDEST;
-use super::staging::Staging;
 use super::{Error, Result, Slice, SliceMut};
 
 /// The first driver that knows the PTX that is committed ([`OLDEST`]), and that has every function
@@ -29,9 +28,16 @@ pub(super) struct Driver {
     context: sys::CUcontext,
     stream: sys::CUstream,
     loaded: Mutex<Loaded>,
-    /// Once something was uploaded that goes this way; an error where no memory could be pinned
-    staging: Mutex<Option<Result<Staging>>>,
+    /// Events that nobody uses
+    events: Mutex<Vec<Event>>,
 }
+
+/// A moment in the order of the stream. [`Driver::take_back`] takes it back.
+#[derive(Debug)]
+pub(super) struct Event(sys::CUevent);
+
+// SAFETY: as of the driver.
+unsafe impl Send for Event {}
 
 /// What has been loaded so far.
 #[derive(Default)]
@@ -163,7 +169,7 @@ impl Driver {
                 context,
                 stream,
                 loaded: Mutex::default(),
-                staging: Mutex::default(),
+                events: Mutex::default(),
             };
             Ok((limits, driver))
         }
@@ -212,12 +218,6 @@ impl Driver {
 
     pub fn upload(&self, from: &[u8], to: SliceMut<'_>) -> Result<()> {
         self.enter()?;
-        if Staging::takes(from.len()) {
-            let mut staging = self.staging.lock().unwrap_or_else(PoisonError::into_inner);
-            if let Ok(staging) = staging.get_or_insert_with(Staging::new) {
-                return staging.upload(from, to, self.stream);
-            }
-        }
         // SAFETY: both ranges hold that many bytes; the driver has copied what is not pinned when
         // it returns.
         unsafe {
@@ -228,6 +228,80 @@ impl Driver {
                 self.stream,
             ))
         }
+    }
+
+    /// Copies bytes of pinned memory when the stream gets there.
+    pub fn copy_from_pinned(&self, from: u64, to: u64, bytes: usize) -> Result<()> {
+        self.enter()?;
+        let from = from as *const c_void;
+        // SAFETY: both ranges hold that many bytes; the pinned ones change when the copy is done.
+        unsafe { call!(cuMemcpyHtoDAsync_v2(to, from, bytes, self.stream)) }
+    }
+
+    /// Copies bytes to pinned memory when the stream gets there.
+    pub fn copy_to_pinned(&self, from: u64, to: u64, bytes: usize) -> Result<()> {
+        self.enter()?;
+        let to = to as *mut c_void;
+        // SAFETY: both ranges hold that many bytes; the pinned ones are used when the copy is done.
+        unsafe { call!(cuMemcpyDtoHAsync_v2(to, from, bytes, self.stream)) }
+    }
+
+    pub fn pin(&self, bytes: usize) -> Result<*mut u8> {
+        self.enter()?;
+        let mut memory = std::ptr::null_mut();
+        // SAFETY: a valid pointer.
+        unsafe { call!(cuMemAllocHost_v2(&mut memory, bytes))? };
+        Ok(memory.cast())
+    }
+
+    pub fn unpin(&self, memory: *mut u8) {
+        if self.enter().is_ok() {
+            // SAFETY: made by `pin`, and no copy from it or to it is left, which the wait says.
+            unsafe {
+                sys::cuStreamSynchronize(self.stream);
+                sys::cuMemFreeHost(memory.cast());
+            }
+        }
+    }
+
+    fn events(&self) -> MutexGuard<'_, Vec<Event>> {
+        self.events.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The moment behind everything that was sent so far.
+    pub fn record(&self) -> Result<Event> {
+        self.enter()?;
+        let free = self.events().pop();
+        let event = match free {
+            Some(event) => event,
+            None => {
+                let mut event = std::ptr::null_mut();
+                // Times are not asked for.
+                let flags = sys::CUevent_flags::CU_EVENT_DISABLE_TIMING as u32;
+                // SAFETY: a valid pointer.
+                unsafe { call!(cuEventCreate(&mut event, flags))? };
+                Event(event)
+            }
+        };
+        // SAFETY: an event and a stream of one device.
+        let result = unsafe { call!(cuEventRecord(event.0, self.stream)) };
+        match result {
+            Ok(()) => Ok(event),
+            Err(error) => {
+                self.take_back(event);
+                Err(error)
+            }
+        }
+    }
+
+    pub fn wait(&self, event: &Event) -> Result<()> {
+        self.enter()?;
+        // SAFETY: an event that `record` gave.
+        unsafe { call!(cuEventSynchronize(event.0)) }
+    }
+
+    pub fn take_back(&self, event: Event) {
+        self.events().push(event);
     }
 
     pub fn download(&self, from: Slice<'_>, to: &mut [u8]) -> Result<()> {
@@ -427,10 +501,9 @@ impl Drop for Driver {
         unsafe {
             sys::cuCtxSetCurrent(self.context);
             sys::cuStreamSynchronize(self.stream);
-            *self
-                .staging
-                .get_mut()
-                .unwrap_or_else(PoisonError::into_inner) = None;
+            for Event(event) in self.events().drain(..) {
+                sys::cuEventDestroy_v2(event);
+            }
             let loaded = self
                 .loaded
                 .get_mut()

@@ -13,7 +13,7 @@ use super::gemm::Library;
 use super::launch::{Arg, Launch};
 use super::module::Target;
 use super::profile::Profile;
-use super::queue::{Queue, Sent};
+use super::queue::{Coming, Queue, Sent};
 use super::record::{Asked, Record};
 use super::simulation::{self, Simulation};
 use super::work::Task;
@@ -54,6 +54,12 @@ struct Inner {
     library: OnceLock<Result<Library>>,
     queue: Queue,
     backend: Backend,
+}
+
+impl Inner {
+    fn device(&self) -> (&Limits, &Backend) {
+        (&self.limits, &self.backend)
+    }
 }
 
 impl Gpu {
@@ -119,29 +125,33 @@ impl Gpu {
         self.0.queue.sent()
     }
 
-    /// From now on at most so many tasks are sent together; how many it was before. With 1, each is sent at once.
+    /// From now on at most so many tasks are sent together, or as many as without a limit; what it was before. With 1, each
+    /// is sent at once.
     ///
     /// # Errors
     /// What failed of those that were not sent yet.
-    pub fn send_together(&self, most: usize) -> Result<usize> {
-        let Inner {
-            queue,
-            limits,
-            backend,
-            ..
-        } = &*self.0;
-        queue.send(limits, backend)?;
-        Ok(queue.limit(most.max(1)))
+    pub fn send_together(&self, most: Option<usize>) -> Result<Option<usize>> {
+        self.0.queue.send(self.0.device())?;
+        Ok(self.0.queue.limit(most.map(|most| most.max(1))))
+    }
+
+    /// Told that something is complete that the device will work on for as long as the next such thing takes to be asked
+    /// for, as of a training step that nobody waits for: it is sent, and the next one is held until it is submitted, to be
+    /// sent as one.
+    ///
+    /// # Errors
+    /// What failed of what was not sent yet.
+    pub fn submit(&self) -> Result<()> {
+        self.0.queue.submit(self.0.device())
     }
 
     fn ask(&self, task: Task) -> Result<()> {
-        let (limits, backend) = (&self.0.limits, &self.0.backend);
-        self.0.queue.task((limits, backend), task)
+        self.0.queue.task(self.0.device(), task)
     }
 
     /// Sends what was asked for before this machine waits for it.
     fn send_and_wait(&self) -> Result<()> {
-        self.0.queue.send_and_wait(&self.0.limits, &self.0.backend)
+        self.0.queue.send_and_wait(self.0.device())
     }
 
     /// `bytes` of device memory, with unspecified contents.
@@ -189,7 +199,10 @@ impl Gpu {
             return Ok(());
         }
         self.0.record.add(Asked::Upload(from.len()));
-        self.0.queue.send(&self.0.limits, &self.0.backend)?;
+        if self.0.queue.upload(self.0.device(), from, to.address())? {
+            return Ok(());
+        }
+        self.0.queue.send(self.0.device())?;
         match &self.0.backend {
             Backend::Driver(driver) => driver.upload(from, to),
             Backend::Simulation(simulation) => {
@@ -220,6 +233,25 @@ impl Gpu {
                 Ok(())
             }
         }
+    }
+
+    /// Asks for elements, as they are when everything before is done. Of a few bytes, this machine waits for them only
+    /// when it looks at them ([`Readback::bytes`]); for more, at once.
+    ///
+    /// # Errors
+    /// As [`Gpu::download`].
+    pub fn readback(&self, from: Slice<'_>) -> Result<Readback> {
+        let (bytes, address) = (from.bytes(), from.address());
+        if bytes > 0
+            && let Some(coming) = self.0.queue.readback(self.0.device(), address, bytes)?
+        {
+            self.0.record.add(Asked::Readback(bytes));
+            let gpu = self.clone();
+            return Ok(Readback(Bytes::Coming { gpu, coming, bytes }));
+        }
+        let mut here = vec![0; bytes];
+        self.download(from, &mut here)?;
+        Ok(Readback(Bytes::Here(here)))
     }
 
     /// Copies elements on the device.
@@ -335,7 +367,7 @@ impl Gpu {
 
     /// The driver's stream, for libraries that take one, behind all that was asked for; null if the device is simulated.
     pub fn stream(&self) -> *mut c_void {
-        self.0.queue.send_silently(&self.0.limits, &self.0.backend);
+        self.0.queue.send_silently(self.0.device());
         match &self.0.backend {
             Backend::Driver(driver) => driver.stream(),
             Backend::Simulation(_) => std::ptr::null_mut(),
@@ -393,7 +425,7 @@ impl Gpu {
         }
         self.0.record.add(Asked::Launch(name));
         let run = || {
-            let device = (&self.0.limits, &self.0.backend);
+            let device = self.0.device();
             self.0.queue.kernel(device, (file, name), launch, args)
         };
         let Some(profile) = &self.0.profile else {
@@ -445,6 +477,46 @@ impl Limits {
     }
 }
 
+/// What was asked for by [`Gpu::readback`].
+#[derive(Debug)]
+pub struct Readback(Bytes);
+
+#[derive(Debug)]
+enum Bytes {
+    Here(Vec<u8>),
+    Coming {
+        gpu: Gpu,
+        coming: Coming,
+        bytes: usize,
+    },
+}
+
+impl Readback {
+    /// The bytes, which are waited for.
+    ///
+    /// # Errors
+    /// What failed of everything that was asked for before them.
+    pub fn bytes(mut self) -> Result<Vec<u8>> {
+        match &mut self.0 {
+            Bytes::Here(here) => Ok(std::mem::take(here)),
+            Bytes::Coming { gpu, coming, bytes } => {
+                let mut here = vec![0; *bytes];
+                let queue = &gpu.0.queue;
+                queue.read(gpu.0.device(), coming, &mut here)?;
+                Ok(here)
+            }
+        }
+    }
+}
+
+impl Drop for Readback {
+    fn drop(&mut self) {
+        if let Bytes::Coming { gpu, coming, .. } = &self.0 {
+            gpu.0.queue.leave(coming);
+        }
+    }
+}
+
 /// Device memory that goes back when this is dropped.
 #[derive(Debug)]
 pub struct Buffer {
@@ -491,14 +563,9 @@ impl Buffer {
 
 impl Drop for Buffer {
     fn drop(&mut self) {
-        let Inner {
-            queue,
-            limits,
-            backend,
-            ..
-        } = &*self.gpu.0;
-        queue.send_silently(limits, backend);
-        match backend {
+        let gpu = &self.gpu.0;
+        gpu.queue.send_silently(gpu.device());
+        match &gpu.backend {
             Backend::Driver(driver) => driver.free(self.address),
             Backend::Simulation(simulation) => simulation.free(self.address, self.bytes),
         }

@@ -1,5 +1,7 @@
 //! Work as a graph of the driver's: sent by one call, with arguments that can be set anew.
 
+use std::ffi::c_void;
+
 use cudarc::driver::sys::{self, CUgraph, CUgraphExec, CUgraphNode, CUmemorytype, CUresult};
 
 use super::Result;
@@ -20,40 +22,68 @@ pub(super) struct Graph {
 // SAFETY: handles of the driver may be used from any thread, one at a time.
 unsafe impl Send for Graph {}
 
-fn device_to_device(
-    from: (u64, usize),
-    to: (u64, usize),
-    rows: usize,
-    length: usize,
-) -> sys::CUDA_MEMCPY3D {
-    let device = CUmemorytype::CU_MEMORYTYPE_DEVICE;
+/// One side of a copy: memory of the device, or pinned memory of this machine.
+#[derive(Clone, Copy)]
+enum Side {
+    /// An address, and the bytes from one row to the next
+    Device(u64, usize),
+    Pinned(u64),
+}
+
+impl Side {
+    /// Kind of memory, address if it is the device's, address if it is this machine's, bytes between rows.
+    fn parts(self, length: usize) -> (CUmemorytype, u64, *mut c_void, usize) {
+        match self {
+            Side::Device(address, step) => {
+                let null = std::ptr::null_mut();
+                (CUmemorytype::CU_MEMORYTYPE_DEVICE, address, null, step)
+            }
+            Side::Pinned(address) => {
+                let address = address as *mut c_void;
+                (CUmemorytype::CU_MEMORYTYPE_HOST, 0, address, length)
+            }
+        }
+    }
+}
+
+fn copy_of(from: Side, to: Side, rows: usize, length: usize) -> sys::CUDA_MEMCPY3D {
+    let (src_type, src_device, src_host, src_step) = from.parts(length);
+    let (dst_type, dst_device, dst_host, dst_step) = to.parts(length);
     sys::CUDA_MEMCPY3D {
         srcXInBytes: 0,
         srcY: 0,
         srcZ: 0,
         srcLOD: 0,
-        srcMemoryType: device,
-        srcHost: std::ptr::null(),
-        srcDevice: from.0,
+        srcMemoryType: src_type,
+        srcHost: src_host.cast_const(),
+        srcDevice: src_device,
         srcArray: std::ptr::null_mut(),
         reserved0: std::ptr::null_mut(),
-        srcPitch: from.1,
+        srcPitch: src_step,
         srcHeight: rows,
         dstXInBytes: 0,
         dstY: 0,
         dstZ: 0,
         dstLOD: 0,
-        dstMemoryType: device,
-        dstHost: std::ptr::null_mut(),
-        dstDevice: to.0,
+        dstMemoryType: dst_type,
+        dstHost: dst_host,
+        dstDevice: dst_device,
         dstArray: std::ptr::null_mut(),
         reserved1: std::ptr::null_mut(),
-        dstPitch: to.1,
+        dstPitch: dst_step,
         dstHeight: rows,
         WidthInBytes: length,
         Height: rows,
         Depth: 1,
     }
+}
+
+fn upload(from: u64, to: u64, bytes: usize) -> sys::CUDA_MEMCPY3D {
+    copy_of(Side::Pinned(from), Side::Device(to, bytes), 1, bytes)
+}
+
+fn readback(from: u64, to: u64, bytes: usize) -> sys::CUDA_MEMCPY3D {
+    copy_of(Side::Device(from, bytes), Side::Pinned(to), 1, bytes)
 }
 
 /// Bytes that follow each other as rows, of which a driver takes none of 2^31 bytes or more: how many, and how long.
@@ -70,7 +100,7 @@ impl Driver {
         &self,
         limits: &Limits,
         task: &Task,
-        parameters: *mut *mut std::ffi::c_void,
+        parameters: *mut *mut c_void,
     ) -> Result<sys::CUDA_KERNEL_NODE_PARAMS> {
         let Task::Kernel {
             file, name, launch, ..
@@ -130,7 +160,7 @@ impl Driver {
             let (plan, context) = (graph.plan, self.context());
             let mut node = std::ptr::null_mut();
             let copy = |node: *mut CUgraphNode, copy: sys::CUDA_MEMCPY3D| -> CUresult {
-                // SAFETY: ranges of the device, which `Gpu` checks, a graph and a node of it.
+                // SAFETY: ranges of the device, which `Gpu` checks, or pinned ones, a graph and a node of it.
                 unsafe { sys::cuGraphAddMemcpyNode(node, plan, behind, count, &copy, context) }
             };
             let result = match *task {
@@ -142,15 +172,18 @@ impl Driver {
                 }
                 Task::Copy { from, to, bytes } => {
                     let (rows, length) = in_rows(bytes);
-                    let all = device_to_device((from, length), (to, length), rows, length);
-                    copy(&mut node, all)
+                    let (from, to) = (Side::Device(from, length), Side::Device(to, length));
+                    copy(&mut node, copy_of(from, to, rows, length))
                 }
                 Task::Rows {
                     rows,
                     length,
                     from,
                     to,
-                } => copy(&mut node, device_to_device(from, to, rows, length)),
+                } => {
+                    let (from, to) = (Side::Device(from.0, from.1), Side::Device(to.0, to.1));
+                    copy(&mut node, copy_of(from, to, rows, length))
+                }
                 Task::Fill {
                     to,
                     count: elements,
@@ -170,6 +203,12 @@ impl Driver {
                         sys::cuGraphAddMemsetNode(&mut node, plan, behind, count, &fill, context)
                     }
                 }
+                Task::Upload { place, to, bytes } => {
+                    copy(&mut node, upload(work.pinned(place), to, bytes))
+                }
+                Task::Readback { from, place, bytes } => {
+                    copy(&mut node, readback(from, work.pinned(place), bytes))
+                }
             };
             check("adding to a graph", result)?;
             graph.nodes.push(node);
@@ -180,7 +219,7 @@ impl Driver {
         })
     }
 
-    /// Sets the arguments of kernel number `task` to those of `work`, for launches from now on.
+    /// Sets the arguments of task number `task` to those of `work`, for launches from now on.
     ///
     /// # Errors
     /// A failed call.
@@ -192,15 +231,29 @@ impl Driver {
         task: usize,
     ) -> Result<()> {
         self.enter()?;
-        let Task::Kernel { first, end, .. } = work.tasks[task] else {
-            return Ok(()); // nothing that could differ
+        let node = graph.nodes[task];
+        let set_copy = |copy: sys::CUDA_MEMCPY3D| {
+            // SAFETY: as where the node was added; a graph and its own node.
+            check("cuGraphExecMemcpyNodeSetParams", unsafe {
+                sys::cuGraphExecMemcpyNodeSetParams(graph.ready, node, &copy, self.context())
+            })
         };
-        let mut pointers = work.pointers(first, end);
-        let kernel = self.kernel(limits, &work.tasks[task], pointers.as_mut_ptr())?;
-        // SAFETY: as in `Driver::launch`; a graph and its own node.
-        check("cuGraphExecKernelNodeSetParams", unsafe {
-            sys::cuGraphExecKernelNodeSetParams_v2(graph.ready, graph.nodes[task], &kernel)
-        })
+        match work.tasks[task] {
+            Task::Kernel { first, end, .. } => {
+                let mut pointers = work.pointers(first, end);
+                let kernel = self.kernel(limits, &work.tasks[task], pointers.as_mut_ptr())?;
+                // SAFETY: as in `Driver::launch`; a graph and its own node.
+                check("cuGraphExecKernelNodeSetParams", unsafe {
+                    sys::cuGraphExecKernelNodeSetParams_v2(graph.ready, node, &kernel)
+                })
+            }
+            Task::Upload { place, to, bytes } => set_copy(upload(work.pinned(place), to, bytes)),
+            Task::Readback { from, place, bytes } => {
+                set_copy(readback(from, work.pinned(place), bytes))
+            }
+            // Nothing of these could differ.
+            Task::Copy { .. } | Task::Rows { .. } | Task::Fill { .. } => Ok(()),
+        }
     }
 
     /// Sends a graph's work behind what was sent before.

@@ -23,6 +23,7 @@ pub mod gemm;
 mod gpu;
 mod graph;
 pub mod index;
+mod kept;
 mod launch;
 mod module;
 pub mod norm;
@@ -48,7 +49,7 @@ mod timer;
 mod work;
 
 pub use error::{Error, Result};
-pub use gpu::{Buffer, Gpu, Limits};
+pub use gpu::{Buffer, Gpu, Limits, Readback};
 pub use launch::{Arg, Launch};
 pub use module::{SOURCES, Source, Target};
 pub use queue::Sent;

@@ -25,8 +25,8 @@ pub struct Norm {
     pub squares: f64,
     /// What they are multiplied with
     pub clip: f32,
-    /// False if an element is infinite or NaN: nothing is updated then
-    pub finite: bool,
+    /// The first line of the table with an element that is infinite or NaN: nothing is updated then
+    pub broken: Option<usize>,
 }
 
 impl Norm {
@@ -35,7 +35,8 @@ impl Norm {
         let mut bytes = [0; NORM];
         bytes[..8].copy_from_slice(&self.squares.to_ne_bytes());
         bytes[8..12].copy_from_slice(&self.clip.to_ne_bytes());
-        bytes[12..].copy_from_slice(&i32::from(self.finite).to_ne_bytes());
+        let broken = self.broken.map_or(-1, |line| line as i32);
+        bytes[12..].copy_from_slice(&broken.to_ne_bytes());
         bytes
     }
 
@@ -45,7 +46,7 @@ impl Norm {
         Norm {
             squares: f64::from_ne_bytes(bytemuck::cast([a, b])),
             clip: f32::from_ne_bytes(c),
-            finite: i32::from_ne_bytes(d) != 0,
+            broken: usize::try_from(i32::from_ne_bytes(d)).ok(),
         }
     }
 }
@@ -194,7 +195,7 @@ impl Table {
 }
 
 /// Bytes of workspace for [`global_norm`].
-pub const NORM_WORKSPACE: usize = 8 * SUM_BLOCKS;
+pub const NORM_WORKSPACE: usize = (8 + 4) * SUM_BLOCKS;
 
 /// The norm of all gradients of a table, and the factor that brings it down to `most`.
 ///
@@ -284,12 +285,14 @@ mod tests {
 
     #[test]
     fn a_norm_comes_back() {
-        let norm = Norm {
-            squares: 1e77,
-            clip: 0.25,
-            finite: true,
-        };
-        assert_eq!(Norm::from_bytes(norm.bytes()), norm);
+        for broken in [None, Some(0), Some(7)] {
+            let norm = Norm {
+                squares: 1e77,
+                clip: 0.25,
+                broken,
+            };
+            assert_eq!(Norm::from_bytes(norm.bytes()), norm);
+        }
     }
 
     #[test]

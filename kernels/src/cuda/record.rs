@@ -16,6 +16,8 @@ pub enum Asked {
     Upload(usize),
     /// To give so many bytes to this machine, which waits for them
     Download(usize),
+    /// To give so many bytes to this machine, which looks at them later
+    Readback(usize),
     /// For so many bytes of memory
     Allocate(usize),
 }

@@ -126,6 +126,25 @@ impl Simulation {
         }
     }
 
+    /// Bytes of this machine that the device may use: as it does all of them.
+    pub fn pin(&self, bytes: usize) -> Result<*mut u8> {
+        let layout = layout(bytes).ok_or(Error::OutOfMemory { bytes })?;
+        // SAFETY: the size is above 0.
+        let memory = unsafe { std::alloc::alloc_zeroed(layout) };
+        match memory.is_null() {
+            true => Err(Error::OutOfMemory { bytes }),
+            false => Ok(memory),
+        }
+    }
+
+    /// Takes back what `pin` gave for so many bytes.
+    pub fn unpin(&self, memory: *mut u8, bytes: usize) {
+        if let Some(layout) = layout(bytes) {
+            // SAFETY: allocated with this layout, and not used any more.
+            unsafe { std::alloc::dealloc(memory, layout) };
+        }
+    }
+
     /// Copies from this machine; the caller has checked that the range is one of the device's.
     pub fn write(&self, from: &[u8], to: u64) {
         // SAFETY: a range of memory that `allocate` gave.
@@ -138,9 +157,9 @@ impl Simulation {
         unsafe { std::ptr::copy_nonoverlapping(from as *const u8, to.as_mut_ptr(), to.len()) };
     }
 
-    /// Copies on the device.
+    /// Copies on the device, or between it and what is pinned.
     pub fn copy(&self, from: u64, to: u64, bytes: usize) {
-        // SAFETY: two ranges of memory that `allocate` gave.
+        // SAFETY: two ranges of memory that `allocate` or `pin` gave.
         unsafe { std::ptr::copy(from as *const u8, to as *mut u8, bytes) };
     }
 

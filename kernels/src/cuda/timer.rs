@@ -41,7 +41,7 @@ impl Gpu {
     pub fn seconds(&self, work: impl FnOnce() -> Result<()>) -> Result<f64> {
         self.enter()?;
         // What takes time is the work, not that it comes up again.
-        let together = self.send_together(1)?;
+        let together = self.send_together(Some(1))?;
         let (start, end) = (Event::new()?, Event::new()?);
         start.record(self)?;
         let worked = work();

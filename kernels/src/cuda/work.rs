@@ -36,13 +36,38 @@ pub(super) enum Task {
         size: usize,
         value: u32,
     },
+    /// To copy bytes from pinned memory of this machine
+    Upload {
+        /// Their address there, an argument in [`Work`]
+        place: u32,
+        to: u64,
+        bytes: usize,
+    },
+    /// To copy bytes to pinned memory of this machine
+    Readback {
+        from: u64,
+        /// As of [`Task::Upload`]
+        place: u32,
+        bytes: usize,
+    },
+}
+
+impl Task {
+    /// Its arguments, `first .. end` of those in [`Work`].
+    fn arguments(&self) -> (u32, u32) {
+        match *self {
+            Task::Kernel { first, end, .. } => (first, end),
+            Task::Upload { place, .. } | Task::Readback { place, .. } => (place, place + 1),
+            Task::Copy { .. } | Task::Rows { .. } | Task::Fill { .. } => (0, 0),
+        }
+    }
 }
 
 /// Tasks in their order, and what the kernels among them are given.
 #[derive(Clone, Default, Debug)]
 pub(super) struct Work {
     pub tasks: Vec<Task>,
-    /// Where each argument begins among the words
+    /// Where each argument, of kernels and of copies from and to this machine, begins among the words
     starts: Vec<u32>,
     words: Vec<u64>,
 }
@@ -108,6 +133,30 @@ impl Work {
         });
     }
 
+    /// Adds a copy of so many bytes from an address of pinned memory.
+    pub fn upload(&mut self, from: u64, to: u64, bytes: usize) {
+        let place = self.address(from);
+        self.tasks.push(Task::Upload { place, to, bytes });
+    }
+
+    /// Adds a copy of so many bytes to an address of pinned memory.
+    pub fn readback(&mut self, from: u64, to: u64, bytes: usize) {
+        let place = self.address(to);
+        self.tasks.push(Task::Readback { from, place, bytes });
+    }
+
+    /// Adds an argument that is an address.
+    fn address(&mut self, address: u64) -> u32 {
+        self.starts.push(self.words.len() as u32);
+        self.words.push(address);
+        self.starts.len() as u32 - 1
+    }
+
+    /// The address of pinned memory that is argument number `place`.
+    pub fn pinned(&self, place: u32) -> u64 {
+        self.words[self.starts[place as usize] as usize]
+    }
+
     /// The arguments number `first .. end`.
     pub fn pointers(&self, first: u32, end: u32) -> Pointers {
         let mut pointers = [std::ptr::null_mut(); ARGUMENTS];
@@ -136,17 +185,15 @@ impl Work {
             && self.words.len() == other.words.len()
     }
 
-    /// Numbers of the kernels whose arguments are not those of `other`, which is like this.
+    /// Numbers of the tasks whose arguments are not those of `other`, which is like this.
     pub fn differing(&self, other: &Work) -> Vec<usize> {
         if self.words == other.words {
             return Vec::new();
         }
-        let differs = |task: &Task| match *task {
-            Task::Kernel { first, end, .. } => {
-                let words = self.words_of(first, end);
-                self.words[words.clone()] != other.words[words]
-            }
-            Task::Copy { .. } | Task::Rows { .. } | Task::Fill { .. } => false,
+        let differs = |task: &Task| {
+            let (first, end) = task.arguments();
+            let words = self.words_of(first, end);
+            self.words[words.clone()] != other.words[words]
         };
         let numbers = self.tasks.iter().enumerate();
         numbers
@@ -157,10 +204,9 @@ impl Work {
 
     /// Takes over the arguments of task number `task` of `other`, which is like this.
     pub fn set_arguments(&mut self, other: &Work, task: usize) {
-        if let Task::Kernel { first, end, .. } = self.tasks[task] {
-            let words = self.words_of(first, end);
-            self.words[words.clone()].copy_from_slice(&other.words[words]);
-        }
+        let (first, end) = self.tasks[task].arguments();
+        let words = self.words_of(first, end);
+        self.words[words.clone()].copy_from_slice(&other.words[words]);
     }
 
     /// Takes over the arguments of `other`, which is like this.
@@ -200,6 +246,30 @@ mod tests {
         ] {
             assert!(!one.is_like(&other));
         }
+    }
+
+    #[test]
+    fn addresses_of_this_machine_may_differ_like_arguments() {
+        let work = |up: u64, down: u64, to: u64| {
+            let mut work = Work::default();
+            work.kernel("file", "first", Launch::linear(3, 64), args![7usize]);
+            work.upload(up, to, 64);
+            work.readback(to, down, 4);
+            work
+        };
+        let mut one = work(0x1000, 0x2000, 256);
+        assert_eq!(one.differing(&one.clone()), []);
+        assert_eq!(one.differing(&work(0x1100, 0x2000, 256)), [1]);
+        let other = work(0x1100, 0x2200, 256);
+        assert_eq!(one.differing(&other), [1, 2]);
+        one.set_arguments(&other, 2);
+        let pinned = |work: &Work, task: usize| match work.tasks[task] {
+            Task::Upload { place, .. } | Task::Readback { place, .. } => work.pinned(place),
+            other => panic!("{other:?}"),
+        };
+        assert_eq!((pinned(&one, 1), pinned(&one, 2)), (0x1000, 0x2200));
+        // Where bytes lie on the device may not.
+        assert!(!one.is_like(&work(0x1000, 0x2200, 512)));
     }
 
     #[test]

@@ -165,6 +165,18 @@ impl Memory {
         }
     }
 
+    /// Told that something is complete that a GPU will work on for as long as the next such thing takes to be asked for: as
+    /// [`Gpu::submit`]. A CPU has done it by now.
+    ///
+    /// # Errors
+    /// What failed on the way to the GPU.
+    pub fn submit(&self) -> Result<()> {
+        match &self.shared.gpu {
+            Some(gpu) => Ok(gpu.submit()?),
+            None => Ok(()),
+        }
+    }
+
     /// The same allocator, allocating for another category.
     pub fn with(&self, category: Category) -> Memory {
         Memory {

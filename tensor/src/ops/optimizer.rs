@@ -4,7 +4,7 @@ use graft_kernels::optimizer as kernel;
 pub use graft_kernels::optimizer::{AdamW, Sgd};
 
 pub use super::tables::Tables;
-use super::tables::{single, squares_on_gpu};
+use super::tables::{Coming, single, squares_on_gpu};
 use super::{beside, same_dtype, same_shape};
 use crate::error::{Error, Result};
 use crate::{Category, Tensor, with_float};
@@ -46,30 +46,69 @@ pub enum Stepped {
     NotFinite(usize),
 }
 
+/// What [`send`] has asked for.
+#[derive(Debug)]
+pub enum Outcome {
+    /// It is done.
+    Known(Stepped),
+    /// A GPU will do it.
+    Coming(Coming),
+}
+
+impl Outcome {
+    /// What became of it, which is waited for.
+    ///
+    /// # Errors
+    /// What failed on a GPU.
+    pub fn wait(self) -> Result<Stepped> {
+        match self {
+            Outcome::Known(stepped) => Ok(stepped),
+            Outcome::Coming(coming) => coming.wait(),
+        }
+    }
+}
+
 /// The factor that brings a norm down to `most`: PyTorch's clip_grad_norm_, with its guard against a
 /// division by zero.
 pub(super) fn clip(norm: f64, most: Option<f64>) -> f64 {
     most.map_or(1.0, |most| (most / (norm + 1e-6)).min(1.0))
 }
 
-/// Updates many parameters. With `max_norm`, gradients are first scaled so that their global norm is
-/// at most that. A GPU does it in one go: see [`Tables`].
+/// [`send`], and what became of it.
 ///
 /// # Errors
-/// Shapes or types that differ, or a tensor that is shared.
+/// As there; what failed on a GPU.
 pub fn step(
     updates: &mut [Update<'_>],
     max_norm: Option<f64>,
     tables: &mut Tables,
 ) -> Result<Stepped> {
+    send(updates, max_norm, tables)?.wait()
+}
+
+/// Updates many parameters. With `max_norm`, gradients are first scaled so that their global norm is
+/// at most that. A GPU does it in one go ([`Tables`]), when it gets there: nobody waits for it here.
+///
+/// # Errors
+/// Shapes or types that differ, or a tensor that is shared.
+pub fn send(
+    updates: &mut [Update<'_>],
+    max_norm: Option<f64>,
+    tables: &mut Tables,
+) -> Result<Outcome> {
     let Some(first) = updates.first() else {
         let (norm, clip) = (0.0, clip(0.0, max_norm));
-        return Ok(Stepped::Done { norm, clip });
+        return Ok(Outcome::Known(Stepped::Done { norm, clip }));
     };
     let memory = first.weight.memory().with(Category::Workspace);
-    if let Some(on) = memory.gpu() {
-        return tables.step((&memory, on), updates, max_norm);
+    match memory.gpu() {
+        Some(on) => tables.send((&memory, on), updates, max_norm),
+        None => update(updates, max_norm).map(Outcome::Known),
     }
+}
+
+/// [`send`] on the CPU.
+fn update(updates: &mut [Update<'_>], max_norm: Option<f64>) -> Result<Stepped> {
     let mut squares = 0.0;
     for (number, update) in updates.iter().enumerate() {
         let sum = sum_squares(update.gradient)?;

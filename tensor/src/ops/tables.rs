@@ -4,15 +4,15 @@
 use std::borrow::Cow;
 use std::fmt;
 
-use graft_kernels::cuda::{Gpu, optimizer as on_gpu};
+use graft_kernels::cuda::{Gpu, Readback, optimizer as on_gpu};
 
-use super::optimizer::{Rule, Stepped, Update, all_finite, clip, wrong_states};
+use super::optimizer::{Outcome, Rule, Stepped, Update, clip, wrong_states};
 use super::{same_dtype, same_shape};
 use crate::error::{Error, Result};
 use crate::memory::OnGpu;
 use crate::{Category, DType, Memory, Tensor};
 
-/// What [`step`](super::optimizer::step) keeps on a GPU from one step to the next: where the tensors lie, the numbers of the
+/// What [`send`](super::optimizer::send) keeps on a GPU from one step to the next: where the tensors lie, the numbers of the
 /// step, and what it found out about the gradients.
 #[derive(Default)]
 pub struct Tables {
@@ -78,14 +78,42 @@ impl Groups {
     }
 }
 
+/// What a GPU found out about the gradients of a step, on its way.
+#[derive(Debug)]
+pub struct Coming {
+    norm: Readback,
+    max_norm: Option<f64>,
+    /// Numbers of the updates that are lines of the table
+    lines: Vec<usize>,
+}
+
+impl Coming {
+    /// As [`Outcome::wait`].
+    pub(super) fn wait(self) -> Result<Stepped> {
+        let found = norm_of(self.norm)?;
+        if let Some(line) = found.broken {
+            return Ok(Stepped::NotFinite(self.lines[line]));
+        }
+        let norm = found.squares.sqrt();
+        let clip = clip(norm, self.max_norm);
+        Ok(Stepped::Done { norm, clip })
+    }
+}
+
+fn norm_of(norm: Readback) -> Result<on_gpu::Norm> {
+    let mut bytes = [0; on_gpu::NORM];
+    bytes.copy_from_slice(&norm.bytes()?[..on_gpu::NORM]);
+    Ok(on_gpu::Norm::from_bytes(bytes))
+}
+
 impl Tables {
-    /// [`step`](super::optimizer::step) on the GPU of `m`.
-    pub(super) fn step(
+    /// [`send`](super::optimizer::send) to the GPU of `m`.
+    pub(super) fn send(
         &mut self,
         (m, on): (&Memory, OnGpu<'_>),
         updates: &mut [Update<'_>],
         max_norm: Option<f64>,
-    ) -> Result<Stepped> {
+    ) -> Result<Outcome> {
         let (rule, dtype) = check(updates)?;
         let mut groups = Groups::default();
         let numbers: Vec<usize> = updates.iter().map(|u| groups.number(u.rule)).collect();
@@ -93,15 +121,15 @@ impl Tables {
         room_in(&mut self.groups, m, groups.seen.len() * on_gpu::GROUP)?;
         let mut norm = room(m, on_gpu::NORM)?;
         let mut sums = room(m, on_gpu::NORM_WORKSPACE)?;
-        let mut found = on_gpu::Norm {
-            squares: 0.0,
-            clip: clip(0.0, max_norm) as f32,
-            finite: true,
-        };
         let gradients: Vec<Cow<Tensor>> = updates
             .iter()
             .map(|u| u.gradient.contiguous(m))
             .collect::<Result<_>>()?;
+        // Over a plan.
+        let mut outcome = Outcome::Known(Stepped::Done {
+            norm: 0.0,
+            clip: clip(0.0, max_norm),
+        });
         on.run(|gpu| {
             let mut table = on_gpu::Table::new(dtype.into())?;
             for ((update, gradient), &group) in updates.iter_mut().zip(&gradients).zip(&numbers) {
@@ -121,22 +149,15 @@ impl Tables {
             let sums = sums.device_mut()?;
             on_gpu::global_norm(gpu, &table, lines, max_norm, sums, norm.device_mut()?)?;
             on_gpu::update(gpu, rule, &table, lines, groups, norm.device()?)?;
-            // All that this machine waits for.
-            let mut bytes = [0; on_gpu::NORM];
-            gpu.download(norm.device()?, &mut bytes)?;
-            found = on_gpu::Norm::from_bytes(bytes);
+            let all = gradients.iter().enumerate();
+            outcome = Outcome::Coming(Coming {
+                norm: gpu.readback(norm.device()?)?,
+                max_norm,
+                lines: all.filter(|(_, g)| g.count() > 0).map(|(i, _)| i).collect(),
+            });
             Ok(())
         })?;
-        if !found.finite {
-            for (number, gradient) in gradients.iter().enumerate() {
-                if !all_finite(gradient)? {
-                    return Ok(Stepped::NotFinite(number));
-                }
-            }
-        }
-        let norm = found.squares.sqrt();
-        let clip = clip(norm, max_norm);
-        Ok(Stepped::Done { norm, clip })
+        Ok(outcome)
     }
 }
 
@@ -183,9 +204,7 @@ pub(super) fn squares_on_gpu(m: &Memory, x: &Tensor) -> Result<f64> {
             upload(gpu, table.bytes(), &mut line)?;
             let (line, sums) = (line.device()?, sums.device_mut()?);
             on_gpu::global_norm(gpu, &table, line, None, sums, norm.device_mut()?)?;
-            let mut bytes = [0; on_gpu::NORM];
-            gpu.download(norm.device()?, &mut bytes)?;
-            squares = on_gpu::Norm::from_bytes(bytes).squares;
+            squares = norm_of(gpu.readback(norm.device()?)?)?.squares;
             Ok(())
         })?;
     }
@@ -231,7 +250,7 @@ pub(super) fn single(
         let norm = on_gpu::Norm {
             squares: 0.0,
             clip: grad_scale as f32,
-            finite: true,
+            broken: None,
         };
         let bytes = [table.bytes(), &groups.seen[0], &norm.bytes()];
         for (bytes, room) in bytes.into_iter().zip(&mut there) {

@@ -1,6 +1,7 @@
 //! A tensor's elements, to read and to write.
 
 use graft_kernels::copy;
+use graft_kernels::cuda::Readback;
 use half::{bf16, f16};
 
 use super::{Tensor, TensorElement};
@@ -8,6 +9,45 @@ use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::memory::{Category, Memory};
 use crate::{DType, ops};
+
+/// What [`Tensor::item_later`] has asked for.
+#[derive(Debug)]
+pub struct Item(Value);
+
+#[derive(Debug)]
+enum Value {
+    Known(f64),
+    Coming(Readback, DType),
+}
+
+impl Item {
+    /// A number that is known.
+    pub fn known(value: f64) -> Item {
+        Item(Value::Known(value))
+    }
+
+    /// True if nothing has to be waited for.
+    pub fn is_known(&self) -> bool {
+        matches!(self.0, Value::Known(_))
+    }
+
+    /// The number, which is waited for.
+    ///
+    /// # Errors
+    /// What failed on the GPU of everything before it.
+    pub fn wait(self) -> Result<f64> {
+        match self.0 {
+            Value::Known(value) => Ok(value),
+            Value::Coming(coming, dtype) => {
+                let bytes = coming.bytes()?;
+                Ok(match dtype {
+                    DType::Bf16 => f64::from(bytemuck::pod_read_unaligned::<bf16>(&bytes)),
+                    _ => f64::from(bytemuck::pod_read_unaligned::<f32>(&bytes)),
+                })
+            }
+        }
+    }
+}
 
 impl Tensor {
     /// The elements from the view's first one to the storage's end, for kernels that take strides.
@@ -137,6 +177,23 @@ impl Tensor {
             ));
         }
         Ok(self.to_f64()?[0])
+    }
+
+    /// [`Tensor::item`] for whoever looks at it later: a GPU copies it when everything before is done, and goes on.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn item_later(&self) -> Result<Item> {
+        let dtype = self.dtype();
+        let one = self.is_on_device() && self.count() == 1;
+        if let Some(gpu) = self.memory().opened_gpu()
+            && one
+            && matches!(dtype, DType::F32 | DType::Bf16)
+        {
+            let coming = gpu.readback(self.device()?)?;
+            return Ok(Item(Value::Coming(coming, dtype)));
+        }
+        Ok(Item(Value::Known(self.item()?)))
     }
 
     /// The elements as little-endian bytes, in row-major order, as checkpoints store them; codes as they are in memory.

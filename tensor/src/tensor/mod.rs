@@ -14,6 +14,7 @@ use graft_kernels::cuda;
 use graft_kernels::{Element, copy};
 use half::{bf16, f16};
 
+pub use self::elements::Item;
 use self::rounded::Rounded;
 use crate::error::{Error, Result};
 use crate::memory::{Block, Category, Memory};

@@ -7,6 +7,7 @@ mod copy;
 mod elementwise;
 mod gemm;
 mod index;
+mod later;
 mod loss;
 mod near;
 mod norm;

@@ -44,7 +44,7 @@ fn steps_in_graphs_have_the_bits_of_steps_without() {
         let run = |together: usize| {
             let memory = gpu();
             let device = memory.opened_gpu().unwrap();
-            device.send_together(together).unwrap();
+            device.send_together(Some(together)).unwrap();
             let mut model = load_dropping(name, &memory, compute, trained, dropout);
             let mut optimizer = adamw();
             let mut steps = Vec::new();
@@ -70,6 +70,49 @@ fn steps_in_graphs_have_the_bits_of_steps_without() {
     }
 }
 
+/// Steps of which each is sent before anybody looks at the one before: once they are like those before, each is one graph,
+/// what this machine sends and reads included, and they have the bits of steps that were waited for.
+#[test]
+#[ignore = "needs a GPU"]
+fn a_step_that_nobody_waits_for_is_one_graph() {
+    for (name, compute, trained, dropout) in [
+        ("tiny-bert", DType::F32, Trained::Full, 0.1),
+        ("tiny-bert", DType::Bf16, Trained::Last, 0.0),
+        ("tiny-gpt2", DType::Bf16, Trained::Full, 0.1),
+        ("tiny-llama", DType::Bf16, Trained::Lora, 0.0),
+    ] {
+        let what = format!("{name} {compute} {trained:?}");
+        let wanted = {
+            let memory = gpu();
+            let alone = Some(1);
+            memory.opened_gpu().unwrap().send_together(alone).unwrap();
+            let mut model = load_dropping(name, &memory, compute, trained, dropout);
+            let mut optimizer = adamw();
+            let steps: Vec<_> = (0..6)
+                .map(|step| model.step(&mut optimizer, 1e-3, step))
+                .collect();
+            (steps, bytes(&model))
+        };
+        let memory = gpu();
+        let device = memory.opened_gpu().unwrap();
+        let mut model = load_dropping(name, &memory, compute, trained, dropout);
+        let mut optimizer = adamw();
+        let (mut steps, mut waiting) = (Vec::new(), None);
+        let mut last = Sent::default();
+        for step in 0..6 {
+            let before = device.sent();
+            let sent = model.send(&mut optimizer, 1e-3, step);
+            last = since(before, device.sent());
+            if let Some(sent) = waiting.replace(sent) {
+                steps.push(model.settle(&mut optimizer, sent));
+            }
+        }
+        steps.extend(waiting.map(|sent| model.settle(&mut optimizer, sent)));
+        assert!((steps, bytes(&model)) == wanted, "{what}");
+        assert_eq!((last.graphs, last.alone, last.made), (1, 0, 0), "{what}");
+    }
+}
+
 /// Models in turns, training and evaluation, what is trained changing on the way, gradients of two batches in one step.
 #[test]
 #[ignore = "needs a GPU"]
@@ -77,7 +120,7 @@ fn what_is_asked_for_in_between_changes_nothing() {
     let run = |together: usize| {
         let memory = gpu();
         let device = memory.opened_gpu().unwrap();
-        device.send_together(together).unwrap();
+        device.send_together(Some(together)).unwrap();
         let mut bert = load("tiny-bert", &memory, DType::F32, Trained::Full);
         let mut llama = load("tiny-llama", &memory, DType::Bf16, Trained::Full);
         let full = std::mem::replace(

@@ -6,10 +6,10 @@ use graft_models::{
     TokenBatch, load_parameters,
 };
 use graft_nn::adapters::{DEFAULT, finish, rules};
-use graft_nn::optimizer::Rule;
+use graft_nn::optimizer::{Rule, SentStep};
 use graft_nn::{Forward, FreezePolicy, Optimizer, Parameters, TrainableSet, losses};
 use graft_tensor::ops::loss::IGNORE;
-use graft_tensor::{DType, Device, Memory, Tensor};
+use graft_tensor::{DType, Device, Item, Memory, Tensor};
 use graft_tests::{ENCODERS, batch, decoder_batch, fixture, tensors};
 use graft_trainer::adapter::put;
 use graft_trainer::config::{AdapterKind, AdapterSettings};
@@ -131,6 +131,15 @@ impl Model {
 
     /// Adds those of another pass to gradients.
     pub fn add_gradients(&self, set: &TrainableSet, number: u64, gradients: &mut Gradients) -> f64 {
+        let loss = self.pass(set, number, gradients);
+        match loss.is_planned() {
+            true => 0.0,
+            false => loss.item().unwrap(),
+        }
+    }
+
+    /// The same; the loss is not looked at.
+    fn pass(&self, set: &TrainableSet, number: u64, gradients: &mut Gradients) -> Tensor {
         let mut f = Forward::train(&self.parameters, set, 0, number);
         let loss = match &self.network {
             Network::Encoder(classifier) => {
@@ -148,10 +157,7 @@ impl Model {
         };
         let value = loss.value().clone();
         f.backward(loss, gradients).unwrap();
-        match value.is_planned() {
-            true => 0.0,
-            false => value.item().unwrap(),
-        }
+        value
     }
 
     /// One step of AdamW; the loss before it, and the norm of its gradients.
@@ -159,6 +165,24 @@ impl Model {
         let (loss, mut gradients) = self.gradients(number);
         let (p, set) = (&mut self.parameters, &self.set);
         let done = optimizer.step(p, set, &mut gradients, lr, None).unwrap();
+        (loss, done.gradient_norm)
+    }
+
+    /// The same without waiting for it, as the trainer sends steps.
+    pub fn send(&mut self, optimizer: &mut Optimizer, lr: f64, number: u64) -> (Item, SentStep) {
+        let mut gradients = Gradients::new();
+        let loss = self.pass(&self.set, number, &mut gradients);
+        let loss = loss.item_later().unwrap();
+        let (p, set) = (&mut self.parameters, &self.set);
+        let sent = optimizer.send(p, set, &mut gradients, lr, None).unwrap();
+        p.memory().submit().unwrap();
+        (loss, sent)
+    }
+
+    /// What [`Model::step`] gives of a step that was sent.
+    pub fn settle(&self, optimizer: &mut Optimizer, (loss, sent): (Item, SentStep)) -> (f64, f64) {
+        let loss = loss.wait().unwrap();
+        let done = optimizer.settle(&self.parameters, &self.set, sent).unwrap();
         (loss, done.gradient_norm)
     }
 

@@ -1,9 +1,9 @@
 //! Steps of small models: the CPU's results, what they cost, and that a plan counts that.
 
 use graft_kernels::cuda::Asked;
-use graft_nn::Optimizer;
 use graft_nn::optimizer::Rule;
-use graft_tensor::{Category, DType, Device, Memory};
+use graft_nn::{Error, Optimizer};
+use graft_tensor::{Category, DType, Device, Memory, Tensor};
 
 use crate::model::{Trained, gpu, load};
 
@@ -98,7 +98,7 @@ fn a_steady_step_allocates_nothing_and_waits_twice() {
         });
         assert!(allocated.is_empty(), "{what}: {allocated:?} were allocated");
         let downloads = sizes(|asked| match asked {
-            Asked::Download(bytes) => Some(*bytes),
+            Asked::Download(bytes) | Asked::Readback(bytes) => Some(*bytes),
             _ => None,
         });
         assert_eq!(
@@ -117,6 +117,37 @@ fn a_steady_step_allocates_nothing_and_waits_twice() {
             .count();
         assert_eq!(rounded, 0, "{what}: weights are rounded when they change");
     }
+}
+
+/// Steps were sent behind one whose gradients are no numbers: it is that one which is refused when it is settled, with the
+/// first parameter and its number, and its neighbours are not.
+#[test]
+#[ignore = "needs a GPU"]
+fn a_step_without_numbers_is_named_when_it_is_settled() {
+    let memory = gpu();
+    let mut model = load("tiny-bert", &memory, DType::F32, Trained::Full);
+    let mut optimizer = adamw();
+    let id = model.parameters.find("classifier.bias").unwrap();
+    let whole = model.parameters.value(id).unwrap().copy(&memory).unwrap();
+    let broken = Tensor::full(&memory, DType::F32, whole.shape(), f64::NAN).unwrap();
+    let before = model.send(&mut optimizer, 1e-3, 0);
+    model.parameters.set(id, broken).unwrap();
+    let (_, within) = model.send(&mut optimizer, 1e-3, 1);
+    model.parameters.set(id, whole).unwrap();
+    let behind = model.send(&mut optimizer, 1e-3, 2);
+    let finite = |(loss, norm): (f64, f64)| loss.is_finite() && norm > 0.0 && norm.is_finite();
+    assert!(finite(model.settle(&mut optimizer, before)));
+    let (p, set) = (&model.parameters, &model.set);
+    let error = optimizer.settle(p, set, within).unwrap_err();
+    let first = p.get(set.ids().next().unwrap()).name().to_owned();
+    assert!(
+        matches!(&error, Error::NonFiniteGradient { name, step: 2 } if *name == first),
+        "{error}"
+    );
+    assert!(finite(model.settle(&mut optimizer, behind)));
+    assert_eq!(optimizer.step_count(), 2);
+    let logits = model.logits();
+    assert!(logits.iter().all(|x| x.is_finite()), "nothing was updated");
 }
 
 /// A plan has the bytes of every category, at the worst moment and after the steps.

@@ -58,6 +58,43 @@ fn every_strategy_is_certified() {
     }
 }
 
+/// A loss that is no number ends a run with the number of the step that had it, as on the CPU, although the next one was
+/// sent by then.
+#[test]
+#[ignore = "needs a GPU"]
+fn a_run_that_diverges_says_in_which_step() {
+    let task = Task::new(24, 12);
+    let end = |device: &str| {
+        let more = [
+            "--strategy",
+            "full",
+            "--epochs",
+            "2",
+            "--batch-size",
+            "4",
+            "--lr",
+            "1e30",
+            "--device",
+            device,
+        ];
+        // The audit looks at each step before the next one.
+        let more = [&more[..], &["--set", "train.audit=false"]].concat();
+        let out = device.replace(':', "");
+        let arguments = task.train(&fixture("tiny-bert"), &out, &more);
+        let output = Command::new(program()).args(arguments).output().unwrap();
+        assert_eq!(output.status.code(), Some(1));
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        let what = text.lines().find(|line| line.contains("the loss is"));
+        what.expect("a loss that is no number").to_owned()
+    };
+    let (here, there) = (end("cpu"), end("cuda:0"));
+    assert_eq!(here, there);
+    assert!(
+        here.contains("step ") && !here.contains("step 1:"),
+        "{here}"
+    );
+}
+
 /// Beside a base that is held in short types or as codes: trained there, verified, evaluated on either device with the
 /// same result, and merged.
 #[test]

@@ -266,6 +266,7 @@ template <class T, class F> UNWATCHED T atomic(T *p, F change) {
     return old;
 }
 template <class T> inline T atomicAdd(T *p, T x) { return atomic(p, [=](T old) { return old + x; }); }
+template <class T> inline T atomicMin(T *p, T x) { return atomic(p, [=](T old) { return old < x ? old : x; }); }
 template <class T> inline T atomicMax(T *p, T x) { return atomic(p, [=](T old) { return old < x ? x : old; }); }
 template <class T> inline T atomicOr(T *p, T x) { return atomic(p, [=](T old) { return old | x; }); }
 template <class T> inline T atomicExch(T *p, T x) { return atomic(p, [=](T) { return x; }); }

@@ -8,10 +8,11 @@
 //   GRAFT_DRIVER_PTX          the latest PTX that it knows, as 88 for 8.8 (90)
 //   GRAFT_DRIVER_MEMORY       bytes of a device (4 GiB)
 //   GRAFT_DRIVER_GRAPHS       0: there is no memory for graphs (1)
+//   GRAFT_DRIVER_COUNTS       1: says on stderr, at the end, how often work was sent and waited for
 //   GRAFT_CUDA_ORDER          the order in which threads run, as in scheduler.cpp
 //
 // A stream is what it is on a device: calls are put into a queue and done when somebody waits for them. Who changes pinned
-// memory too early changes what arrives.
+// memory too early changes what arrives, and who reads it too early finds what was there before.
 #include "device.hpp"
 #include "fixed.hpp"
 
@@ -67,6 +68,15 @@ std::map<std::string, size_t> allowed; // dynamic shared memory of kernels for w
 thread_local void *current;
 char context, stream;
 
+// How often something was asked for.
+struct Counts {
+    long alone, graphs, waits; // calls that are one task, and such that are many
+    ~Counts() {
+        if (setting("GRAFT_DRIVER_COUNTS", 0))
+            fprintf(stderr, "simulated driver: %ld tasks alone, %ld graphs, %ld waits\n", alone, graphs, waits);
+    }
+} counts;
+
 typedef std::lock_guard<std::recursive_mutex> Guard;
 
 void put(Work work) {
@@ -84,6 +94,11 @@ void run_until(unsigned long number) {
     }
 }
 
+void put_alone(Work work) {
+    counts.alone++;
+    put(std::move(work));
+}
+
 int wait_for(unsigned long number) {
     run_until(number);
     int result = failed;
@@ -93,11 +108,11 @@ int wait_for(unsigned long number) {
 
 int entered() { return started ? (current ? SUCCESS : INVALID_CONTEXT) : NOT_INITIALIZED; }
 
-bool is_pinned(const void *from) {
+bool is_pinned(const void *from, size_t bytes) {
     auto after = pinned.upper_bound((char *)from);
     if (after == pinned.begin()) return false;
     --after;
-    return (char *)from < after->first + after->second;
+    return (char *)from + bytes <= after->first + after->second;
 }
 
 size_t memory() { return (size_t)setting("GRAFT_DRIVER_MEMORY", 4l << 30); }
@@ -122,7 +137,7 @@ int set_elements(uint64_t to, size_t count, const void *element, size_t size) {
     if (!is_device(to, count * size)) return outside("a memset", to, count * size);
     uint32_t value = 0;
     memcpy(&value, element, size);
-    put([=] {
+    put_alone([=] {
         for (size_t i = 0; i < count; i++) memcpy((char *)to + i * size, &value, size);
         return 0;
     });
@@ -215,6 +230,7 @@ CU cuStreamCreate(void **to, unsigned) {
 CU cuStreamDestroy_v2(void *) { return SUCCESS; }
 CU cuStreamSynchronize(void *) {
     Guard guard(lock);
+    counts.waits++;
     if (int result = entered()) return result;
     return wait_for(asked);
 }
@@ -234,6 +250,7 @@ CU cuEventRecord(void *event, void *) {
 }
 CU cuEventSynchronize(void *event) {
     Guard guard(lock);
+    counts.waits++;
     if (int result = entered()) return result;
     return wait_for(((Event *)event)->number);
 }
@@ -291,8 +308,8 @@ CU cuMemcpyHtoDAsync_v2(uint64_t to, const void *from, size_t bytes, void *) {
     Guard guard(lock);
     if (int result = entered()) return result;
     if (!is_device(to, bytes)) return outside("an upload", to, bytes);
-    if (is_pinned(from)) {
-        put([=] {
+    if (is_pinned(from, bytes)) {
+        put_alone([=] {
             memcpy((void *)to, from, bytes);
             return 0;
         });
@@ -301,7 +318,7 @@ CU cuMemcpyHtoDAsync_v2(uint64_t to, const void *from, size_t bytes, void *) {
     // Of ordinary memory a little is put aside; for more, the caller waits until the device gets there.
     if (bytes > 64 << 10) run_until(asked);
     std::string aside((const char *)from, bytes);
-    put([=] {
+    put_alone([=] {
         memcpy((void *)to, aside.data(), aside.size());
         return 0;
     });
@@ -312,6 +329,15 @@ CU cuMemcpyDtoHAsync_v2(void *to, uint64_t from, size_t bytes, void *) {
     Guard guard(lock);
     if (int result = entered()) return result;
     if (!is_device(from, bytes)) return outside("a download", from, bytes);
+    if (is_pinned(to, bytes)) {
+        put_alone([=] {
+            memcpy(to, (void *)from, bytes);
+            return 0;
+        });
+        return SUCCESS;
+    }
+    counts.alone++;
+    counts.waits++;
     run_until(asked);
     memcpy(to, (void *)from, bytes);
     return SUCCESS;
@@ -322,7 +348,7 @@ CU cuMemcpyDtoDAsync_v2(uint64_t to, uint64_t from, size_t bytes, void *) {
     if (int result = entered()) return result;
     if (!is_device(to, bytes)) return outside("a copy", to, bytes);
     if (!is_device(from, bytes)) return outside("a copy", from, bytes);
-    put([=] {
+    put_alone([=] {
         memmove((void *)to, (void *)from, bytes);
         return 0;
     });
@@ -355,7 +381,7 @@ CU cuMemcpy2DAsync_v2(const Copy2D *given, void *) {
     size_t to_bytes = (copy.height - 1) * copy.to_pitch + copy.width;
     if (!is_device(copy.from_device, from_bytes)) return outside("rows", copy.from_device, from_bytes);
     if (!is_device(copy.to_device, to_bytes)) return outside("rows", copy.to_device, to_bytes);
-    put([=] {
+    put_alone([=] {
         for (size_t row = 0; row < copy.height; row++)
             memmove((char *)copy.to_device + row * copy.to_pitch, (char *)copy.from_device + row * copy.from_pitch,
                     copy.width);
@@ -448,7 +474,7 @@ CU cuLaunchKernel(void *function, unsigned gx, unsigned gy, unsigned gz, unsigne
     KernelNode node = {function, {gx, gy, gz}, {bx, by, bz}, shared, parameters, nullptr, nullptr, nullptr};
     Work work = launch(node);
     if (!work) return INVALID_VALUE;
-    put(std::move(work));
+    put_alone(std::move(work));
     return SUCCESS;
 }
 
@@ -472,7 +498,7 @@ CU cuTensorMapEncodeTiled(uint64_t *to, int type, unsigned rank, void *address, 
 
 struct Node {
     Work work;
-    bool kernel;
+    enum Kind { KERNEL, COPY, SET } kind;
 };
 struct Graph {
     std::vector<Node *> nodes;
@@ -481,10 +507,10 @@ struct Ready {
     std::vector<std::pair<Node *, Work>> works;
 };
 
-static int add(Node **to, Graph *graph, Node *const *behind, size_t count, Work work, bool kernel) {
+static int add(Node **to, Graph *graph, Node *const *behind, size_t count, Work work, Node::Kind kind) {
     if (!work || count > 1 || (count == 1) == graph->nodes.empty()) return INVALID_VALUE;
     if (count == 1 && *behind != graph->nodes.back()) return INVALID_VALUE;
-    *to = new Node{std::move(work), kernel};
+    *to = new Node{std::move(work), kind};
     graph->nodes.push_back(*to);
     return SUCCESS;
 }
@@ -501,7 +527,7 @@ CU cuGraphDestroy(Graph *graph) {
 CU cuGraphAddKernelNode_v2(Node **to, Graph *graph, Node *const *behind, size_t count, const KernelNode *node) {
     Guard guard(lock);
     if (int result = entered()) return result;
-    return add(to, graph, behind, count, launch(*node), true);
+    return add(to, graph, behind, count, launch(*node), Node::KERNEL);
 }
 
 // As cuda.h has it.
@@ -520,25 +546,32 @@ struct Copy3D {
     size_t to_pitch, to_height;
     size_t width, height, depth;
 };
+// Rows from one place to another, each of the device or pinned; nothing if they cannot be copied.
+static Work copy(const Copy3D &copy) {
+    constexpr int HOST = 1, DEVICE = 2;
+    bool plain = copy.height > 0 && copy.depth == 1 && copy.from_pitch >= copy.width && copy.to_pitch >= copy.width &&
+                 copy.from_pitch <= INT32_MAX && copy.to_pitch <= INT32_MAX;
+    if (!plain) return nullptr;
+    auto place = [&](int type, uint64_t device, const void *host, size_t pitch) -> char * {
+        size_t bytes = (copy.height - 1) * pitch + copy.width;
+        if (type == HOST) return is_pinned(host, bytes) ? (char *)host : nullptr;
+        if (type != DEVICE) return nullptr;
+        if (is_device(device, bytes)) return (char *)device;
+        outside("rows", device, bytes);
+        return nullptr;
+    };
+    char *from = place(copy.from_type, copy.from_device, copy.from_host, copy.from_pitch);
+    char *to = place(copy.to_type, copy.to_device, copy.to_host, copy.to_pitch);
+    if (!from || !to) return nullptr;
+    return [=, rows = copy.height, from_pitch = copy.from_pitch, to_pitch = copy.to_pitch, width = copy.width] {
+        for (size_t row = 0; row < rows; row++) memmove(to + row * to_pitch, from + row * from_pitch, width);
+        return 0;
+    };
+}
 CU cuGraphAddMemcpyNode(Node **to, Graph *graph, Node *const *behind, size_t count, const Copy3D *given, void *) {
     Guard guard(lock);
     if (int result = entered()) return result;
-    Copy3D copy = *given;
-    constexpr int DEVICE = 2;
-    if (copy.from_type != DEVICE || copy.to_type != DEVICE || copy.height == 0 || copy.depth != 1) return INVALID_VALUE;
-    if (copy.from_pitch < copy.width || copy.to_pitch < copy.width) return INVALID_VALUE;
-    if (copy.from_pitch > INT32_MAX || copy.to_pitch > INT32_MAX) return INVALID_VALUE;
-    size_t from_bytes = (copy.height - 1) * copy.from_pitch + copy.width;
-    size_t to_bytes = (copy.height - 1) * copy.to_pitch + copy.width;
-    if (!is_device(copy.from_device, from_bytes)) return outside("rows", copy.from_device, from_bytes);
-    if (!is_device(copy.to_device, to_bytes)) return outside("rows", copy.to_device, to_bytes);
-    Work work = [=] {
-        for (size_t row = 0; row < copy.height; row++)
-            memmove((char *)copy.to_device + row * copy.to_pitch, (char *)copy.from_device + row * copy.from_pitch,
-                    copy.width);
-        return 0;
-    };
-    return add(to, graph, behind, count, std::move(work), false);
+    return add(to, graph, behind, count, copy(*given), Node::COPY);
 }
 
 // As cuda.h has it.
@@ -559,7 +592,7 @@ CU cuGraphAddMemsetNode(Node **to, Graph *graph, Node *const *behind, size_t cou
         for (size_t i = 0; i < set.width; i++) memcpy((char *)set.to + i * set.size, &set.value, set.size);
         return 0;
     };
-    return add(to, graph, behind, count, std::move(work), false);
+    return add(to, graph, behind, count, std::move(work), Node::SET);
 }
 
 CU cuGraphInstantiateWithFlags(Ready **to, Graph *graph, unsigned long long) {
@@ -574,21 +607,30 @@ CU cuGraphExecDestroy(Ready *ready) {
     delete ready;
     return SUCCESS;
 }
-CU cuGraphExecKernelNodeSetParams_v2(Ready *ready, Node *node, const KernelNode *given) {
-    Guard guard(lock);
-    if (int result = entered()) return result;
+static int change(Ready *ready, Node *node, Node::Kind kind, Work other) {
     for (auto &[of, work] : ready->works) {
         if (of != node) continue;
-        Work other = node->kernel ? launch(*given) : nullptr;
-        if (!other) return INVALID_VALUE;
+        if (!other || node->kind != kind) return INVALID_VALUE;
         work = std::move(other);
         return SUCCESS;
     }
     return INVALID_VALUE;
 }
+CU cuGraphExecKernelNodeSetParams_v2(Ready *ready, Node *node, const KernelNode *given) {
+    Guard guard(lock);
+    if (int result = entered()) return result;
+    return change(ready, node, Node::KERNEL, launch(*given));
+}
+CU cuGraphExecMemcpyNodeSetParams(Ready *ready, Node *node, const Copy3D *given, void *) {
+    Guard guard(lock);
+    if (int result = entered()) return result;
+    // Only what lies in one row may get other places.
+    return change(ready, node, Node::COPY, given->height == 1 ? copy(*given) : nullptr);
+}
 CU cuGraphLaunch(Ready *ready, void *) {
     Guard guard(lock);
     if (int result = entered()) return result;
+    counts.graphs++;
     for (auto &[node, work] : ready->works) put(work);
     return SUCCESS;
 }
