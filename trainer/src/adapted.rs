@@ -85,12 +85,21 @@ impl Choice {
             && !adapters.iter().any(|(name, _)| name == chosen)
         {
             let names: Vec<&str> = adapters.iter().map(|(name, _)| name.as_str()).collect();
-            let what = format!(
-                "`{}` is no adapter; there are {}",
-                chosen.escape_debug(),
-                crate::error::list_names(&names, 8)
-            );
-            return Err(Error::config("--use", what, "name one of these"));
+            let chosen = chosen.escape_debug();
+            let (what, help) = match names.is_empty() {
+                true => (
+                    format!("there is no adapter to choose `{chosen}` from"),
+                    "leave it out, or put adapters beside the model with --adapter NAME=DIR",
+                ),
+                false => (
+                    format!(
+                        "`{chosen}` is no adapter; there are {}",
+                        crate::error::list_names(&names, 8)
+                    ),
+                    "name one of these",
+                ),
+            };
+            return Err(Error::config("--use", what, help));
         }
         let mut choice = Choice {
             base,

@@ -122,7 +122,7 @@ fn describe(
 /// Puts an adapter beside a model, to be trained in place. Its parameters have no values yet.
 ///
 /// # Errors
-/// Targets that the model does not have, settings that do not fit it.
+/// Targets that the model does not have, settings that do not fit it, or that nothing of it answers to.
 pub fn put(
     p: &mut Parameters,
     model: &impl Adaptable,
@@ -130,6 +130,7 @@ pub fn put(
     settings: &AdapterSettings,
 ) -> Result<()> {
     let config = describe(p, model, kind, settings);
+    adapters::refuse_unused(p, &config)?;
     Ok(adapters::attach(p, DEFAULT, &config, Modules::InPlace)?)
 }
 

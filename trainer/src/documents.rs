@@ -183,6 +183,7 @@ pub(crate) fn with_text(data: &Dataset) -> Result<Vec<&str>> {
 pub(crate) fn left_out(empty: usize) -> String {
     match empty {
         0 => String::new(),
+        1 => "; 1 without text is left out".to_owned(),
         n => format!("; {} without text are left out", thousands(n as u64)),
     }
 }

@@ -17,6 +17,7 @@ pub mod course;
 pub mod data;
 pub mod device;
 pub mod documents;
+mod dropout;
 pub mod encode;
 pub mod error;
 pub mod evaluate;

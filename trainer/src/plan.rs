@@ -177,7 +177,7 @@ fn run<T: Task>(
     let mut rehearsal = config.clone();
     rehearsal.train.audit = false;
     rehearsal.train.cache_dir = None;
-    rehearsal.train.cache_memory = 0;
+    rehearsal.train.cache_memory = None;
     if rehearsal.train.cache == CacheKind::File {
         rehearsal.train.cache = CacheKind::Memory;
     }
@@ -202,7 +202,7 @@ fn run<T: Task>(
         let again = count.max(1 + usize::from(config.train.cache_dir.is_some()));
         task.begin(&rehearsal, model, before, (set, again), Path::new(""));
         trainer.begin(model, set)?;
-        let room = (config.train.cache_memory as u64).saturating_mul(1 << 20);
+        let room = (config.train.cache_memory.unwrap_or(0) as u64).saturating_mul(1 << 20);
         kept = kept.max(task.keeps().min(room));
         let groups: Vec<&[Vec<usize>]> = epochs[i..i + count]
             .iter()

@@ -20,11 +20,12 @@ use crate::adapter;
 use crate::batch::{BatchSize, epoch_batches};
 use crate::certificate::{Certificate, TensorEntry};
 use crate::checkpoint::{Best, Checkpoints, inputs};
-use crate::config::{RunConfig, TaskKind};
+use crate::config::{RunConfig, TaskKind, Warmup};
 use crate::conversations::Conversations;
 use crate::course::Course;
 use crate::device::DeviceChoice;
 use crate::documents::Documents;
+use crate::dropout;
 use crate::error::{Error, Result};
 use crate::hidden::Hidden;
 use crate::model::{Hashes, Model};
@@ -32,7 +33,7 @@ use crate::network::Network;
 use crate::plan::{Plan, check, rehearse};
 use crate::progress::Progress;
 use crate::record::Record;
-use crate::report::{BestEvaluation, RunReport, peak_rss, thousands};
+use crate::report::{BestEvaluation, RunReport, counted, peak_rss, thousands};
 use crate::run_dir::RunDir;
 use crate::steps::{Loop, Records, diverged};
 use crate::task::{Classify, Quality, Task, Tokens};
@@ -143,6 +144,8 @@ pub fn plan(config: &RunConfig) -> Result<Plan> {
         let loaded = T::load(config, &Memory::planned_for(device))?;
         let (mut model, mut task, mut hashes) = (loaded.model, loaded.meanwhile, loaded.hashes);
         adapter::begin(config, &mut model, &mut hashes)?;
+        let course = Course::new(config, &model.network, &model.parameters)?;
+        dropout::check(config, &task, &mut model, course.all())?;
         rehearse(config, &mut task, &mut model, &hashes)
     }
     for_task!(config, of(config))
@@ -163,6 +166,7 @@ fn run<T: Task>(config: &RunConfig, mut run_dir: RunDir, stop: &AtomicBool) -> R
         course.all(),
         &loaded.report.initialised,
     )?;
+    dropout::check(config, &task, &mut model, course.all())?;
     check(config, &mut task, &mut model, &before)?;
     let trainable = course.all().count(&model.parameters) as u64;
     let epochs = plan_epochs(config, task.lengths());
@@ -175,6 +179,10 @@ fn run<T: Task>(config: &RunConfig, mut run_dir: RunDir, stop: &AtomicBool) -> R
 
     let mut progress = Progress::stderr(steps);
     say(note.into_iter().collect(), &mut progress);
+    say(
+        long_warmup(config, steps).into_iter().collect(),
+        &mut progress,
+    );
     say(task.take_notes(), &mut progress);
     let mut trainer = Loop::new(config, course.rates.clone(), steps, begun)?;
     let sources = inputs(config, &model)?;
@@ -316,6 +324,20 @@ fn run<T: Task>(config: &RunConfig, mut run_dir: RunDir, stop: &AtomicBool) -> R
         usage: Category::ALL.map(|c| (c, usage.peak(c))).to_vec(),
         peak_tensors: usage.peak_total,
         out,
+    })
+}
+
+/// What the user should know of a warmup that does not end before a run of so many steps does.
+fn long_warmup(config: &RunConfig, steps: u64) -> Option<String> {
+    let Warmup::Steps(asked) = config.optimizer.warmup else {
+        return None;
+    };
+    (asked >= steps).then(|| {
+        format!(
+            "optimizer.warmup is {}, and the run has {}: the learning rate rises all the way, to its peak at the end",
+            counted(asked as usize, "step"),
+            thousands(steps)
+        )
     })
 }
 

@@ -200,6 +200,11 @@ impl Tape {
         Var { node, value }
     }
 
+    /// How many random streams were drawn: one for each operation with dropout.
+    pub fn streams(&self) -> u64 {
+        self.streams
+    }
+
     /// The number of the next random stream.
     pub(crate) fn next_stream(&mut self) -> u64 {
         self.streams += 1;

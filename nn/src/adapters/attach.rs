@@ -127,7 +127,7 @@ pub fn attach(
 }
 
 /// The layers that a configuration means.
-fn targets(p: &Parameters, config: &AdapterConfig) -> Result<Vec<Layer>> {
+pub(super) fn targets(p: &Parameters, config: &AdapterConfig) -> Result<Vec<Layer>> {
     let matcher = Matcher::new(config)?;
     let mut found = Vec::new();
     let mut modules = Vec::new();

@@ -12,6 +12,8 @@ const NEAR_IDENTITY: f64 = 1e-3;
 const PREFIX: f64 = 0.1;
 /// Most virtual tokens: far more than any model has positions.
 const MOST_TOKENS: usize = 1 << 20;
+/// Largest rank, and largest inner width of a bottleneck.
+const MOST_INNER: usize = 1 << 20;
 
 /// Declares parameters and notes where they take part.
 pub(super) struct Declare<'a> {
@@ -37,8 +39,10 @@ impl Declare<'_> {
     ) -> Result<Adapter> {
         let (module, name) = (&layer.module, self.name);
         let refuse = |what: String| Err(Error::Adapter { what });
-        if rank == 0 || rank > 1 << 20 {
-            return refuse(format!("{module}: a rank of {rank}; it must be 1 or more"));
+        if rank == 0 || rank > MOST_INNER {
+            return refuse(format!(
+                "{module}: a rank of {rank}; it must be 1 to {MOST_INNER}"
+            ));
         }
         if !alpha.is_finite() {
             return refuse(format!(
@@ -110,8 +114,8 @@ impl Declare<'_> {
 
     pub fn bottleneck(&mut self, layer: &Layer, size: usize) -> Result<Adapter> {
         let (weight, module, name) = (layer.weight, &layer.module, self.name);
-        if size == 0 || size > 1 << 20 {
-            let what = format!("{module}: a bottleneck of {size}; it must be 1 or more");
+        if size == 0 || size > MOST_INNER {
+            let what = format!("{module}: a bottleneck of {size}; it must be 1 to {MOST_INNER}");
             return Err(Error::Adapter { what });
         }
         let outputs = layer.sizes()[1];
@@ -132,7 +136,7 @@ impl Declare<'_> {
         match tokens {
             1..=MOST_TOKENS => Ok(()),
             _ => {
-                let what = format!("{tokens} virtual tokens; there must be 1 or more");
+                let what = format!("{tokens} virtual tokens; there must be 1 to {MOST_TOKENS}");
                 Err(Error::Adapter { what })
             }
         }

@@ -16,6 +16,7 @@ mod front;
 mod init;
 mod merge;
 mod names;
+mod unused;
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -26,6 +27,7 @@ pub use config::{AdapterConfig, Bias, LowRankConfig, LowRankInit, Method, Target
 pub use front::{Fronted, attend, project};
 pub use init::{begin_as, finish};
 pub use merge::merge;
+pub use unused::refuse_unused;
 
 use crate::error::{Error, Result, nearest};
 use crate::parameters::ParamId;

@@ -50,6 +50,13 @@ impl<T: Copy> Patterns<T> {
         let found = self.0.iter().find(|(regex, _)| regex.is_match(module));
         found.map(|(_, value)| *value)
     }
+
+    /// The number of the first pattern that is the first match of none of some modules.
+    pub fn idle(&self, modules: &[String]) -> Option<usize> {
+        let first = |module: &String| self.0.iter().position(|(regex, _)| regex.is_match(module));
+        let used: Vec<usize> = modules.iter().filter_map(first).collect();
+        (0..self.0.len()).find(|i| !used.contains(i))
+    }
 }
 
 /// A configuration's targets, ready to be asked.
@@ -105,11 +112,16 @@ impl<'a> Matcher<'a> {
         let Some(layers) = &self.config.layers else {
             return true;
         };
-        let number = self.numbers.iter().find_map(|regex| {
+        let number = self.number(module);
+        number.is_some_and(|number| layers.contains(&number))
+    }
+
+    /// The number of the layer that a module is in.
+    pub fn number(&self, module: &str) -> Option<usize> {
+        self.numbers.iter().find_map(|regex| {
             let found = regex.captures(module)?;
             found.get(1)?.as_str().parse::<usize>().ok()
-        });
-        number.is_some_and(|number| layers.contains(&number))
+        })
     }
 }
 

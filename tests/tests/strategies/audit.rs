@@ -152,7 +152,12 @@ fn seeded_mistakes_are_caught() {
         ),
         (&["--rule", "freeze *"], &["nothing to train"]),
         (
-            &["--strategy", "lora", "--set", "adapter.alpha=0"],
+            &[
+                "--strategy",
+                "lora",
+                "--set",
+                "adapter.alpha_pattern=[\"query 0\"]",
+            ],
             &["query.lora_A.default.weight`", "its gradient was zero"],
         ),
         (

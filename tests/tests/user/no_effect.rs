@@ -76,3 +76,111 @@ fn generation_takes_no_option_that_it_has_no_use_for() {
         "2",
     ]));
 }
+
+#[test]
+fn a_dropout_that_nothing_trained_lies_below_is_refused() {
+    let task = Task::new(24, 6);
+    language_model(&task.path("gpt"), "tiny-gpt2");
+    let train = |strategy: &str, dropout: &str| {
+        let more = ["--strategy", strategy, "--dropout", dropout];
+        task.train(&task.path("gpt"), "run", &more)
+    };
+    let said = TRAINER.refuses(train("head", "0.5"));
+    assert!(
+        said.contains("strategy.dropout: 0.5 has no effect"),
+        "{said}"
+    );
+    let mut plan = train("head", "0.5");
+    plan[0] = "plan".to_owned();
+    assert!(TRAINER.refuses(plan).contains("has no effect"));
+    // None at all is what there is then; and a layer has some.
+    TRAINER.succeeds(train("head", "0"));
+    TRAINER.succeeds(train("last:1", "0.5"));
+    // An encoder's head has one of its own.
+    let more = ["--strategy", "head", "--dropout", "0.5"];
+    TRAINER.succeeds(task.train(&fixture("tiny-bert"), "bert", &more));
+}
+
+#[test]
+fn parts_of_an_adapter_that_the_model_has_nothing_for_are_refused() {
+    let task = Task::new(24, 6);
+    let train = |strategy: &str, settings: &[&str]| {
+        let mut more = vec!["--strategy", strategy];
+        settings.iter().for_each(|s| more.extend(["--set", *s]));
+        task.train(&fixture("tiny-bert"), "run", &more)
+    };
+    for (strategy, setting, want) in [
+        (
+            "lora",
+            "adapter.layers=[0,9]",
+            "no target of the adapter is in layer 9; name some of 0 to 1",
+        ),
+        (
+            "adapter",
+            "adapter.layers=[2]",
+            "no target of the adapter is in layer 2; name some of 0 to 1",
+        ),
+        (
+            "lora",
+            "adapter.rank_pattern=[\"querry 4\"]",
+            "rank_pattern: \"querry\" decides about no target of the adapter; the nearest is",
+        ),
+        (
+            "dora",
+            "adapter.alpha_pattern=[\"key 4\"]",
+            "alpha_pattern: \"key\" decides about no target",
+        ),
+        // The first match decides, so the second has nothing left.
+        (
+            "lora",
+            "adapter.rank_pattern=[\"query 4\",\"layer.0.*query 2\"]",
+            "rank_pattern: \"layer.0.*query\" decides about no target",
+        ),
+        (
+            "ia3",
+            "adapter.feedforward=[\"dence\"]",
+            "no target of the adapter ends in dence, whose inputs are to be scaled",
+        ),
+        (
+            "lora",
+            "adapter.alpha=0",
+            "`adapter.alpha` is 0, expected a number other than 0",
+        ),
+        (
+            "lora",
+            "adapter.rank=9000000",
+            "a rank of 9000000; it must be 1 to 1048576",
+        ),
+    ] {
+        let said = TRAINER.refuses(train(strategy, &[setting]));
+        assert!(said.contains(want), "{setting}: {said}");
+    }
+    let patterns = "adapter.rank_pattern=[\"layer.0.*query 2\",\"query 4\"]";
+    TRAINER.succeeds(train("lora", &["adapter.layers=[1,0]", patterns]));
+}
+
+#[test]
+fn a_choice_among_no_adapters_is_refused() {
+    let task = Task::new(6, 2);
+    let (model, data) = (fixture("tiny-bert"), task.text("eval.jsonl"));
+    let model = model.to_str().unwrap();
+    let said = TRAINER.refuses(["eval", "--model", model, "--data", &data, "--use", "a"]);
+    assert!(
+        said.contains("--use: there is no adapter to choose `a` from"),
+        "{said}"
+    );
+}
+
+#[test]
+fn a_warmup_that_outlasts_the_run_is_pointed_out() {
+    let task = Task::new(24, 6);
+    let train = |warmup: &str| {
+        let more = ["--strategy", "head", "--epochs", "1", "--set", warmup];
+        TRAINER
+            .succeeds(task.train(&fixture("tiny-bert"), "run", &more))
+            .err
+    };
+    let long = "optimizer.warmup is 9 steps, and the run has 2";
+    assert!(train("optimizer.warmup=9").contains(long));
+    assert!(!train("optimizer.warmup=1").contains("optimizer.warmup"));
+}

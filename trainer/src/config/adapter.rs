@@ -221,9 +221,9 @@ impl AdapterSettings {
             return Ok(Some(settings));
         }
         let rank = count(s, "adapter.rank")?.unwrap_or(RANK);
-        let finite = |x: f64| x.is_finite();
+        let some = |x: f64| x.is_finite() && x != 0.0;
         let above = |x: f64| x > 0.0 && x.is_finite();
-        let alpha = number(s, "adapter.alpha", "a number", finite)?;
+        let alpha = number(s, "adapter.alpha", "a number other than 0", some)?;
         settings.alpha = Some(alpha.unwrap_or(2.0 * rank as f64));
         settings.rank = Some(rank);
         let dropout = |p: f64| (0.0..1.0).contains(&p);

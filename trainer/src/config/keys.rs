@@ -235,7 +235,7 @@ pub const KEYS: &[Key] = &[
     ),
     key(
         "train.cache_memory",
-        "MiB of memory for them at most, 0 or more; 256",
+        "MiB of memory for them at most, 0 or more; 256; not with train.cache = \"off\"",
     ),
     key(
         "train.memory_limit",

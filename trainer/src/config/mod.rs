@@ -157,8 +157,9 @@ pub struct TrainConfig {
     pub threads: Option<usize>,
     /// Where a frozen trunk's outputs are kept; default: in memory, then in a file.
     pub cache: CacheKind,
-    /// MiB of them in memory at most; default 256.
-    pub cache_memory: usize,
+    /// MiB of them in memory at most; default 256, none where none are kept.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cache_memory: Option<usize>,
     /// MiB that the run may take, 0 for no limit; none: what the machine has.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub memory_limit: Option<usize>,

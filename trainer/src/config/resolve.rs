@@ -19,6 +19,7 @@ impl RunConfig {
     /// other at the same level of precedence, or an output directory that would replace what the run reads.
     pub fn resolve(mut settings: Settings) -> Result<RunConfig> {
         exclusive(&mut settings, "train.batch_size", "train.max_tokens")?;
+        let cache = cache(&mut settings)?;
         let s = &settings;
         let kinds = "\"classify\", \"multilabel\", \"regression\", \"clm\", \"chat\" or \"mlm\"";
         let task = TaskConfig {
@@ -111,10 +112,9 @@ impl RunConfig {
             .unwrap_or(Every::Minutes(10)),
             seed: choice(s, "train.seed", "a whole number from 0 to 2^63-1")?.unwrap_or(0),
             threads: count(s, "train.threads")?,
-            cache: choice(s, "train.cache", "\"off\", \"memory\" or \"file\"")?
-                .unwrap_or(CacheKind::File),
+            cache,
             cache_memory: choice(s, "train.cache_memory", "a whole number, 0 or more")?
-                .unwrap_or(256),
+                .or((cache != CacheKind::Off).then_some(256)),
             memory_limit: choice(s, "train.memory_limit", "a whole number, 0 or more")?,
             cache_dir: path(s, "train.cache_dir")?,
         };
@@ -189,6 +189,29 @@ fn exclusive(settings: &mut Settings, a: &'static str, b: &'static str) -> Resul
         }
     }
     Ok(())
+}
+
+/// Where outputs of frozen layers are kept. Nowhere leaves no use for settings about them: those that it was chosen over
+/// are forgotten, others refused.
+fn cache(settings: &mut Settings) -> Result<CacheKind> {
+    let key = "train.cache";
+    let kind = settings.get(key, "\"off\", \"memory\" or \"file\"", |_| true)?;
+    let Some((CacheKind::Off, off)) = kind else {
+        return Ok(kind.map_or(CacheKind::File, |(kind, _)| kind));
+    };
+    for about in ["train.cache_memory", "train.cache_dir"] {
+        match settings.origin(about) {
+            Some(origin) if origin.level() >= off.level() => {
+                return Err(Error::config(
+                    origin,
+                    format!("`{about}` has no effect: `{key}` is \"off\""),
+                    format!("remove it, or set {key} = \"file\""),
+                ));
+            }
+            _ => settings.remove(about),
+        }
+    }
+    Ok(CacheKind::Off)
 }
 
 /// Refuses settings that the task has no use for.

@@ -68,7 +68,16 @@ impl Settings {
     /// # Errors
     /// A file that cannot be read, is no TOML, or has an unknown section or key (the nearest name is suggested).
     pub fn from_file(path: &Path) -> Result<Settings> {
-        let text = std::fs::read_to_string(path).map_err(|e| Error::io("read", path, e))?;
+        let bytes = std::fs::read(path).map_err(|e| Error::io("read", path, e))?;
+        let text = String::from_utf8(bytes).map_err(|e| {
+            let lines_before =
+                |at: usize| e.as_bytes()[..at].iter().filter(|&&b| b == b'\n').count();
+            let place = Origin::File {
+                path: path.to_path_buf(),
+                line: 1 + lines_before(e.utf8_error().valid_up_to()),
+            };
+            Error::config(place, "the file is not UTF-8", "convert it to UTF-8")
+        })?;
         Settings::parse(&text, path)
     }
 

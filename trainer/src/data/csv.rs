@@ -322,6 +322,7 @@ mod tests {
                 1,
                 "the column `label` is missing; there is `text` and `lable`",
             ),
+            ("text;label\na;1\n", 1, "there is `text;label`"),
             (
                 "\ntext,label,text\na,1,b\n",
                 2,

@@ -13,7 +13,8 @@ use crate::text_classifier::Outputs;
 /// numbered from 0: sorted as numbers when all are integers, else by their bytes.
 ///
 /// # Errors
-/// Fewer labels than there is something to learn from: two, of which one is right, or one, which is right or not.
+/// Fewer labels than there is something to learn from: two, of which one is right, or one, which is right or not; labels
+/// that differ in spaces around them alone, of which one is a slip.
 ///
 /// # Panics
 /// When the examples were read without labels.
@@ -45,6 +46,28 @@ pub fn training_labels(data: &Dataset) -> Result<Outputs> {
             );
         }
         _ => {}
+    }
+    // Sorted, such labels need not be neighbours: `a`, `a b`, `a `.
+    let mut trimmed: HashMap<&str, &str> = HashMap::new();
+    for &name in &names {
+        if let Some(other) = trimmed.insert(name.trim(), name) {
+            let spelled = |wanted: &str| {
+                let has =
+                    |example: &&super::Example| label(example).names().iter().any(|n| n == wanted);
+                data.examples.iter().find(has).map(|example| example.line)
+            };
+            let what = format!(
+                "the labels {} differ in spaces alone",
+                list_names(&[other, name], 2)
+            );
+            let help = "write one of the two everywhere";
+            return Err(Error::data(
+                &data.path,
+                spelled(other).max(spelled(name)),
+                what,
+                help,
+            ));
+        }
     }
     // `01` and `1` are different names of one number: then only their spelling can order them.
     let number = |name: &&str| {
@@ -165,6 +188,11 @@ mod tests {
         let error = outputs(&["a", "a"]).unwrap_err();
         assert!(
             error.to_string().contains("the label `a`, expected two"),
+            "{error}"
+        );
+        let error = outputs(&["a", "a b", "a", "a "]).unwrap_err().to_string();
+        assert!(
+            error.ends_with("d.csv:5: the labels `a` and `a ` differ in spaces alone"),
             "{error}"
         );
     }

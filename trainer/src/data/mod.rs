@@ -109,7 +109,10 @@ impl Dataset {
                     path,
                     None,
                     format!("the format is unknown: expected a name ending in {endings}"),
-                    "rename the file after what it holds",
+                    match extension(path).as_deref() {
+                        Some("gz" | "xz" | "zst" | "bz2" | "zip") => "decompress the file",
+                        _ => "rename the file after what it holds",
+                    },
                 ));
             }
         };
@@ -233,7 +236,18 @@ fn missing_column<'a>(
     let flag = key.replace('_', "-");
     let setting =
         format!("name the column with --{flag}-column, or as data.{key} in the configuration");
+    let separator = match names[..] {
+        [only] => [';', '\t', ',', '|'].into_iter().find(|&c| {
+            let mut parts = only.split(c).map(|part| part.trim().trim_matches('"'));
+            only.contains(c) && parts.any(|part| part == name)
+        }),
+        _ => None,
+    };
     let help = match nearest(name, present) {
+        _ if separator == Some('\t') => "columns are separated by tabs in a file named .tsv".to_owned(),
+        _ if separator.is_some() => {
+            "columns are separated by commas in a file named .csv, by tabs in one named .tsv: write it so".to_owned()
+        }
         Some(near) => format!("did you mean `{}`? If so, {setting}", near.escape_debug()),
         None => setting,
     };

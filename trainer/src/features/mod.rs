@@ -102,7 +102,7 @@ impl Features {
             hidden: N::hidden_size(&model.config),
             trunk,
             slots: BTreeMap::new(),
-            memory: (0, train.cache_memory.saturating_mul(1 << 20)),
+            memory: (0, train.cache_memory.unwrap_or(0).saturating_mul(1 << 20)),
             spill: match train.cache {
                 CacheKind::File => Spill::At(dir.join(file::SPILL_FILE)),
                 _ => Spill::Off,

@@ -17,6 +17,7 @@ use crate::evaluate::{Labelled, logits};
 use crate::evaluation::Evaluation;
 use crate::features::{Features, Kept};
 use crate::model::{Changes, Hashes, Loaded, Model};
+use crate::report::counted;
 use crate::steps::diverged;
 use crate::targets::{Guess, Targets};
 use crate::text_classifier::TextClassifier;
@@ -237,8 +238,9 @@ fn notes_of(path: &Path, data: &Labelled) -> Vec<String> {
         ));
     }
     if data.empty > 0 {
-        let (path, empty) = (path.display(), data.empty);
-        notes.push(format!("{path}: {empty} texts are empty"));
+        let verb = if data.empty == 1 { "is" } else { "are" };
+        let empty = counted(data.empty, "text");
+        notes.push(format!("{}: {empty} {verb} empty", path.display()));
     }
     notes
 }

@@ -276,7 +276,7 @@ fn adapters_that_cannot_be_are_refused() {
         ),
         (
             names(&["query"], lora(|c| c.rank = 0)),
-            "trunk.query: a rank of 0; it must be 1 or more",
+            "trunk.query: a rank of 0; it must be 1 to 1048576",
         ),
         (
             names(&["query"], lora(|c| c.dropout = 1.0)),

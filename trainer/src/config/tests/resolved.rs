@@ -117,7 +117,7 @@ fn defaults_are_filled_in() {
     assert_eq!(config.train.cache, CacheKind::File);
     assert_eq!(
         (config.train.cache_memory, config.train.cache_dir),
-        (256, None)
+        (Some(256), None)
     );
 }
 
@@ -322,9 +322,16 @@ fn hub_ids_are_kept_unless_they_are_on_disk() {
 
 #[test]
 fn where_frozen_outputs_are_kept() {
+    // What says that none are kept is said over a file's own settings.
+    let text = format!("{MINIMAL}[train]\ncache_memory = 3\ncache_dir = \"kept\"\n");
+    let mut settings = Settings::parse(&text, Path::new("/exp/run.toml")).unwrap();
+    settings.set("train.cache=off").unwrap();
+    let over = RunConfig::resolve(settings).unwrap().train;
+    assert_eq!((over.cache_memory, over.cache_dir), (None, None));
     let train = |text: &str| minimal_with(&format!("[train]\n{text}\n")).map(|c| c.train);
     assert_eq!(train("cache = \"off\"").unwrap().cache, CacheKind::Off);
-    assert_eq!(train("cache_memory = 0").unwrap().cache_memory, 0);
+    assert_eq!(train("cache_memory = 0").unwrap().cache_memory, Some(0));
+    assert_eq!(train("cache = \"off\"").unwrap().cache_memory, None);
     let dir = train("cache_dir = \"kept\"").unwrap().cache_dir;
     assert_eq!(dir.as_deref(), Some(Path::new("/exp/kept")));
     for (text, expected) in [
@@ -334,6 +341,14 @@ fn where_frozen_outputs_are_kept() {
         ),
         ("cache_memory = -1", "expected a whole number, 0 or more"),
         ("cache_dir = \"\"", "expected a path"),
+        (
+            "cache = \"off\"\ncache_dir = \"kept\"",
+            "`train.cache_dir` has no effect: `train.cache` is \"off\"",
+        ),
+        (
+            "cache = \"off\"\ncache_memory = 3",
+            "`train.cache_memory` has no effect: `train.cache` is \"off\"",
+        ),
     ] {
         let (message, _) = said(train(text));
         assert!(message.contains(expected), "{message}");
