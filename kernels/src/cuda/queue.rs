@@ -118,11 +118,13 @@ impl State {
         };
         self.work.clear();
         if std::mem::take(&mut self.carries) {
-            let marked = result.and_then(|()| self.mark(device));
-            if let Err(error) = &marked {
+            // Of what failed, something may be on its way.
+            let marked = self.mark(device);
+            let result = result.and(marked);
+            if let Err(error) = &result {
                 self.lost.push((self.number, error.clone()));
             }
-            return marked;
+            return result;
         }
         result
     }
@@ -152,27 +154,35 @@ impl State {
     fn mark(&mut self, device: Device<'_>) -> Result<()> {
         if self.marks.len() >= MARKS {
             let (oldest, _) = self.marks[MARKS / 2];
-            self.wait(device, oldest)?;
+            self.pass(device, oldest)?;
         }
         let mark = device.1.mark()?;
         self.marks.push_back((self.number, mark));
         Ok(())
     }
 
-    /// Waits until the device is behind send `number`, which is sent first if it was not.
+    /// Waits for what send `number` carries, which is sent first if it was not.
     fn wait(&mut self, device: Device<'_>, number: Number) -> Result<()> {
+        self.pass(device, number)?;
+        match self.lost.iter().find(|(lost, _)| *lost == number) {
+            Some((_, error)) => Err(error.clone()),
+            None => Ok(()),
+        }
+    }
+
+    /// Waits until the device is behind send `number`, whatever became of it.
+    fn pass(&mut self, device: Device<'_>, number: Number) -> Result<()> {
         if number > self.number {
             self.send(device)?;
-        }
-        if let Some((_, error)) = self.lost.iter().find(|(lost, _)| *lost == number) {
-            return Err(error.clone());
         }
         if number <= self.arrived {
             return Ok(());
         }
         let of = |(marked, _): &(Number, Mark)| *marked >= number;
         let Some(first) = self.marks.iter().position(of) else {
-            return Ok(()); // it carried nothing
+            // It carried nothing, or no mark could be made.
+            let unmarked = self.lost.iter().find(|(lost, _)| *lost >= number);
+            return unmarked.map_or(Ok(()), |(_, error)| Err(error.clone()));
         };
         let waited = device.1.wait(&self.marks[first].1);
         for (marked, mark) in self.marks.drain(..=first) {
@@ -214,7 +224,7 @@ impl State {
                     self.carries = true;
                     return Ok(Some(taken));
                 }
-                Some(Err(full)) => self.wait(device, full)?,
+                Some(Err(full)) => self.pass(device, full)?,
             }
         }
     }

@@ -64,13 +64,13 @@ fn steps_of_every_kind_equal_those_of_the_cpu() {
     }
 }
 
-/// Once a step is like the last one, nothing is allocated, and weights are not rounded. The machine waits for the loss and
+/// Once a step is like the last one, nothing is allocated, and weights are not rounded. The machine reads the loss and
 /// the norm alone. What it sends: ids, positions and the like, with rotary positions their sines and cosines; the numbers of
 /// the step. Where tensors lie is not among them: they lie where they lay in the step before. Nor is anything of what the
 /// ids make of the gradient of gathered rows.
 #[test]
 #[ignore = "needs a GPU"]
-fn a_steady_step_allocates_nothing_and_waits_twice() {
+fn a_steady_step_allocates_nothing_and_reads_twice() {
     for (name, compute, trained, inputs) in [
         // Ids, types, positions, offsets, labels.
         ("tiny-bert", DType::F32, Trained::Full, 5),
