@@ -47,7 +47,7 @@ __device__ __forceinline__ const Part *part_of(const Part *parts, int count, i64
 
 // --- The norm
 
-// The sum of the block's numbers, for its first thread.
+// The sum of the block's numbers for its first thread, 0 for others.
 __device__ __forceinline__ double block_sum_double(double x) {
     __shared__ double numbers[THREADS];
     __syncthreads();
@@ -56,7 +56,7 @@ __device__ __forceinline__ double block_sum_double(double x) {
         __syncthreads();
         if (threadIdx.x < width) numbers[threadIdx.x] += numbers[threadIdx.x + width];
     }
-    return numbers[0];
+    return threadIdx.x == 0 ? numbers[0] : 0; // which only that thread has written
 }
 
 // The least of the block's numbers, for all of its threads.
