@@ -38,6 +38,11 @@ pub fn inspect(
             let help = "name the adapter's base, or leave the strategy out";
             return Err(Error::config("--strategy", what, help));
         }
+        if labels.is_some() {
+            let what = format!("a model has a head, and {spec} is an adapter");
+            let help = "name the adapter's base, or leave the labels out";
+            return Err(Error::config("--labels", what, help));
+        }
         return list_adapter(spec, &dir);
     }
     let source = ModelSource::resolve(spec)?;

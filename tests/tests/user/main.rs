@@ -2,6 +2,7 @@
 //! that agree.
 
 mod as_trained;
+mod messages;
 mod no_effect;
 mod outputs;
 

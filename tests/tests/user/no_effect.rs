@@ -184,3 +184,14 @@ fn a_warmup_that_outlasts_the_run_is_pointed_out() {
     assert!(train("optimizer.warmup=9").contains(long));
     assert!(!train("optimizer.warmup=1").contains("optimizer.warmup"));
 }
+
+#[test]
+fn an_adapter_is_listed_without_a_head_of_other_labels() {
+    let task = Task::new(24, 6);
+    let base = fixture("tiny-bert");
+    TRAINER.succeeds(task.train(&base, "run", &["--strategy", "lora"]));
+    let said = TRAINER.refuses(["inspect", &task.text("run"), "--labels", "1"]);
+    assert!(said.contains("--labels: a model has a head"), "{said}");
+    let shown = TRAINER.succeeds(["inspect", base.to_str().unwrap(), "--labels", "1"]);
+    assert!(shown.out.contains("1 labels"), "{}", shown.out);
+}

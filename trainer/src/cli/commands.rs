@@ -189,7 +189,7 @@ pub(super) fn inspect(args: &InspectArgs) -> Result<()> {
     let strategy = match &args.strategy {
         Some(text) => Some(text.parse().map_err(|what: String| {
             let help =
-                "use head, last:K, bitfit, norms, lora, rslora, dora, ia3 or full, with gradual and llrd, joined by +";
+                "use head, last:K, bitfit, norms, lora, rslora, dora, ia3, adapter, prompt, prefix or full, with gradual and llrd, joined by +";
             Error::config("--strategy", what, help)
         })?),
         None => None,

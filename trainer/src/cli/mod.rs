@@ -251,15 +251,15 @@ pub struct InspectArgs {
     /// Model: a directory, a .whl or .zip with one in it, or a hub id in the local cache; or the directory of an adapter.
     #[arg(value_name = "DIR")]
     pub model: String,
-    /// Mark what this strategy would train: head, last:K, bitfit, norms, lora, rslora, dora, ia3, adapter, prompt, prefix or full, with llrd, joined by +.
+    /// Mark what this strategy would train: head, last:K, bitfit, norms, lora, rslora, dora, ia3, adapter, prompt, prefix or full, with gradual and llrd, joined by +.
     #[arg(long, value_name = "STRATEGY")]
     pub strategy: Option<String>,
     /// A rule to refine the strategy with, `train GLOB`, `freeze GLOB`, `lr GLOB x0.5` or `decay GLOB 0.1`; may be
     /// repeated.
     #[arg(long, value_name = "RULE", requires = "strategy")]
     pub rule: Vec<String>,
-    /// Show the model with a head for this many labels.
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(2..=1_000_000))]
+    /// Show the model with a head for this many labels; a number to be predicted is one.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub labels: Option<u32>,
 }
 

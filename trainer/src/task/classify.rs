@@ -95,6 +95,9 @@ impl<N: TextClassifier> Task for Classify<N> {
             }
         }
         notes.extend(new_parameters(&loaded.report));
+        if !loaded.report.initialised.is_empty() {
+            notes.extend(far_from_zero(&config.data.train, &training.targets));
+        }
         let task = Classify {
             guess: training.targets.guess(),
             training,
@@ -227,6 +230,28 @@ impl<N: TextClassifier> Task for Classify<N> {
 }
 
 /// What the user should know about a file before the run.
+/// What the user should know of numbers that a new head, which begins near 0 and moves by about the learning rate in a step,
+/// comes to late or never.
+fn far_from_zero(path: &Path, targets: &Targets) -> Option<String> {
+    /// Root mean square that a head of some hundred inputs reaches within some hundred steps.
+    const NEAR: f64 = 100.0;
+    let Targets::Numbers(numbers) = targets else {
+        return None;
+    };
+    let mean_of = |f: &dyn Fn(f64) -> f64| {
+        numbers.iter().map(|&x| f(f64::from(x))).sum::<f64>() / numbers.len() as f64
+    };
+    let mean = mean_of(&|x| x);
+    let deviation = mean_of(&|x| (x - mean).powi(2)).sqrt();
+    (mean.hypot(deviation) > NEAR).then(|| {
+        format!(
+            "{}: the numbers are {mean:.4e} on average, with a standard deviation of {deviation:.4e}, and a new head begins \
+             near 0: they are learnt faster less their mean and divided by that, or in larger units",
+            path.display()
+        )
+    })
+}
+
 fn notes_of(path: &Path, data: &Labelled) -> Vec<String> {
     let mut notes = Vec::new();
     if data.encoded.truncated > 0 {
