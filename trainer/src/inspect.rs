@@ -18,7 +18,7 @@ use crate::config::{
 use crate::course::{policy, rates};
 use crate::error::{Error, Result};
 use crate::network::Network;
-use crate::report::thousands;
+use crate::report::{counted, thousands};
 
 /// A table of a model's tensors: name, shape, elements, and whether `strategy` and `rules` would train it. With `labels`
 /// it is shown with a head for so many; without, as the classifier or language model that it is, and an encoder that is
@@ -55,7 +55,7 @@ pub fn inspect(
             let fills_in = config.head.is(config.family.masked_architecture());
             let head = match fills_in {
                 true => format!("vocabulary {}", config.vocab_size),
-                false => format!("{} labels", config.num_labels()),
+                false => counted(config.num_labels(), "label"),
             };
             let title = format!(
                 "{spec}: {}, {} layers, hidden {}, {head}, up to {} tokens; {stored} tensors stored\n\n",
@@ -75,7 +75,7 @@ pub fn inspect(
             }
             let classifies = config.head.is(config.family.classification_architecture());
             let head = match classifies {
-                true => format!("{} labels", config.num_labels()),
+                true => counted(config.num_labels(), "label"),
                 false => format!("vocabulary {}", config.vocab_size),
             };
             let title = format!(

@@ -193,5 +193,5 @@ fn an_adapter_is_listed_without_a_head_of_other_labels() {
     let said = TRAINER.refuses(["inspect", &task.text("run"), "--labels", "1"]);
     assert!(said.contains("--labels: a model has a head"), "{said}");
     let shown = TRAINER.succeeds(["inspect", base.to_str().unwrap(), "--labels", "1"]);
-    assert!(shown.out.contains("1 labels"), "{}", shown.out);
+    assert!(shown.out.contains("hidden 32, 1 label,"), "{}", shown.out);
 }
