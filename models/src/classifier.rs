@@ -1,4 +1,4 @@
-//! An encoder with a sequence-classification head, as transformers builds it for each family.
+//! An encoder with a classification head over texts or over tokens, as transformers builds it for each family.
 
 use graft_autograd::Var;
 use graft_nn::layers::Linear;
@@ -7,7 +7,7 @@ use graft_tensor::Tensor;
 use graft_tensor::ops::{Activation, Pool};
 
 use crate::batch::TokenBatch;
-use crate::config::{Family, ModelConfig};
+use crate::config::{Family, ModelConfig, ProblemType};
 use crate::encoder::{Encoder, layer_globs};
 use crate::error::Result;
 use crate::strategy::{Parts, Strategy};
@@ -21,16 +21,18 @@ pub enum Cut {
     Layer(usize),
     /// Between encoder and head: a hidden state for each sequence's first token
     Head,
+    /// Between the trunk and a head over tokens: a hidden state for each token
+    Tokens,
 }
 
 impl Cut {
-    /// The place below the lowest trained parameter, in a classifier of `stages` between embeddings and head: in front of
-    /// the stage that the parameter belongs to. `None` if that is an embedding, or if more than the texts' own tokens would
-    /// pass: a prompt has rows of its own in the layers.
+    /// The place below the lowest trained parameter, in a classifier of `stages` between embeddings and head, in front of
+    /// which `head` lies: in front of the stage that the parameter belongs to. `None` if that is an embedding, or if more
+    /// than the texts' own tokens would pass: a prompt has rows of its own in the layers.
     pub(crate) fn below_trained(
         p: &Parameters,
         set: &TrainableSet,
-        stages: usize,
+        (stages, head): (usize, Cut),
         stage_of: impl FnOnce(ParamId) -> Option<usize>,
     ) -> Option<Cut> {
         // The model's own parameters are declared, and numbered, in the order in which they take part; an adapter's take
@@ -39,16 +41,16 @@ impl Cut {
         let stage = stage_of(first)?;
         let cut = match stage < stages {
             true => Cut::Layer(stage),
-            false => Cut::Head,
+            false => head,
         };
-        Some(cut).filter(|&cut| cut == Cut::Head || p.adapters().virtual_rows() == 0)
+        Some(cut).filter(|&cut| cut == head || p.adapters().virtual_rows() == 0)
     }
 
     /// Whether it lies above a stage of so many; above the embeddings, which are of none, it always does.
     pub(crate) fn is_above(self, stage: Option<usize>, stages: usize) -> bool {
         let end = match self {
             Cut::Layer(first) => first,
-            Cut::Head => stages,
+            Cut::Head | Cut::Tokens => stages,
         };
         stage.is_none_or(|stage| stage < end)
     }
@@ -56,30 +58,100 @@ impl Cut {
     /// Rows of `hidden` numbers that pass for a sequence of so many tokens.
     pub fn rows(self, tokens: usize) -> usize {
         match self {
-            Cut::Layer(_) => tokens,
+            Cut::Layer(_) | Cut::Tokens => tokens,
             Cut::Head => 1,
         }
     }
 }
 
-/// What lies between the first token's hidden state and the logits.
+/// What lies between hidden states and the logits.
 #[derive(Clone, Debug)]
 struct Head {
     /// Module names of the head, as rules match them
     globs: &'static [&'static str],
-    dense: Linear,
-    activation: Activation,
-    /// Dropout in front of `dense` (RoBERTa); all have one behind it
-    dropout_first: bool,
+    /// In front of the logits, of a head over texts
+    dense: Option<Dense>,
+    dropout: f64,
     out: Linear,
 }
 
-/// A sequence classifier.
+/// What a head over texts makes of the first token's hidden state.
+#[derive(Clone, Debug)]
+struct Dense {
+    linear: Linear,
+    activation: Activation,
+    /// Dropout in front of it (RoBERTa); all have one behind it
+    dropout_first: bool,
+}
+
+impl Head {
+    /// Of texts, over the first token.
+    fn of_texts(p: &mut Parameters, config: &ModelConfig) -> Result<Head> {
+        let (hidden, std) = (config.hidden_size, config.initializer_range);
+        let (dense, activation, out) = match config.family {
+            Family::Bert => ("bert.pooler.dense", Activation::Tanh, "classifier"),
+            Family::Roberta => ("classifier.dense", Activation::Tanh, "classifier.out_proj"),
+            Family::DistilBert => ("pre_classifier", Activation::Relu, "classifier"),
+        };
+        Ok(Head {
+            globs: match config.family {
+                Family::Bert => &["bert.pooler.*", "classifier.*"],
+                Family::Roberta => &["classifier.*"],
+                Family::DistilBert => &["pre_classifier.*", "classifier.*"],
+            },
+            dense: Some(Dense {
+                linear: Linear::new(p, dense, hidden, hidden, std)?,
+                activation,
+                dropout_first: config.family == Family::Roberta,
+            }),
+            dropout: config.dropout.classifier,
+            out: Linear::new(p, out, hidden, config.num_labels(), std)?,
+        })
+    }
+
+    /// Of tokens: one layer.
+    fn of_tokens(p: &mut Parameters, config: &ModelConfig) -> Result<Head> {
+        let (hidden, std) = (config.hidden_size, config.initializer_range);
+        Ok(Head {
+            globs: &["classifier.*"],
+            dense: None,
+            dropout: match config.family {
+                Family::Bert | Family::Roberta => config.dropout.classifier,
+                // Its rate for classifiers is one for those of texts.
+                Family::DistilBert => config.dropout.hidden,
+            },
+            out: Linear::new(p, "classifier", hidden, config.num_labels(), std)?,
+        })
+    }
+
+    /// Where a frozen encoder ends.
+    fn cut(&self) -> Cut {
+        match self.dense {
+            Some(_) => Cut::Head,
+            None => Cut::Tokens,
+        }
+    }
+
+    /// Hidden states `[rows, hidden]` to logits `[rows, labels]`, in the parameters' type: it costs little, and losses keep
+    /// their digits.
+    fn logits(&self, f: &mut Forward, x: &Var) -> Result<Var> {
+        let mut x = x.clone();
+        if let Some(dense) = &self.dense {
+            if dense.dropout_first {
+                x = f.dropout(&x, self.dropout)?;
+            }
+            x = dense.linear.activated(f, &x, dense.activation)?;
+        }
+        x = f.dropout(&x, self.dropout)?;
+        Ok(self.out.forward(f, &x)?)
+    }
+}
+
+/// A classifier of texts, or of each token, as the configuration says.
 #[derive(Clone, Debug)]
 pub struct Classifier {
     encoder: Encoder,
     head: Head,
-    dropout: f64,
     parts: Parts,
 }
 
@@ -91,36 +163,13 @@ impl Classifier {
     pub fn new(p: &mut Parameters, config: &ModelConfig) -> Result<Classifier> {
         let encoder = Encoder::new(p, config)?;
         let parts = Parts::new(p, layer_globs(config));
-        let (hidden, std) = (config.hidden_size, config.initializer_range);
-        let labels = config.num_labels();
-        let mut linear = |name: &str, outputs| Linear::new(p, name, hidden, outputs, std);
-        let head = match config.family {
-            Family::Bert => Head {
-                globs: &["bert.pooler.*", "classifier.*"],
-                dense: linear("bert.pooler.dense", hidden)?,
-                activation: Activation::Tanh,
-                dropout_first: false,
-                out: linear("classifier", labels)?,
-            },
-            Family::Roberta => Head {
-                globs: &["classifier.*"],
-                dense: linear("classifier.dense", hidden)?,
-                activation: Activation::Tanh,
-                dropout_first: true,
-                out: linear("classifier.out_proj", labels)?,
-            },
-            Family::DistilBert => Head {
-                globs: &["pre_classifier.*", "classifier.*"],
-                dense: linear("pre_classifier", hidden)?,
-                activation: Activation::Relu,
-                dropout_first: false,
-                out: linear("classifier", labels)?,
-            },
+        let head = match config.head.problem() {
+            ProblemType::Tokens => Head::of_tokens(p, config)?,
+            _ => Head::of_texts(p, config)?,
         };
         Ok(Classifier {
             encoder,
             head,
-            dropout: config.dropout.classifier,
             parts,
         })
     }
@@ -164,24 +213,27 @@ impl Classifier {
         self.parts.policy(strategies, self.head.globs, None)
     }
 
-    /// The logits, `[sequences, labels]`.
+    /// The logits, `[sequences, labels]`, or `[tokens, labels]` of a classifier of tokens.
     ///
     /// # Errors
     /// Ids outside the vocabulary, empty or too long sequences.
     pub fn forward(&self, f: &mut Forward, batch: &TokenBatch) -> Result<Var> {
-        let (x, offsets) = self.encoder.forward(f, batch)?;
-        let first = f.tape.pool(Pool::First, &x, &offsets)?;
-        drop(x);
-        let first = f.leave(&first)?;
-        self.classify(f, &first)
+        let x = match self.head.cut() {
+            Cut::Tokens => self.encoder.forward_tokens(f, batch)?,
+            _ => {
+                let (x, offsets) = self.encoder.forward(f, batch)?;
+                f.tape.pool(Pool::First, &x, &offsets)?
+            }
+        };
+        let x = f.leave(&x)?;
+        self.head.logits(f, &x)
     }
 
     /// The place below which nothing is trained: in front of the layer of the lowest trained parameter. `None` if an
     /// embedding is trained, or more than the texts' own tokens would pass.
     pub fn cut(&self, p: &Parameters, set: &TrainableSet) -> Option<Cut> {
-        Cut::below_trained(p, set, self.encoder.layers(), |id| {
-            self.encoder.layer_of(id)
-        })
+        let above = (self.encoder.layers(), self.head.cut());
+        Cut::below_trained(p, set, above, |id| self.encoder.layer_of(id))
     }
 
     /// Whether a parameter takes part in what passes through `cut`.
@@ -189,24 +241,27 @@ impl Classifier {
         cut.is_above(self.encoder.layer_of(id), self.encoder.layers())
     }
 
-    /// What passes through `cut`: `[tokens, hidden]` in front of a layer, `[sequences, hidden]` in front of the head; in
-    /// the parameters' type, which holds every value of the activations' type.
+    /// What passes through `cut`: `[tokens, hidden]` in front of a layer or of a head over tokens, `[sequences, hidden]` in
+    /// front of one over texts; in the parameters' type, which holds every value of the activations' type.
     ///
     /// # Errors
     /// As [`Classifier::forward`].
     pub fn below(&self, f: &mut Forward, cut: Cut, batch: &TokenBatch) -> Result<Var> {
-        let (x, offsets) = self.encoder.embed(f, batch)?;
         let x = match cut {
-            Cut::Layer(layer) => self.encoder.run(f, x, &offsets, 0..layer)?,
+            Cut::Layer(layer) => {
+                let (x, offsets) = self.encoder.embed(f, batch)?;
+                self.encoder.run(f, x, &offsets, 0..layer)?
+            }
             Cut::Head => {
-                let x = self.encoder.run(f, x, &offsets, 0..self.encoder.layers())?;
+                let (x, offsets) = self.encoder.forward(f, batch)?;
                 f.tape.pool(Pool::First, &x, &offsets)?
             }
+            Cut::Tokens => self.encoder.forward_tokens(f, batch)?,
         };
         Ok(f.leave(&x)?)
     }
 
-    /// The logits, `[sequences, labels]`, of what passes through `cut` ([`Classifier::below`] says in which shape):
+    /// The logits, as [`Classifier::forward`] gives them, of what passes through `cut` ([`Classifier::below`] says in which shape):
     /// what is left to compute when everything below is frozen and known. `offsets [sequences + 1]` say where each
     /// sequence begins.
     ///
@@ -214,7 +269,7 @@ impl Classifier {
     /// Shapes or offsets that do not fit.
     pub fn above(&self, f: &mut Forward, cut: Cut, x: Tensor, offsets: &[i64]) -> Result<Var> {
         let x = f.input(x);
-        let first = match cut {
+        let x = match cut {
             Cut::Layer(layer) => {
                 let offsets = Tensor::from_slice(f.memory(), offsets, &[offsets.len()])?;
                 let offsets = f.input(offsets);
@@ -222,23 +277,14 @@ impl Classifier {
                 let x = self
                     .encoder
                     .run(f, x, &offsets, layer..self.encoder.layers())?;
-                let first = f.tape.pool(Pool::First, &x, &offsets)?;
-                f.leave(&first)?
+                let x = match self.head.cut() {
+                    Cut::Tokens => x,
+                    _ => f.tape.pool(Pool::First, &x, &offsets)?,
+                };
+                f.leave(&x)?
             }
-            Cut::Head => x,
+            Cut::Head | Cut::Tokens => x,
         };
-        self.classify(f, &first)
-    }
-
-    /// First tokens' hidden states `[sequences, hidden]` to logits `[sequences, labels]`, in the parameters' type: it
-    /// costs nothing, and losses keep their digits.
-    fn classify(&self, f: &mut Forward, first: &Var) -> Result<Var> {
-        let mut x = first.clone();
-        if self.head.dropout_first {
-            x = f.dropout(&x, self.dropout)?;
-        }
-        x = self.head.dense.activated(f, &x, self.head.activation)?;
-        x = f.dropout(&x, self.dropout)?;
-        Ok(self.head.out.forward(f, &x)?)
+        self.head.logits(f, &x)
     }
 }

@@ -37,6 +37,7 @@ mod strided;
 pub mod tokenizer;
 pub mod torch;
 mod weights;
+mod words;
 
 pub use adapter::{Adaptable, StoredAdapter, load_adapter, save_adapter};
 pub use batch::TokenBatch;
@@ -61,3 +62,4 @@ pub use safetensors::{Checkpoint, SafetensorsFile, TensorInfo};
 pub use source::ModelSource;
 pub use strategy::Strategy;
 pub use tokenizer::{Encoding, Token, Tokenizer};
+pub use words::WordPlace;

@@ -9,8 +9,8 @@ use graft_nn::{ParamId, Parameters, TrainableSet};
 use graft_tensor::{Category, DType, Tensor};
 
 use crate::classifier::Classifier;
-use crate::config::{DecoderConfig, ModelConfig};
-use crate::decoder::{LM_HEAD, SCORE};
+use crate::config::{DecoderConfig, ModelConfig, ProblemType};
+use crate::decoder::{CLASSIFIER, LM_HEAD, SCORE};
 use crate::encoder::{is_dispensable, modern};
 use crate::error::{Error, Result};
 use crate::safetensors::{Checkpoint, SafetensorsFile, TensorView, pt_metadata, write};
@@ -69,7 +69,9 @@ impl Stored for ModelConfig {
     }
 
     fn is_dispensable(&self, name: &str) -> bool {
-        is_dispensable(name)
+        // No token is classified by the pooler, which stands behind the first one.
+        let pooler = self.head.problem() == ProblemType::Tokens && name.contains("pooler.dense.");
+        is_dispensable(name) || pooler
     }
 
     fn is_other_head(&self, name: &str) -> bool {
@@ -87,7 +89,7 @@ impl Stored for DecoderConfig {
     }
 
     fn is_task_specific(&self, name: &str) -> bool {
-        is_of(SCORE, name)
+        is_of(SCORE, name) || is_of(CLASSIFIER, name)
     }
 
     fn is_optional(&self, _: &str) -> bool {
@@ -106,7 +108,7 @@ impl Stored for DecoderConfig {
     }
 
     fn is_other_head(&self, name: &str) -> bool {
-        is_of(LM_HEAD, name) || is_of(SCORE, name)
+        is_of(LM_HEAD, name) || self.is_task_specific(name)
     }
 }
 

@@ -238,6 +238,24 @@ impl Tokenizer {
         second: Option<tokenizers::Encoding>,
         max_length: usize,
     ) -> Result<Encoding> {
+        let (whole, truncated) = self.whole(first, second, max_length)?;
+        Ok(Encoding {
+            type_ids: whole.get_type_ids().to_vec(),
+            ids: whole.get_ids().to_vec(),
+            truncated,
+        })
+    }
+
+    /// A text or a pair, cut and between its special tokens, the ids checked, and whether tokens were cut off.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::encode`].
+    pub(crate) fn whole(
+        &self,
+        first: tokenizers::Encoding,
+        second: Option<tokenizers::Encoding>,
+        max_length: usize,
+    ) -> Result<(tokenizers::Encoding, bool)> {
         let is_pair = second.is_some();
         let added = self.added[usize::from(is_pair)];
         let least = added + 1 + usize::from(is_pair);
@@ -268,7 +286,7 @@ impl Tokenizer {
             self.inner.post_process(first, second, true)
         })
         .map_err(|reason| self.failed(reason))?;
-        let ids = whole.get_ids().to_vec();
+        let ids = whole.get_ids();
         if ids.is_empty() {
             return Err(Error::Encode {
                 reason: "the text gives no token at all".to_string(),
@@ -276,18 +294,14 @@ impl Tokenizer {
             });
         }
         // A post-processor may name any id, whatever the vocabulary says.
-        self.check_ids(&ids)?;
+        self.check_ids(ids)?;
         if ids.len() > max_length {
             return Err(self.failed(format!(
                 "it gave {} tokens where {max_length} were allowed",
                 ids.len()
             )));
         }
-        Ok(Encoding {
-            type_ids: whole.get_type_ids().to_vec(),
-            ids,
-            truncated,
-        })
+        Ok((whole, truncated))
     }
 
     pub(crate) fn check_ids(&self, ids: &[u32]) -> Result<()> {

@@ -2,12 +2,13 @@
 
     python tests/peers/check_loads.py MODEL_DIR [--texts texts.jsonl --predictions out.jsonl]
 
-1. AutoModelForSequenceClassification, or AutoModelForCausalLM or AutoModelForMaskedLM where config.json names such a class,
-   loads MODEL_DIR with no missing, unexpected or mismatched key. The names in the files are also
+1. AutoModelForSequenceClassification, or AutoModelForTokenClassification, AutoModelForCausalLM or AutoModelForMaskedLM where
+   config.json names such a class, loads MODEL_DIR with no missing, unexpected or mismatched key. The names in the files are also
    compared with the model's own, because transformers passes over some unexpected keys without a word.
 2. For classifiers, AutoTokenizer loads it too. With --texts (objects with "text", and "pair" or null for a pair) and --predictions (what
    `trainer predict --logits` printed: an object with "logits" a line, in the same order), the
-   logits of transformers, one text at a time in f32, differ by at most --tolerance.
+   logits of transformers, one text at a time in f32, differ by at most --tolerance. Of a model that labels tokens, texts are
+   objects with "tokens", and "logits" has a row for each word: that of its first token, by transformers' word_ids.
 
 Exit status 0 when all holds, 1 with the reasons otherwise; the last line on stdout is JSON.
 """
@@ -30,6 +31,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
     AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
     AutoTokenizer,
 )
 
@@ -103,9 +105,11 @@ def main():
         classes = AutoConfig.from_pretrained(args.model).architectures or []
         causal = any(name.endswith(("ForCausalLM", "LMHeadModel")) for name in classes)
         masked = any(name.endswith("ForMaskedLM") for name in classes)
+        words = any(name.endswith("ForTokenClassification") for name in classes)
         if (causal or masked) and args.texts:
             parser.error("--texts is for classifiers")
-        auto = AutoModelForCausalLM if causal else AutoModelForMaskedLM if masked else AutoModelForSequenceClassification
+        texts = AutoModelForTokenClassification if words else AutoModelForSequenceClassification
+        auto = AutoModelForCausalLM if causal else AutoModelForMaskedLM if masked else texts
         model, info = auto.from_pretrained(
             args.model,
             output_loading_info=True,
@@ -129,12 +133,17 @@ def main():
         limit = min(max_tokens(model.config), args.max_tokens or sys.maxsize)
         worst, where = 0.0, None
         for i, (row, prediction) in enumerate(zip(texts, predictions)):
+            text = (row["tokens"], None) if words else (row["text"], row.get("pair"))
             encoded = tokenizer(
-                row["text"], row.get("pair"), padding=False, truncation=True, max_length=limit, return_tensors="pt"
+                *text, is_split_into_words=words, padding=False, truncation=True, max_length=limit, return_tensors="pt"
             )
             with torch.no_grad():
                 want = model(**encoded).logits[0].double()
-            got = torch.tensor(prediction["logits"], dtype=torch.float64)
+            if words:
+                ids = encoded.word_ids()
+                want = want[[ids.index(word) for word in range(len(row["tokens"])) if word in ids]]
+            got = [row for row in prediction["logits"] if row is not None] if words else prediction["logits"]
+            got = torch.tensor(got, dtype=torch.float64)
             if got.shape != want.shape:
                 result["problems"].append(f"line {i + 1}: {list(got.shape)} logits, expected {list(want.shape)}")
                 continue

@@ -95,6 +95,28 @@ impl Task {
         Task { dir }
     }
 
+    /// The same with a label for each word in place of the text's: `B-` and that label, or `O` for a word that all share.
+    pub fn of_words(train: usize, eval: usize) -> Task {
+        let task = Task::new(train, eval);
+        for name in ["train.jsonl", "eval.jsonl"] {
+            let text = std::fs::read_to_string(task.path(name)).expect("reads");
+            let row = |line: &str| {
+                let row: Value = serde_json::from_str(line).expect("an object");
+                let [text, label] = ["text", "label"].map(|key| row[key].as_str().expect("text"));
+                let words: Vec<&str> = text.split(' ').collect();
+                let tag = |word: &&str| match SHARED.contains(word) {
+                    true => "O".to_owned(),
+                    false => format!("B-{label}"),
+                };
+                let labels: Vec<String> = words.iter().map(tag).collect();
+                format!("{}\n", json!({"tokens": words, "labels": labels}))
+            };
+            let rows: String = text.lines().map(row).collect();
+            std::fs::write(task.path(name), rows).expect("writes");
+        }
+        task
+    }
+
     /// A path in the task's directory.
     pub fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)

@@ -325,7 +325,9 @@ fn load_changed(
         None => drop(CausalLm::new(&mut parameters, &config).unwrap()),
         Some(_) => {
             let labels = graft_models::Labels::numbered(4);
-            config.set_classification(labels, graft_models::ProblemType::SingleLabel);
+            config
+                .set_classification(labels, graft_models::ProblemType::SingleLabel)
+                .unwrap();
             drop(DecoderClassifier::new(&mut parameters, &config).unwrap());
         }
     }

@@ -73,6 +73,27 @@ fn a_plan_of_a_classifier_is_what_the_run_takes() {
 }
 
 #[test]
+fn a_plan_of_labels_of_words_is_what_the_run_takes() {
+    let task = Task::of_words(40, 12);
+    for (i, settings) in [
+        &["strategy.name=head"][..],
+        &["strategy.name=head", "train.cache=off"],
+        &["strategy.name=last:1", "train.accumulate=2"],
+        &["strategy.name=full"],
+        &["strategy.name=lora", "adapter.targets=all-linear"],
+        &["strategy.name=prompt", "adapter.tokens=5"],
+    ]
+    .iter()
+    .enumerate()
+    {
+        let precision = ["train.precision=f32", "train.precision=bf16"][i % 2];
+        let mut settings = settings.to_vec();
+        settings.extend(["task.kind=ner", "train.batch_size=5", precision]);
+        agrees(&config(&task, &fixture("tiny-bert"), "run", &settings));
+    }
+}
+
+#[test]
 fn a_plan_of_a_language_model_is_what_the_run_takes() {
     let task = Task::new(40, 12);
     for (family, settings) in [

@@ -26,7 +26,19 @@ struct Case {
 impl Case {
     /// A classifier on the task's texts.
     fn classifier(name: &'static str, more: &[&str]) -> Case {
-        let task = Task::new(48, 24);
+        Case::on(Task::new(48, 24), name, more)
+    }
+
+    /// A classifier of words.
+    fn words(name: &'static str, more: &[&str]) -> Case {
+        Case::on(
+            Task::of_words(48, 24),
+            name,
+            &[&["--task", "ner"], more].concat(),
+        )
+    }
+
+    fn on(task: Task, name: &'static str, more: &[&str]) -> Case {
         let common = ["--seed", "5", "--checkpoint", "1 step", "--batch-size", "8"];
         let arguments = task.train(&fixture("tiny-bert"), "run", &[&common, more].concat());
         Case {
@@ -138,6 +150,7 @@ fn cases() -> Vec<Case> {
         Case::classifier("gradual", &gradual),
         Case::classifier("sgd", &sgd),
         Case::classifier("lora", &["--strategy", "lora+norms", "--epochs", "4"]),
+        Case::words("ner", &["--strategy", "last:1", "--epochs", "4"]),
         Case::classifier(
             "head, bf16",
             &["--strategy", "head", "--precision", "bf16", "--epochs", "6"],

@@ -139,8 +139,11 @@ impl Choice {
             return Ok(Config::load(&source)?);
         }
         if let Some(labels) = dir.labels()? {
-            let problem = ProblemType::of(base.head().problem_type, &labels);
-            base.set_classification(labels, problem);
+            let problem = match dir.classifies_tokens() {
+                true => ProblemType::Tokens,
+                false => base.head().problem_with(&labels),
+            };
+            base.set_classification(labels, problem)?;
         }
         Ok(base)
     }
@@ -154,9 +157,8 @@ impl Choice {
                 false => TaskKind::Texts(Classifier::problem(config)),
             },
             Config::Decoder(config) => {
-                let class = config.family.classification_architecture();
                 let run = || self.run()?.task();
-                if config.head.is(class) {
+                if DecoderClassifier::classes(config).is_classifier() {
                     TaskKind::Texts(DecoderClassifier::problem(config))
                 } else if run() == Some(TaskKind::Chat) {
                     TaskKind::Chat
@@ -247,13 +249,22 @@ impl Choice {
         let source = ModelSource::resolve(&self.base)?;
         let own = N::read(&source)?;
         let config = described::<N>(&own, first)?;
-        let same = N::labels(&own).count() == N::labels(&config).count();
+        let of_tokens = |config: &N::Config| N::problem(config) == ProblemType::Tokens;
+        let tokens = of_tokens(&config);
+        let same =
+            N::labels(&own).count() == N::labels(&config).count() && of_tokens(&own) == tokens;
         let new_head = (!(N::classes(&own).is_classifier() && same)).then_some(0);
         let weights = Weights::Stored { new_head };
         let loaded = Model::load(&source, config, self.changes(), weights, memory, nothing)?;
         let mut outputs = Vec::new();
-        for (_, dir) in &self.adapters {
-            outputs.push(N::outputs(&described::<N>(&own, dir)?));
+        for (name, dir) in &self.adapters {
+            let other = described::<N>(&own, dir)?;
+            if of_tokens(&other) != tokens {
+                let what = "one adapter labels words and another one texts";
+                let help = "give the one that is to be used, without the other";
+                return Err(Error::config(format!("--adapter {name}"), what, help));
+            }
+            outputs.push(N::outputs(&other));
         }
         let mut adapted = self.beside(loaded)?;
         N::set_padding(&mut adapted.model.config, &adapted.model.tokenizer);
@@ -335,11 +346,16 @@ fn described<N: TextClassifier>(base: &N::Config, dir: &AdapterDir) -> Result<N:
     };
     let labels = dir.labels()?;
     let other = labels.filter(|labels| {
-        !N::classes(&config).is_classifier() || labels.count() != N::labels(&config).count()
+        !N::classes(&config).is_classifier()
+            || labels.count() != N::labels(&config).count()
+            || dir.classifies_tokens() != (N::problem(&config) == ProblemType::Tokens)
     });
     if let Some(labels) = other {
-        let problem = N::problem_with(&config, &labels);
-        N::set_outputs(&mut config, Outputs { labels, problem });
+        let problem = match dir.classifies_tokens() {
+            true => ProblemType::Tokens,
+            false => N::problem_with(&config, &labels),
+        };
+        N::set_outputs(&mut config, Outputs { labels, problem })?;
     }
     if !N::classes(&config).is_classifier() {
         let what = "the adapter has no classification head, and its base is no classifier";
@@ -374,7 +390,7 @@ impl<N: TextClassifier> Adapted<N> {
         self.model.parameters.adapters_mut().activate(Some(name))?;
         let mut all = self.names.iter().zip(&self.outputs);
         if let Some((_, outputs)) = all.find(|(known, _)| *known == name) {
-            N::set_outputs(&mut self.model.config, outputs.clone());
+            N::set_outputs(&mut self.model.config, outputs.clone())?;
         }
         Ok(())
     }

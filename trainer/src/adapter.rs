@@ -381,6 +381,11 @@ impl AdapterDir {
         self.stored.config.method.virtual_tokens()
     }
 
+    /// Whether it was trained to label tokens, as PEFT states it.
+    pub fn classifies_tokens(&self) -> bool {
+        self.stored.classifies_tokens()
+    }
+
     /// The number of labels that its classification head tells apart, if it has one.
     pub fn labels(&self) -> Result<Option<Labels>> {
         let file = SafetensorsFile::open(self.dir.join(ADAPTER_WEIGHTS_FILE))?;

@@ -56,10 +56,11 @@ pub fn compare(runs: &[PathBuf]) -> Result<String> {
 }
 
 /// The measures that are compared, as the record of an evaluation has them, and what they are called.
-const MEASURES: [(&str, &str); 6] = [
+const MEASURES: [(&str, &str); 7] = [
     ("accuracy", "accuracy"),
     ("macro_f1", "macro-F1"),
     ("micro_f1", "micro-F1"),
+    ("f1", "F1"),
     ("rmse", "RMSE"),
     ("pearson", "Pearson"),
     ("perplexity", "perplexity"),

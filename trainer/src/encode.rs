@@ -1,6 +1,6 @@
 //! Texts of a data set as token ids.
 
-use graft_models::{Encoding, TokenBatch, Tokenizer};
+use graft_models::{Encoding, ProblemType, TokenBatch, Tokenizer, WordPlace};
 use rayon::prelude::*;
 
 use crate::data::{Dataset, Example};
@@ -20,6 +20,8 @@ pub struct Encoded {
     pub lengths: Vec<usize>,
     /// Examples whose tokens were cut to the longest length allowed
     pub truncated: usize,
+    /// Of each example, where its words are among the tokens; nothing where words are not what is labelled
+    pub words: Vec<Vec<WordPlace>>,
 }
 
 /// Most tokens of one text: `asked`, or as many as the model has positions, of which virtual tokens take some.
@@ -71,26 +73,45 @@ impl Encoded {
                 return Err(Error::data(&data.path, Some(example.line), what, help));
             }
         }
-        let texts: Vec<(&str, Option<&str>)> = data
-            .examples
-            .iter()
-            .map(|example| (example.text.as_str(), example.text_pair.as_deref()))
-            .collect();
         // A task of its own for some texts at a time: what the tokenizer remembers of a text while it works on it is
         // many times larger than what stays.
-        let parts: Vec<_> = texts
+        let parts = data
+            .examples
             .par_chunks(TEXTS_EACH)
-            .map(|part| tokenizer.encode_batch(part, limit))
-            .collect();
-        let mut encodings = Vec::with_capacity(texts.len());
+            .map(|part| match data.problem {
+                ProblemType::Tokens => {
+                    let texts = part.iter().map(|example| {
+                        let words = example.words.as_ref();
+                        (
+                            example.text.as_str(),
+                            words.map_or(&[][..], |words| &words.spans),
+                        )
+                    });
+                    let encoded = tokenizer.encode_words(&texts.collect::<Vec<_>>(), limit)?;
+                    Ok(encoded.into_iter().unzip())
+                }
+                _ => {
+                    let texts = part
+                        .iter()
+                        .map(|example| (example.text.as_str(), example.text_pair.as_deref()));
+                    let texts: Vec<_> = texts.collect();
+                    Ok((tokenizer.encode_batch(&texts, limit)?, Vec::new()))
+                }
+            })
+            .collect::<Vec<Result<_>>>();
+        let mut encodings = Vec::with_capacity(data.examples.len());
+        let mut words = Vec::new();
         for part in parts {
             // The first error of the data, whichever was found first.
-            encodings.extend(part?);
+            let (part, places): (Vec<Encoding>, Vec<Vec<WordPlace>>) = part?;
+            encodings.extend(part);
+            words.extend(places);
         }
         Ok(Encoded {
             lengths: encodings.iter().map(|e| e.ids.len()).collect(),
             truncated: encodings.iter().filter(|e| e.truncated).count(),
             encodings,
+            words,
         })
     }
 
@@ -102,7 +123,7 @@ impl Encoded {
 
 #[cfg(test)]
 mod tests {
-    use graft_models::{ModelConfig, ModelSource, ProblemType};
+    use graft_models::{ModelConfig, ModelSource};
 
     use super::*;
 
@@ -120,10 +141,12 @@ mod tests {
                     text: vec![words[i % 4]; 1 + i % 7].join(" "),
                     text_pair: (i % 3 == 0).then(|| words[i % 2].to_owned()),
                     label: None,
+                    words: None,
                     line: i + 1,
                 })
                 .collect(),
             problem: ProblemType::SingleLabel,
+            notes: Vec::new(),
         };
         let encoded = Encoded::with(12, &tokenizer, &data).unwrap();
         assert_eq!(encoded.encodings.len(), data.examples.len());

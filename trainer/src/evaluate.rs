@@ -19,8 +19,8 @@ use crate::text_classifier::TextClassifier;
 /// training step.
 const EVALUATION_BATCH: BatchSize = BatchSize::Tokens(2048);
 
-/// The outputs of every example, in their order: a row of `labels` numbers each. With `features`, the trunk is only
-/// run for examples that are not in there yet.
+/// The outputs of every example, in their order: a row of `labels` numbers each, or for each token of each. With
+/// `features`, the trunk is only run for examples that are not in there yet.
 ///
 /// # Errors
 /// As the model's forward pass.
@@ -49,7 +49,11 @@ pub fn logits<N: TextClassifier>(
         all.extend(values.chunks(labels).map(<[f32]>::to_vec));
     }
     if planned {
-        all.resize(data.encodings.len(), vec![0.0; labels]);
+        let rows = match N::problem(&model.config) {
+            ProblemType::Tokens => data.lengths.iter().sum(),
+            _ => data.encodings.len(),
+        };
+        all.resize(rows, vec![0.0; labels]);
     }
     Ok(all)
 }
@@ -84,6 +88,8 @@ pub struct Labelled {
     pub targets: Targets,
     /// Examples without any text
     pub empty: usize,
+    /// What the user should know of the file
+    pub notes: Vec<String>,
 }
 
 impl Labelled {
@@ -124,10 +130,12 @@ impl Labelled {
         max_length: Option<usize>,
     ) -> Result<Labelled> {
         let limit = longest_text::<N>(config, max_length)?;
+        let encoded = Encoded::with(limit, tokenizer, data)?;
         Ok(Labelled {
-            targets: encode_labels(N::labels(config), data)?,
-            encoded: Encoded::with(limit, tokenizer, data)?,
+            targets: encode_labels(N::labels(config), data, &encoded)?,
+            encoded,
             empty: data.empty_texts(),
+            notes: data.notes.clone(),
         })
     }
 }

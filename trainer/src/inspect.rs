@@ -19,10 +19,11 @@ use crate::course::{policy, rates};
 use crate::error::{Error, Result};
 use crate::network::Network;
 use crate::report::{counted, thousands};
+use crate::text_classifier::TextClassifier;
 
-/// A table of a model's tensors: name, shape, elements, and whether `strategy` and `rules` would train it. With `labels`
-/// it is shown with a head for so many; without, as the classifier or language model that it is, and an encoder that is
-/// neither as a classifier. Of a directory with an adapter, the adapter's own tensors. No weight is read.
+/// A table of a model's tensors: name, shape, elements, and whether `strategy` and `rules` would train it. With `head`
+/// it is shown with a head for so many labels, of this meaning; without, as the classifier or language model that it is,
+/// and an encoder that is neither as a classifier. Of a directory with an adapter, the adapter's own tensors. No weight is read.
 ///
 /// # Errors
 /// A model that cannot be used, a rule that matches nothing, a strategy for an adapter.
@@ -30,7 +31,7 @@ pub fn inspect(
     spec: &str,
     strategy: Option<Strategy>,
     rules: &[Rule],
-    labels: Option<usize>,
+    head: Option<(usize, ProblemType)>,
 ) -> Result<String> {
     if let Some(dir) = AdapterDir::at(spec)? {
         if let Some(strategy) = strategy {
@@ -38,7 +39,7 @@ pub fn inspect(
             let help = "name the adapter's base, or leave the strategy out";
             return Err(Error::config("--strategy", what, help));
         }
-        if labels.is_some() {
+        if head.is_some() {
             let what = format!("a model has a head, and {spec} is an adapter");
             let help = "name the adapter's base, or leave the labels out";
             return Err(Error::config("--labels", what, help));
@@ -49,8 +50,8 @@ pub fn inspect(
     let stored = source.checkpoint()?.len();
     match Config::load(&source)? {
         Config::Encoder(mut config) => {
-            if let Some(count) = labels {
-                config.set_classification(Labels::numbered(count), ProblemType::SingleLabel);
+            if let Some((count, problem)) = head {
+                config.set_classification(Labels::numbered(count), problem);
             }
             let fills_in = config.head.is(config.family.masked_architecture());
             let head = match fills_in {
@@ -70,10 +71,10 @@ pub fn inspect(
             }
         }
         Config::Decoder(mut config) => {
-            if let Some(count) = labels {
-                config.set_classification(Labels::numbered(count), ProblemType::SingleLabel);
+            if let Some((count, problem)) = head {
+                config.set_classification(Labels::numbered(count), problem)?;
             }
-            let classifies = config.head.is(config.family.classification_architecture());
+            let classifies = DecoderClassifier::classes(&config).is_classifier();
             let head = match classifies {
                 true => counted(config.num_labels(), "label"),
                 false => format!("vocabulary {}", config.vocab_size),

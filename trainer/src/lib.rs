@@ -40,6 +40,7 @@ pub mod report;
 pub mod run_dir;
 pub mod show;
 mod steps;
+pub mod tags;
 pub mod targets;
 mod task;
 pub mod text_classifier;

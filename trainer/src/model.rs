@@ -149,7 +149,7 @@ impl<N: TextClassifier> Model<N> {
         let mut config = N::read(&source)?;
         let keeps_head = N::classes(&config).is_classifier() && gives::<N>(&config, &outputs);
         if !keeps_head {
-            N::set_outputs(&mut config, outputs);
+            N::set_outputs(&mut config, outputs)?;
         }
         let new_head = (!keeps_head).then_some(seed);
         let weights = Weights::Stored { new_head };
@@ -176,7 +176,11 @@ impl<N: TextClassifier> Model<N> {
         let classes = N::classes(&config);
         if !classes.is_classifier() {
             let found = list_names(classes.stated, 3);
-            let what = format!("the model is {found}, expected {}", classes.classifier);
+            let mut expected = classes.classifier.to_owned();
+            if let Some(class) = classes.token_classifier {
+                expected.push_str(&format!(" or {class}"));
+            }
+            let what = format!("the model is {found}, expected {expected}");
             let help = "train it for a classification task first, with `trainer train`";
             return Err(Error::config(spec, what, help));
         }
@@ -273,8 +277,13 @@ impl Model<CausalLm> {
             }
         };
         let class = config.family.causal_architecture();
-        let classifies = config.family.classification_architecture();
-        if config.head.is(classifies) {
+        let family = config.family;
+        let classifiers = [
+            Some(family.classification_architecture()),
+            family.token_classification_architecture(),
+        ];
+        let mut classifiers = classifiers.into_iter().flatten();
+        if let Some(classifies) = classifiers.find(|class| config.head.is(class)) {
             let what = format!("the model is {classifies}, expected {class}");
             let help = "name the language model that it was made from";
             return Err(Error::config(spec, what, help));

@@ -106,6 +106,7 @@ impl NetworkConfig for DecoderConfig {
         self.dropout.embedding = p;
         self.dropout.attention = p;
         self.dropout.residual = p;
+        self.dropout.classifier = p;
     }
 
     fn max_tokens(&self) -> usize {

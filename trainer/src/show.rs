@@ -2,17 +2,22 @@
 
 use std::path::Path;
 
-use graft_models::{Config, DecoderConfig, MaskedConfig, ModelConfig, ModelSource, Tokenizer};
+use graft_models::{
+    Classifier, Config, DecoderClassifier, DecoderConfig, MaskedConfig, ModelConfig, ModelSource,
+    ProblemType, Tokenizer, WordPlace,
+};
 use graft_tensor::ops::loss::IGNORE;
 
 use crate::config::TaskKind;
 use crate::conversations::{Conversations, supervise, template};
 use crate::corpus::{Corpus, Pass};
-use crate::data::{Chats, Dataset};
+use crate::data::{Chats, Columns, Dataset, Label};
 use crate::documents::Documents;
+use crate::encode::{Encoded, longest_text};
 use crate::error::{Error, Result};
 use crate::hidden::Hidden;
 use crate::network::Network;
+use crate::tags::OUTSIDE;
 
 /// Which row, and how it is read.
 #[derive(Debug, Clone)]
@@ -97,11 +102,68 @@ pub fn show(request: &Request) -> Result<Shown> {
             let tokenizer = Tokenizer::load(&source, config.0.vocab_size)?;
             documents::<Hidden>(request, &config, &tokenizer, pick)
         }
+        TaskKind::NER => {
+            let asked = request.max_length;
+            let (vocab_size, limit) = match Config::load(&source)? {
+                Config::Encoder(config) => {
+                    let limit = longest_text::<Classifier>(&config, asked)?;
+                    (config.vocab_size, limit)
+                }
+                Config::Decoder(config) => {
+                    let limit = longest_text::<DecoderClassifier>(&config, asked)?;
+                    (config.vocab_size, limit)
+                }
+            };
+            let tokenizer = Tokenizer::load(&source, vocab_size)?;
+            words(request, &tokenizer, limit, pick)
+        }
         task @ TaskKind::Texts(_) => {
             let what = format!("`{task}` supervises what a text is, and no token");
-            Err(Error::config("--task", what, "name chat, clm or mlm"))
+            Err(Error::config("--task", what, "name chat, clm, mlm or ner"))
         }
     }
+}
+
+/// One text whose words have labels: its tokens, behind those that are supervised the label in brackets, if it is not `O`.
+fn words(
+    request: &Request,
+    tokenizer: &Tokenizer,
+    limit: usize,
+    pick: impl Fn(usize) -> Result<usize>,
+) -> Result<Shown> {
+    let columns = Columns {
+        label: TaskKind::NER.label_column().map(str::to_owned),
+        problem: ProblemType::Tokens,
+        ..Columns::texts(request.column)
+    };
+    let mut data = Dataset::read(request.data, &columns)?;
+    let place = pick(data.examples.len())?;
+    data.examples = vec![data.examples.swap_remove(place)];
+    let encoded = Encoded::with(limit, tokenizer, &data)?;
+    let example = &data.examples[0];
+    let names = example.label.iter().flat_map(Label::names);
+    let mut labels = vec![None; encoded.lengths[0]];
+    for (place, name) in encoded.words[0].iter().zip(names) {
+        if let WordPlace::At(token) = place {
+            labels[*token as usize] = Some(name);
+        }
+    }
+    let mut stream = tokenizer.stream(false);
+    let mut pieces = Vec::with_capacity(labels.len());
+    for (&id, label) in encoded.encodings[0].ids.iter().zip(labels) {
+        let mut text = stream.push(id)?;
+        if let Some(label) = label.filter(|label| *label != OUTSIDE) {
+            text.push_str(&format!("[{label}]"));
+        }
+        pieces.push((text, label.is_some()));
+    }
+    if let Some((text, _)) = pieces.last_mut() {
+        text.push_str(&stream.finish()?);
+    }
+    Ok(Shown {
+        line: example.line,
+        pieces,
+    })
 }
 
 /// One document: all its sequences, one after the other.

@@ -1,10 +1,15 @@
 //! What a head should give for examples, and the loss by which it learns to.
 
+use std::sync::Arc;
+
 use graft_autograd::Var;
+use graft_models::WordPlace;
 use graft_nn::{Forward, losses};
+use graft_tensor::ops::loss::IGNORE;
 use graft_tensor::{DType, Tensor};
 
 use crate::error::Result;
+use crate::tags::Tags;
 
 /// What is right for each of some examples.
 #[derive(Debug, Clone, PartialEq)]
@@ -25,12 +30,43 @@ pub enum Targets {
     },
     /// A number
     Numbers(Vec<f32>),
+    /// One label for each word
+    Words {
+        /// The labels
+        tags: Arc<Tags>,
+        /// Those of each example's words
+        right: Vec<TaggedText>,
+    },
+}
+
+/// What is right for the words of a text.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TaggedText {
+    /// Tokens of the text
+    pub tokens: usize,
+    /// Where each word is among them, and the number of its label
+    pub words: Vec<(WordPlace, u32)>,
+}
+
+impl TaggedText {
+    /// Tokens that are supervised: the first of each word.
+    pub fn supervised(&self) -> usize {
+        self.firsts().count()
+    }
+
+    /// These, and their labels.
+    pub fn firsts(&self) -> impl Iterator<Item = (usize, u32)> {
+        self.words.iter().filter_map(|&(place, label)| match place {
+            WordPlace::At(token) => Some((token as usize, label)),
+            WordPlace::Joined | WordPlace::Cut => None,
+        })
+    }
 }
 
 /// What one would answer without reading a text.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Guess {
-    /// The most frequent class, of equals the first
+    /// The most frequent class, or label of a word, of equals the first
     Class(u32),
     /// The labels that at least half of the examples have, or else the most frequent one
     Set(Vec<u32>),
@@ -45,6 +81,18 @@ impl Targets {
             Targets::Classes { right, .. } => right.len(),
             Targets::Sets { right, .. } => right.len(),
             Targets::Numbers(numbers) => numbers.len(),
+            Targets::Words { right, .. } => right.len(),
+        }
+    }
+
+    /// What of an example is supervised, counted: itself, or its words.
+    ///
+    /// # Panics
+    /// When it is not among them.
+    pub fn supervised(&self, example: usize) -> usize {
+        match self {
+            Targets::Words { right, .. } => right[example].supervised(),
+            Targets::Classes { .. } | Targets::Sets { .. } | Targets::Numbers(_) => 1,
         }
     }
 
@@ -69,6 +117,10 @@ impl Targets {
                 right: examples.map(|&i| right[i].clone()).collect(),
             },
             Targets::Numbers(numbers) => Targets::Numbers(examples.map(|&i| numbers[i]).collect()),
+            Targets::Words { tags, right } => Targets::Words {
+                tags: tags.clone(),
+                right: examples.map(|&i| right[i].clone()).collect(),
+            },
         }
     }
 
@@ -101,22 +153,42 @@ impl Targets {
                 let sum: f64 = numbers.iter().map(|&x| f64::from(x)).sum();
                 Guess::Number(sum / numbers.len().max(1) as f64)
             }
+            Targets::Words { tags, right } => {
+                let mut counts = vec![0; tags.labels().len()];
+                let words = right.iter().flat_map(|text| &text.words);
+                words.for_each(|&(_, label)| counts[label as usize] += 1);
+                Guess::Class(most(&counts).unwrap_or(0))
+            }
         }
     }
 
-    /// Their share of the loss of a step with so many `examples`, given their `outputs [examples, labels]`: the mean over
-    /// the step's examples of cross-entropy, of binary cross-entropy over the labels, or of the squared error. Those of
-    /// transformers' classification heads (`loss/loss_utils.py`).
+    /// Their share of the loss of a step in which so many are [supervised](Targets::supervised), given their `outputs
+    /// [examples, labels]`, for words `[tokens, labels]`: the mean over the step's examples, or words, of cross-entropy, of
+    /// binary cross-entropy over the labels, or of the squared error. Those of transformers' classification heads
+    /// (`loss/loss_utils.py`).
     ///
     /// # Errors
     /// Outputs of another shape.
-    pub(crate) fn loss(&self, f: &mut Forward, outputs: &Var, examples: f64) -> Result<Var> {
+    pub(crate) fn loss(&self, f: &mut Forward, outputs: &Var, supervised: f64) -> Result<Var> {
         let rows = self.len();
         match self {
             Targets::Classes { right, .. } => {
                 let right = right.iter().map(|&id| i64::from(id)).collect();
                 let right = f.input(Tensor::from_vec(f.memory(), right, &[rows])?);
-                Ok(losses::cross_entropy(f, outputs, &right, 0.0, examples)?)
+                Ok(losses::cross_entropy(f, outputs, &right, 0.0, supervised)?)
+            }
+            Targets::Words { right, .. } => {
+                let mut each = Vec::new(); // [tokens]
+                for text in right {
+                    let begin = each.len();
+                    each.resize(begin + text.tokens, IGNORE);
+                    for (token, label) in text.firsts() {
+                        each[begin + token] = i64::from(label);
+                    }
+                }
+                let tokens = each.len();
+                let each = f.input(Tensor::from_vec(f.memory(), each, &[tokens])?);
+                Ok(losses::cross_entropy(f, outputs, &each, 0.0, supervised)?)
             }
             Targets::Sets { labels, right } => {
                 let mut each = vec![0f32; rows * labels]; // [rows, labels]
@@ -125,14 +197,16 @@ impl Targets {
                 }
                 let each = f.input(Tensor::from_vec(f.memory(), each, &[rows, *labels])?);
                 let outputs = wide(f, outputs)?;
-                let elements = examples * *labels as f64;
+                let elements = supervised * *labels as f64;
                 Ok(losses::binary_cross_entropy(f, &outputs, &each, elements)?)
             }
             Targets::Numbers(numbers) => {
                 let numbers = Tensor::from_vec(f.memory(), numbers.clone(), &[rows, 1])?;
                 let numbers = f.input(numbers);
                 let outputs = wide(f, outputs)?;
-                Ok(losses::mean_squared_error(f, &outputs, &numbers, examples)?)
+                Ok(losses::mean_squared_error(
+                    f, &outputs, &numbers, supervised,
+                )?)
             }
         }
     }
@@ -281,6 +355,51 @@ mod tests {
                 );
             }
         }
+    }
+
+    #[test]
+    fn words_are_supervised_at_their_first_tokens() {
+        use WordPlace::{At, Cut, Joined};
+        let labels: Vec<String> = ["O", "B-x", "I-x"].map(str::to_owned).into();
+        let text = |tokens, words: &[(WordPlace, u32)]| TaggedText {
+            tokens,
+            words: words.to_vec(),
+        };
+        let targets = Targets::Words {
+            tags: Arc::new(Tags::of(&labels)),
+            right: vec![
+                text(3, &[(At(1), 1), (Joined, 2), (At(2), 0)]),
+                text(1, &[(Cut, 1)]),
+                text(2, &[(At(1), 2), (Cut, 1)]),
+            ],
+        };
+        let supervised = [0, 1, 2].map(|i| targets.supervised(i));
+        assert_eq!(supervised, [2, 0, 1]);
+        assert_eq!(targets.guess(), Guess::Class(1));
+        let outputs = |rows: usize| -> Vec<f32> { (0..3 * rows).map(|i| (i % 5) as f32).collect() };
+        let of = |targets: &Targets, outputs: &[f32]| {
+            let memory = Memory::cpu();
+            let parameters = Parameters::new(&memory, DType::F32);
+            let mut f = Forward::evaluate(&parameters);
+            let shape = [outputs.len() / 3, 3];
+            let outputs = Tensor::from_vec(&memory, outputs.to_vec(), &shape).unwrap();
+            let outputs = f.input(outputs);
+            let loss = targets.loss(&mut f, &outputs, 4.0).unwrap();
+            loss.value().item().unwrap()
+        };
+        let all = outputs(6);
+        let row = |i: usize, label: usize| {
+            let row = &all[3 * i..3 * i + 3];
+            let sum: f64 = row.iter().map(|&x| f64::from(x).exp()).sum();
+            sum.ln() - f64::from(row[label])
+        };
+        let expected = (row(1, 1) + row(2, 0) + row(5, 2)) / 4.0;
+        assert!((of(&targets, &all) - expected).abs() < 1e-6);
+        // Those of a text are found wherever it stands.
+        let swapped = targets.select(&[2, 0]);
+        assert_eq!(swapped.len(), 2);
+        let moved: Vec<f32> = all[12..].iter().chain(&all[..9]).copied().collect();
+        assert!((of(&swapped, &moved) - expected).abs() < 1e-6);
     }
 
     #[test]

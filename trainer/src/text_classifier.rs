@@ -1,5 +1,5 @@
-//! Classifiers of texts, over encoders and over decoders: all that data, evaluation and the keeping of frozen outputs ask of
-//! them.
+//! Classifiers of texts and of their tokens, over encoders and over decoders: all that data, evaluation and the keeping of
+//! frozen outputs ask of them.
 
 use graft_autograd::Var;
 use graft_models::{
@@ -12,19 +12,22 @@ use graft_tensor::Tensor;
 use crate::error::Result;
 use crate::network::Network;
 
-/// The classes of transformers that a configuration states, and the one that classifies.
+/// The classes of transformers that a configuration states, and those that classify.
 #[derive(Debug, Clone, Copy)]
 pub struct Classes<'a> {
     /// Those stated
     pub stated: &'a [String],
-    /// The family's classifier
+    /// The family's classifier of texts
     pub classifier: &'static str,
+    /// The family's classifier of tokens, if there is one
+    pub token_classifier: Option<&'static str>,
 }
 
 impl Classes<'_> {
     /// Whether the model is a classifier already.
     pub fn is_classifier(&self) -> bool {
-        self.stated.iter().any(|name| name == self.classifier)
+        let mut stated = self.stated.iter();
+        stated.any(|name| name == self.classifier || Some(name.as_str()) == self.token_classifier)
     }
 }
 
@@ -37,7 +40,8 @@ pub struct Outputs {
     pub problem: ProblemType,
 }
 
-/// Layers that give each text an output for each of some labels: a logit, or the number that is to be predicted.
+/// Layers that give each text, or each token of it, an output for each of some labels: a logit, or the number that is to be
+/// predicted.
 pub trait TextClassifier: Network + Sync {
     /// Reads the configuration.
     ///
@@ -68,7 +72,10 @@ pub trait TextClassifier: Network + Sync {
     }
 
     /// Makes it the configuration of a classifier with these outputs.
-    fn set_outputs(config: &mut Self::Config, outputs: Outputs);
+    ///
+    /// # Errors
+    /// A family without a class for them.
+    fn set_outputs(config: &mut Self::Config, outputs: Outputs) -> Result<()>;
 
     /// Sees to it that transformers can tell padding from text in a batch.
     fn set_padding(_config: &mut Self::Config, _tokenizer: &Tokenizer) {}
@@ -85,7 +92,7 @@ pub trait TextClassifier: Network + Sync {
     /// All of the configuration that decides, beside the weights, what the layers compute.
     fn arrangement(config: &Self::Config) -> String;
 
-    /// The outputs, `[sequences, labels]`.
+    /// The outputs, `[sequences, labels]`, or `[tokens, labels]` where tokens are classified.
     ///
     /// # Errors
     /// Ids outside the vocabulary, empty or too long sequences.
@@ -97,7 +104,8 @@ pub trait TextClassifier: Network + Sync {
     /// Whether a parameter takes part in what passes through `cut`.
     fn is_below(&self, cut: Cut, id: ParamId) -> bool;
 
-    /// What passes through `cut`: `[tokens, hidden]` in front of a layer, `[sequences, hidden]` in front of the head.
+    /// What passes through `cut`: `[tokens, hidden]` in front of a layer or of a head over tokens, `[sequences, hidden]` in
+    /// front of one over texts.
     ///
     /// # Errors
     /// As [`TextClassifier::forward`].
@@ -144,6 +152,7 @@ impl TextClassifier for Classifier {
         Classes {
             stated: &config.head.architectures,
             classifier: config.family.classification_architecture(),
+            token_classifier: Some(config.family.token_classification_architecture()),
         }
     }
 
@@ -152,11 +161,12 @@ impl TextClassifier for Classifier {
     }
 
     fn problem_with(config: &ModelConfig, labels: &Labels) -> ProblemType {
-        ProblemType::of(config.head.problem_type, labels)
+        config.head.problem_with(labels)
     }
 
-    fn set_outputs(config: &mut ModelConfig, outputs: Outputs) {
+    fn set_outputs(config: &mut ModelConfig, outputs: Outputs) -> Result<()> {
         config.set_classification(outputs.labels, outputs.problem);
+        Ok(())
     }
 
     fn max_tokens(config: &ModelConfig) -> usize {
@@ -195,6 +205,7 @@ impl TextClassifier for DecoderClassifier {
         Classes {
             stated: &config.head.architectures,
             classifier: config.family.classification_architecture(),
+            token_classifier: config.family.token_classification_architecture(),
         }
     }
 
@@ -203,11 +214,11 @@ impl TextClassifier for DecoderClassifier {
     }
 
     fn problem_with(config: &DecoderConfig, labels: &Labels) -> ProblemType {
-        ProblemType::of(config.head.problem_type, labels)
+        config.head.problem_with(labels)
     }
 
-    fn set_outputs(config: &mut DecoderConfig, outputs: Outputs) {
-        config.set_classification(outputs.labels, outputs.problem);
+    fn set_outputs(config: &mut DecoderConfig, outputs: Outputs) -> Result<()> {
+        Ok(config.set_classification(outputs.labels, outputs.problem)?)
     }
 
     fn set_padding(config: &mut DecoderConfig, tokenizer: &Tokenizer) {

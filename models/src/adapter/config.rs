@@ -3,6 +3,7 @@
 use graft_nn::adapters::{AdapterConfig, Bias, LowRankConfig, LowRankInit, Method, Targets};
 use serde_json::{Map, Value, json};
 
+use super::targets::{TEXTS, TOKENS};
 use super::{ADAPTER_CONFIG_FILE, FrontSizes};
 use crate::error::{Error, Result};
 use crate::json::{describe, parse_object};
@@ -57,6 +58,17 @@ pub struct StoredAdapter {
 }
 
 impl StoredAdapter {
+    /// Whether it is a classifier's: a head is kept with it.
+    pub fn classifies(&self) -> bool {
+        let task = self.task_type.as_deref();
+        task.is_some_and(|task| [TEXTS, TOKENS].contains(&task))
+    }
+
+    /// Whether it is a classifier's of tokens.
+    pub fn classifies_tokens(&self) -> bool {
+        self.task_type.as_deref() == Some(TOKENS)
+    }
+
     /// Reads `adapter_config.json` of a directory.
     ///
     /// # Errors

@@ -40,7 +40,7 @@ pub fn load_adapter(
     let path = dir.join(ADAPTER_WEIGHTS_FILE);
     let mut file = SafetensorsFile::open(&path)?;
     aim(&mut stored.config, model);
-    if stored.task_type.as_deref() == Some("SEQ_CLS") {
+    if stored.classifies() {
         set_heads(p, &mut stored.config);
     }
     let find = |p: &Parameters, rest: &str| -> Option<ParamId> {
@@ -313,10 +313,9 @@ pub fn save_adapter(p: &Parameters, model: &impl Adaptable, base: &str, dir: &Pa
     let stored = StoredAdapter {
         config: as_stored(set),
         base: Some(base.to_owned()),
-        task_type: match head_modules(p, model).is_empty() {
-            true => model.task_type().map(str::to_owned),
-            false => Some("SEQ_CLS".to_owned()),
-        },
+        task_type: model
+            .task_type(!head_modules(p, model).is_empty())
+            .map(str::to_owned),
     };
     let prefix = stored.prefix();
     let mut tensors: Vec<(String, Tensor)> = Vec::new();

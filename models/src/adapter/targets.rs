@@ -3,7 +3,7 @@
 
 use graft_nn::Parameters;
 
-use crate::config::{DecoderConfig, DecoderFamily, Family, ModelConfig};
+use crate::config::{DecoderConfig, DecoderFamily, Family, HeadConfig, ModelConfig, ProblemType};
 use crate::decoder::Projections;
 use crate::load::Stored;
 use crate::masked::MaskedConfig;
@@ -42,8 +42,8 @@ pub trait Adaptable: Stored {
     /// A prompt's and a prefix's.
     fn front(&self) -> FrontSizes;
 
-    /// What PEFT calls the task of a model without a classification head.
-    fn task_type(&self) -> Option<&'static str>;
+    /// What PEFT calls the task, of a model with a classification head if it `classifies`.
+    fn task_type(&self, classifies: bool) -> Option<&'static str>;
 }
 
 impl Adaptable for ModelConfig {
@@ -82,8 +82,8 @@ impl Adaptable for ModelConfig {
         }
     }
 
-    fn task_type(&self) -> Option<&'static str> {
-        None
+    fn task_type(&self, classifies: bool) -> Option<&'static str> {
+        classifies.then(|| of_classifier(&self.head))
     }
 }
 
@@ -128,8 +128,11 @@ impl Adaptable for DecoderConfig {
         }
     }
 
-    fn task_type(&self) -> Option<&'static str> {
-        Some("CAUSAL_LM")
+    fn task_type(&self, classifies: bool) -> Option<&'static str> {
+        Some(match classifies {
+            true => of_classifier(&self.head),
+            false => "CAUSAL_LM",
+        })
     }
 }
 
@@ -150,9 +153,21 @@ impl Adaptable for MaskedConfig {
         self.0.front()
     }
 
-    fn task_type(&self) -> Option<&'static str> {
+    fn task_type(&self, _: bool) -> Option<&'static str> {
         // PEFT has no name for it.
         None
+    }
+}
+
+/// What PEFT calls a classifier's task: of texts...
+pub(super) const TEXTS: &str = "SEQ_CLS";
+/// ...and of tokens.
+pub(super) const TOKENS: &str = "TOKEN_CLS";
+
+fn of_classifier(head: &HeadConfig) -> &'static str {
+    match head.problem() {
+        ProblemType::Tokens => TOKENS,
+        _ => TEXTS,
     }
 }
 

@@ -48,6 +48,15 @@ impl Family {
         }
     }
 
+    /// The class of transformers that puts a classification head on each token of this encoder.
+    pub fn token_classification_architecture(self) -> &'static str {
+        match self {
+            Family::Bert => "BertForTokenClassification",
+            Family::Roberta => "RobertaForTokenClassification",
+            Family::DistilBert => "DistilBertForTokenClassification",
+        }
+    }
+
     /// The class of transformers that fills in tokens with this encoder.
     pub fn masked_architecture(self) -> &'static str {
         match self {
@@ -285,7 +294,10 @@ impl ModelConfig {
 
     /// Makes this the config of a classifier: its class, its labels, and what they mean.
     pub fn set_classification(&mut self, labels: Labels, problem_type: ProblemType) {
-        let class = self.family.classification_architecture();
+        let class = match problem_type {
+            ProblemType::Tokens => self.family.token_classification_architecture(),
+            _ => self.family.classification_architecture(),
+        };
         self.head = HeadConfig::classifier(class, labels, problem_type);
     }
 

@@ -7,6 +7,11 @@ use super::put;
 use super::read::Reader;
 use crate::error::{Error, Result, Shown};
 
+/// How the names of transformers' classes end that classify texts...
+const TEXTS: &str = "ForSequenceClassification";
+/// ...and tokens.
+const TOKENS: &str = "ForTokenClassification";
+
 /// What a model is for.
 #[derive(Clone, Debug, PartialEq)]
 pub struct HeadConfig {
@@ -24,12 +29,30 @@ impl HeadConfig {
         self.architectures.iter().any(|name| name == class)
     }
 
+    /// What the outputs of a classification head mean: what the class says, or `problem_type`, or how many there are.
+    pub fn problem(&self) -> ProblemType {
+        self.problem_with(&self.labels)
+    }
+
+    /// [`HeadConfig::problem`] if the outputs had these labels and nothing new were stated.
+    pub fn problem_with(&self, labels: &Labels) -> ProblemType {
+        match self.is_any(TOKENS) {
+            true => ProblemType::Tokens,
+            false => ProblemType::of(self.problem_type, labels),
+        }
+    }
+
+    /// Whether one of the classes is of a kind, by the end of its name.
+    fn is_any(&self, kind: &str) -> bool {
+        self.architectures.iter().any(|class| class.ends_with(kind))
+    }
+
     /// A classifier's.
     pub(super) fn classifier(class: &str, labels: Labels, problem_type: ProblemType) -> HeadConfig {
         HeadConfig {
             architectures: vec![class.to_string()],
             labels,
-            problem_type: Some(problem_type),
+            problem_type: problem_type.name().map(|_| problem_type),
         }
     }
 
@@ -59,8 +82,7 @@ impl HeadConfig {
         if !self.architectures.is_empty() {
             put(map, &["architectures"], self.architectures.clone().into());
         }
-        let mut classes = self.architectures.iter();
-        let classifies = classes.any(|class| class.ends_with("ForSequenceClassification"));
+        let classifies = self.is_any(TEXTS) || self.is_any(TOKENS);
         if classifies || map.contains_key("id2label") || self.labels != Labels::default() {
             let names = self.labels.names().iter().enumerate();
             let id2label: Map<_, _> = names
@@ -74,8 +96,8 @@ impl HeadConfig {
             map.remove("num_labels");
             map.remove("_num_labels");
         }
-        match self.problem_type {
-            Some(kind) => put(map, &["problem_type"], kind.name().into()),
+        match self.problem_type.and_then(ProblemType::name) {
+            Some(name) => put(map, &["problem_type"], name.into()),
             None => {
                 map.remove("problem_type");
             }
@@ -92,31 +114,32 @@ pub enum ProblemType {
     SingleLabel,
     /// Any number of labels is right.
     MultiLabel,
+    /// Exactly one label is right, of each token. The class says it, and no `problem_type`.
+    Tokens,
 }
 
 impl ProblemType {
-    pub(super) const ALL: [ProblemType; 3] = [
-        ProblemType::Regression,
-        ProblemType::SingleLabel,
-        ProblemType::MultiLabel,
+    /// Those that a configuration states, and how.
+    pub(super) const STATED: [(&'static str, ProblemType); 3] = [
+        ("regression", ProblemType::Regression),
+        ("single_label_classification", ProblemType::SingleLabel),
+        ("multi_label_classification", ProblemType::MultiLabel),
     ];
 
-    /// What a head's outputs mean where a configuration may state it, by the rule of transformers: without a statement,
-    /// a single output is a number, and of several one is right.
-    pub fn of(stated: Option<ProblemType>, labels: &Labels) -> ProblemType {
+    /// What the outputs of a head over texts mean where a configuration may state it, by the rule of transformers: without a
+    /// statement, a single output is a number, and of several one is right.
+    fn of(stated: Option<ProblemType>, labels: &Labels) -> ProblemType {
         stated.unwrap_or(match labels.count() {
             1 => ProblemType::Regression,
             _ => ProblemType::SingleLabel,
         })
     }
 
-    /// `problem_type` in config.json.
-    pub fn name(self) -> &'static str {
-        match self {
-            ProblemType::Regression => "regression",
-            ProblemType::SingleLabel => "single_label_classification",
-            ProblemType::MultiLabel => "multi_label_classification",
-        }
+    /// `problem_type` in config.json, where it has such a name.
+    fn name(self) -> Option<&'static str> {
+        let mut stated = Self::STATED.into_iter();
+        let (name, _) = stated.find(|(_, problem)| *problem == self)?;
+        Some(name)
     }
 }
 

@@ -88,9 +88,15 @@ impl Config {
     }
 
     /// Makes this the config of a classifier: its class, its labels, and what they mean.
-    pub fn set_classification(&mut self, labels: Labels, problem_type: ProblemType) {
+    ///
+    /// # Errors
+    /// As [`DecoderConfig::set_classification`].
+    pub fn set_classification(&mut self, labels: Labels, problem_type: ProblemType) -> Result<()> {
         match self {
-            Config::Encoder(config) => config.set_classification(labels, problem_type),
+            Config::Encoder(config) => {
+                config.set_classification(labels, problem_type);
+                Ok(())
+            }
             Config::Decoder(config) => config.set_classification(labels, problem_type),
         }
     }

@@ -369,11 +369,12 @@ impl<'a> Reader<'a> {
         match self.get("problem_type") {
             None | Some(Value::Null) => Ok(None),
             Some(value) => {
-                let named = value
-                    .as_str()
-                    .and_then(|s| ProblemType::ALL.into_iter().find(|p| p.name() == s));
-                named.map(Some).ok_or_else(|| {
-                    let names = ProblemType::ALL.map(ProblemType::name).join(", ");
+                let named = value.as_str().and_then(|s| {
+                    let mut stated = ProblemType::STATED.into_iter();
+                    stated.find(|(name, _)| *name == s)
+                });
+                named.map(|(_, problem)| Some(problem)).ok_or_else(|| {
+                    let names = ProblemType::STATED.map(|(name, _)| name).join(", ");
                     self.wrong(
                         "problem_type",
                         describe(value),

@@ -1,4 +1,4 @@
-//! A decoder with a sequence-classification head, as transformers builds it: a linear layer over the last token.
+//! A decoder with a classification head, as transformers builds it: a linear layer over the last token, or over each.
 
 use graft_autograd::Var;
 use graft_nn::layers::Linear;
@@ -6,18 +6,23 @@ use graft_nn::{Forward, FreezePolicy, ParamId, Parameters, TrainableSet};
 use graft_tensor::Tensor;
 use graft_tensor::ops::Pool;
 
-use super::{Decoder, SCORE};
+use super::{CLASSIFIER, Decoder, SCORE};
 use crate::batch::TokenBatch;
 use crate::classifier::Cut;
-use crate::config::DecoderConfig;
+use crate::config::{DecoderConfig, DecoderFamily, ProblemType};
 use crate::error::Result;
 use crate::strategy::Strategy;
 
-/// A sequence classifier over a decoder.
+/// A classifier over a decoder: of texts, or of each token, as the configuration says.
 #[derive(Clone, Debug)]
 pub struct DecoderClassifier {
     decoder: Decoder,
     score: Linear,
+    /// The head's parameters, as a rule matches them
+    glob: &'static str,
+    /// Where a frozen decoder ends
+    end: Cut,
+    dropout: f64,
 }
 
 impl DecoderClassifier {
@@ -28,8 +33,28 @@ impl DecoderClassifier {
     pub fn new(p: &mut Parameters, config: &DecoderConfig) -> Result<DecoderClassifier> {
         let decoder = Decoder::new(p, config)?;
         let (hidden, labels) = (config.hidden_size, config.num_labels());
-        let score = Linear::without_bias(p, SCORE, hidden, labels, config.initializer_range)?;
-        Ok(DecoderClassifier { decoder, score })
+        let std = config.initializer_range;
+        if config.head.problem() != ProblemType::Tokens {
+            let score = Linear::without_bias(p, SCORE, hidden, labels, std)?;
+            return Ok(DecoderClassifier {
+                decoder,
+                score,
+                glob: "score.*",
+                end: Cut::Head,
+                dropout: 0.0,
+            });
+        }
+        let (name, glob) = match config.family {
+            DecoderFamily::Gpt2 => (CLASSIFIER, "classifier.*"),
+            _ => (SCORE, "score.*"),
+        };
+        Ok(DecoderClassifier {
+            decoder,
+            score: Linear::new(p, name, hidden, labels, std)?,
+            glob,
+            end: Cut::Tokens,
+            dropout: config.dropout.classifier,
+        })
     }
 
     /// The decoder.
@@ -50,25 +75,23 @@ impl DecoderClassifier {
     /// # Errors
     /// As [`DecoderClassifier::policy`].
     pub fn policy_of(&self, strategies: &[Strategy]) -> Result<FreezePolicy> {
-        self.decoder.policy(strategies, &["score.*"])
+        self.decoder.policy(strategies, &[self.glob])
     }
 
-    /// The logits, `[sequences, labels]`.
+    /// The logits, `[sequences, labels]`, or `[tokens, labels]` of a classifier of tokens.
     ///
     /// # Errors
     /// Ids outside the vocabulary, empty or too long sequences.
     pub fn forward(&self, f: &mut Forward, batch: &TokenBatch) -> Result<Var> {
         let (x, offsets) = self.decoder.forward(f, batch)?;
-        let last = f.tape.pool(Pool::Last, &x, &offsets)?;
-        drop(x);
-        let last = f.leave(&last)?;
-        self.classify(f, &last)
+        self.classify(f, x, &offsets)
     }
 
     /// The place below which nothing is trained: in front of the layer of the lowest trained parameter, where the final
     /// norm counts as one more layer. `None` if an embedding is trained, or more than the texts' own tokens would pass.
     pub fn cut(&self, p: &Parameters, set: &TrainableSet) -> Option<Cut> {
-        Cut::below_trained(p, set, self.stages(), |id| self.decoder.stage_of(id))
+        let above = (self.stages(), self.end);
+        Cut::below_trained(p, set, above, |id| self.decoder.stage_of(id))
     }
 
     /// Whether a parameter takes part in what passes through `cut`.
@@ -81,8 +104,9 @@ impl DecoderClassifier {
         self.decoder.layers() + 1
     }
 
-    /// What passes through `cut`: `[tokens, hidden]` in front of a layer, `[sequences, hidden]` (each last token's last
-    /// hidden state) in front of the head; in the parameters' type, which holds every value of the activations' type.
+    /// What passes through `cut`: `[tokens, hidden]` in front of a layer or of a head over tokens, `[sequences, hidden]`
+    /// (each last token's last hidden state) in front of one over texts; in the parameters' type, which holds every value of
+    /// the activations' type.
     ///
     /// # Errors
     /// As [`DecoderClassifier::forward`].
@@ -97,11 +121,12 @@ impl DecoderClassifier {
                 let (x, offsets) = decoder.forward(f, batch)?;
                 f.tape.pool(Pool::Last, &x, &offsets)?
             }
+            Cut::Tokens => decoder.forward(f, batch)?.0,
         };
         Ok(f.leave(&x)?)
     }
 
-    /// The logits, `[sequences, labels]`, of what passes through `cut` ([`DecoderClassifier::below`] says in which shape):
+    /// The logits, as [`DecoderClassifier::forward`] gives them, of what passes through `cut` ([`DecoderClassifier::below`] says in which shape):
     /// what is left to compute when everything below is frozen and known. `offsets [sequences + 1]` say where each
     /// sequence begins.
     ///
@@ -109,23 +134,31 @@ impl DecoderClassifier {
     /// Shapes or offsets that do not fit.
     pub fn above(&self, f: &mut Forward, cut: Cut, x: Tensor, offsets: &[i64]) -> Result<Var> {
         let x = f.input(x);
-        let last = match cut {
+        match cut {
             Cut::Layer(layer) => {
                 let place = self.decoder.place(f, offsets)?;
                 let x = f.enter(&x)?;
                 let layers = layer..self.decoder.layers();
                 let x = self.decoder.layers_of(f, x, &place, layers, None)?;
                 let x = self.decoder.norm.forward(f, &x)?;
-                let last = f.tape.pool(Pool::Last, &x, &place.offsets)?;
-                f.leave(&last)?
+                self.classify(f, x, &place.offsets)
             }
-            Cut::Head => x,
-        };
-        self.classify(f, &last)
+            Cut::Head | Cut::Tokens => self.logits(f, &x),
+        }
     }
 
-    /// The logits of last tokens' hidden states, `[sequences, hidden]` to `[sequences, labels]`.
-    fn classify(&self, f: &mut Forward, last: &Var) -> Result<Var> {
-        Ok(self.score.forward(f, last)?)
+    /// The logits of last hidden states `[tokens, hidden]`.
+    fn classify(&self, f: &mut Forward, mut x: Var, offsets: &Var) -> Result<Var> {
+        if self.end == Cut::Head {
+            x = f.tape.pool(Pool::Last, &x, offsets)?;
+        }
+        let x = f.leave(&x)?;
+        self.logits(f, &x)
+    }
+
+    /// The logits of what the head reads, `[rows, hidden]` to `[rows, labels]`.
+    fn logits(&self, f: &mut Forward, x: &Var) -> Result<Var> {
+        let x = f.dropout(x, self.dropout)?;
+        Ok(self.score.forward(f, &x)?)
     }
 }

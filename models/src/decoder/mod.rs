@@ -28,7 +28,7 @@ use cache::Past;
 pub use causal::CausalLm;
 pub use classifier::DecoderClassifier;
 use layer::{Layer, Norm};
-pub(crate) use names::{LM_HEAD, Projections, SCORE};
+pub(crate) use names::{CLASSIFIER, LM_HEAD, Projections, SCORE};
 use rotary::{Rotary, Turns};
 
 /// Embeddings and layers, without a head.

@@ -36,6 +36,8 @@ pub(crate) enum Projections {
 pub(crate) const LM_HEAD: &str = "lm_head";
 /// The classification head.
 pub(crate) const SCORE: &str = "score";
+/// GPT-2's over tokens.
+pub(crate) const CLASSIFIER: &str = "classifier";
 
 impl DecoderFamily {
     pub(crate) fn names(self) -> Names {

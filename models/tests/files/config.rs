@@ -292,6 +292,31 @@ fn a_base_model_becomes_a_classifier() {
 }
 
 #[test]
+fn a_head_over_tokens_is_known_by_its_class() {
+    for (base, class) in [
+        (BERT_5, "BertForTokenClassification"),
+        (ROBERTA, "RobertaForTokenClassification"),
+        (DISTILBERT, "DistilBertForTokenClassification"),
+    ] {
+        let mut config = parse(base).unwrap();
+        assert_ne!(config.head.problem(), ProblemType::Tokens);
+        let labels = Labels::new(vec!["O".to_string(), "B-a".to_string()]).unwrap();
+        config.set_classification(labels, ProblemType::Tokens);
+        let saved = object(&config.to_json());
+        assert_eq!(saved["architectures"], json!([class]));
+        assert_eq!(saved["id2label"], json!({"0": "O", "1": "B-a"}));
+        // transformers knows no such problem.
+        assert!(!saved.contains_key("problem_type"));
+        let again = parse(&config.to_json()).unwrap();
+        assert_eq!(again.head, config.head);
+        assert_eq!(again.head.problem(), ProblemType::Tokens);
+        // One output of a head over texts would be a number.
+        let one = Labels::numbered(1);
+        assert_eq!(again.head.problem_with(&one), ProblemType::Tokens);
+    }
+}
+
+#[test]
 fn changed_values_are_written_in_the_spelling_read() {
     let mut config = parse(DISTILBERT).unwrap();
     config.dropout = DropoutRates {

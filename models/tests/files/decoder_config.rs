@@ -109,6 +109,7 @@ fn gpt2_is_read() {
         embedding: 0.1,
         attention: 0.1,
         residual: 0.1,
+        classifier: 0.1,
     };
     assert_eq!((config.dropout, config.norm_eps), (tenth, 1e-5));
     assert_eq!(*config.positions(), Positions::Learned);
@@ -422,7 +423,9 @@ fn what_is_read_is_written_back() {
 #[test]
 fn what_is_changed_is_written() {
     let mut config = parse(GPT2).unwrap();
-    config.set_classification(Labels::numbered(3), ProblemType::SingleLabel);
+    config
+        .set_classification(Labels::numbered(3), ProblemType::SingleLabel)
+        .unwrap();
     config.dropout.residual = 0.25;
     config.pad_token_id = Some(50256);
     config.vocab_size = 50258;
@@ -458,6 +461,33 @@ fn what_is_changed_is_written() {
     let saved = object(&config.to_json());
     assert_eq!(saved["architectures"], json!(["GPT2LMHeadModel"]));
     assert!(!saved.contains_key("id2label") && !saved.contains_key("problem_type"));
+}
+
+#[test]
+fn decoders_label_tokens_where_transformers_has_a_class_for_it() {
+    let mut config = parse(GPT2).unwrap();
+    let labels = || Labels::numbered(3);
+    config
+        .set_classification(labels(), ProblemType::Tokens)
+        .unwrap();
+    let saved = object(&config.to_json());
+    assert_eq!(
+        saved["architectures"],
+        json!(["GPT2ForTokenClassification"])
+    );
+    let again = parse(&config.to_json()).unwrap();
+    assert_eq!(again.head.problem(), ProblemType::Tokens);
+    let dropout = with(GPT2, json!({"classifier_dropout": 0.3}));
+    assert_eq!(parse(&dropout).unwrap().dropout.classifier, 0.3);
+    let mut gemma = parse(GEMMA3).unwrap();
+    let error = gemma
+        .set_classification(labels(), ProblemType::Tokens)
+        .unwrap_err()
+        .to_string();
+    assert!(error.contains("gemma3_text"), "{error}");
+    let other = with(LLAMA, json!({"token_classification_bias": false}));
+    let error = parse(&other).unwrap_err().to_string();
+    assert!(error.contains("token_classification_bias"), "{error}");
 }
 
 #[test]

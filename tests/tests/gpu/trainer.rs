@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::process::Command;
 
 use graft_tests::runs::Task;
-use graft_tests::{fixture, minilm_wheel, root};
+use graft_tests::{fixture, max_distance, minilm_wheel, root};
 
 /// The program: the one that was carried along, or the one that was built with the tests.
 fn program() -> PathBuf {
@@ -55,6 +55,38 @@ fn every_strategy_is_certified() {
             (here - there).abs() < 1e-5,
             "{strategy}: {here} and {there}"
         );
+    }
+}
+
+/// Labels of words: what was trained there is evaluated on the CPU as on the GPU.
+#[test]
+#[ignore = "needs a GPU"]
+fn words_are_labelled_as_on_the_cpu() {
+    let task = Task::of_words(24, 12);
+    for (strategy, precision) in [("full", "bf16"), ("head", "f32"), ("lora", "f32")] {
+        let more = ["--task", "ner", "--strategy", strategy, "--precision"];
+        let more = [
+            &more[..],
+            &[precision, "--device", "cuda:0", "--epochs", "1"],
+        ]
+        .concat();
+        let arguments = task.train(&fixture("tiny-bert"), strategy, &more);
+        execute(&arguments.iter().map(String::as_str).collect::<Vec<_>>());
+        let (run, data) = (task.text(strategy), task.text("eval.jsonl"));
+        let verdict = execute(&["verify", &run]);
+        assert!(verdict.contains("passed"), "{strategy}: {verdict}");
+        let logits = |device: &str| -> Vec<f64> {
+            let text = execute(&[
+                "predict", "--logits", "--model", &run, "--data", &data, "--device", device,
+            ]);
+            let row = |line: &str| -> Vec<Vec<f64>> {
+                let value: serde_json::Value = serde_json::from_str(line).unwrap();
+                serde_json::from_value(value["logits"].clone()).unwrap()
+            };
+            text.lines().flat_map(row).flatten().collect()
+        };
+        let error = max_distance(&logits("cpu"), &logits("cuda:0"));
+        assert!(error < 1e-5, "{strategy}: {error:e}");
     }
 }
 

@@ -289,7 +289,7 @@ fn a_row_is_shown_with_what_is_supervised() {
     let said = TRAINER.refuses([
         "data", "show", &data, "--model", &model, "--task", "classify",
     ]);
-    assert!(said.contains("name chat, clm or mlm"), "{said}");
+    assert!(said.contains("name chat, clm, mlm or ner"), "{said}");
 }
 
 #[test]

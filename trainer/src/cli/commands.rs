@@ -2,10 +2,10 @@
 
 use std::path::Path;
 
-use graft_models::{Classifier, Config, DecoderClassifier};
+use graft_models::{Classifier, Config, DecoderClassifier, ProblemType};
 use serde_json::{Value, json};
 
-use super::{ColumnArgs, EvalArgs, InspectArgs, PredictArgs, column_applies, output, print};
+use super::{ColumnArgs, EvalArgs, InspectArgs, PredictArgs, output, print};
 use crate::adapted::Choice;
 use crate::config::{Rule, TaskKind};
 use crate::conversations::Conversations;
@@ -23,11 +23,18 @@ use crate::predict::write_predictions;
 use crate::report::{Table, thousands};
 use crate::text_classifier::TextClassifier;
 
-fn columns(args: &ColumnArgs) -> Columns {
-    Columns {
-        text_pair: args.text_pair_column.clone(),
-        ..Columns::texts(text_column(args, TaskKind::CLASSIFY))
+/// The columns of texts, without labels.
+fn columns(args: &ColumnArgs, problem: ProblemType) -> Result<Columns> {
+    let task = TaskKind::Texts(problem);
+    if task == TaskKind::NER && args.text_pair_column.is_some() {
+        let what = format!("it has no effect: the task is {task}");
+        return Err(Error::config("--text-pair-column", what, "leave it out"));
     }
+    Ok(Columns {
+        text_pair: args.text_pair_column.clone(),
+        problem,
+        ..Columns::texts(text_column(args, task))
+    })
 }
 
 fn text_column(args: &ColumnArgs, task: TaskKind) -> String {
@@ -35,8 +42,9 @@ fn text_column(args: &ColumnArgs, task: TaskKind) -> String {
     given.unwrap_or(task.text_column()).to_owned()
 }
 
-/// Says on standard error how many texts were cut.
-fn say_truncated(data: &Encoded, path: &Path) {
+/// Says on standard error what the user should know of a file, and how many texts were cut.
+fn say_of(data: &Encoded, notes: &[String], path: &Path) {
+    notes.iter().for_each(|note| eprintln!("{note}"));
     if data.truncated > 0 {
         eprintln!(
             "{}: {} of {} texts have more tokens than allowed and were cut",
@@ -96,10 +104,6 @@ fn eval_tokens<C: Corpus>(
     model: &Model<C::Network>,
     texts: impl Fn(&C) -> (&'static str, usize),
 ) -> Result<()> {
-    column_applies(
-        args.columns.text_column.as_deref(),
-        [&args.data].into_iter(),
-    )?;
     let rows = C::read(&args.data, &text_column(&args.columns, task))?;
     let data = C::new(&model.config, &model.tokenizer, &rows, args.max_length)?;
     if data.truncated() > 0 {
@@ -134,13 +138,13 @@ fn eval_classifier<N: TextClassifier>(args: &EvalArgs, model: &Model<N>) -> Resu
         let what = format!("the task is {task}, but what the model's outputs mean is for {own}");
         return Err(Error::config("--task", what, "leave it out"));
     }
+    let label = args.label_column.as_deref().or(own.label_column());
     let columns = Columns {
-        label: Some(args.label_column.clone().unwrap_or_else(|| "label".into())),
-        problem,
-        ..columns(&args.columns)
+        label: label.map(str::to_owned),
+        ..columns(&args.columns, problem)?
     };
     let data = Labelled::read(model, &args.data, &columns, args.max_length)?;
-    say_truncated(&data.encoded, &args.data);
+    say_of(&data.encoded, &data.notes, &args.data);
     let rows = sound_logits(model, &data.encoded)?;
     // The training set is not at hand: the guess is what is usual here.
     let result = Evaluation::new(&rows, &data.targets, &data.targets.guess());
@@ -171,18 +175,20 @@ pub(super) fn predict(args: &PredictArgs) -> Result<()> {
 
 fn predict_with<N: TextClassifier>(args: &PredictArgs, choice: &Choice) -> Result<()> {
     let mut adapted = choice.classifier::<N>(&args.device.open()?)?;
-    let data = Dataset::read(&args.data, &columns(&args.columns))?;
-    let data = Encoded::new(&adapted.model, &data, args.max_length)?;
-    say_truncated(&data, &args.data);
+    let problem = N::problem(&adapted.model.config);
+    let texts = Dataset::read(&args.data, &columns(&args.columns, problem)?)?;
+    let data = Encoded::new(&adapted.model, &texts, args.max_length)?;
+    say_of(&data, &texts.notes, &args.data);
+    let data = (&texts, &data);
     let mut text = Vec::new();
     let name = output::name(args.out.as_deref());
     match choice.in_use()[..] {
-        [] | [_] => write_predictions(&adapted.model, &data, (args.logits, None), &mut text, name)?,
+        [] | [_] => write_predictions(&adapted.model, data, (args.logits, None), &mut text, name)?,
         ref all => {
             for adapter in all {
                 adapted.choose(adapter)?;
                 let (model, which) = (&adapted.model, (args.logits, Some(*adapter)));
-                write_predictions(model, &data, which, &mut text, name)?;
+                write_predictions(model, data, which, &mut text, name)?;
             }
         }
     }
@@ -209,11 +215,19 @@ pub(super) fn inspect(args: &InspectArgs) -> Result<()> {
             })
         })
         .collect::<Result<_>>()?;
-    let labels = args.labels.map(|n| n as usize);
+    let head = match (args.labels, args.task.unwrap_or(TaskKind::CLASSIFY)) {
+        (None, _) => None,
+        (Some(labels), TaskKind::Texts(problem)) => Some((labels as usize, problem)),
+        (Some(_), task) => {
+            let what = format!("`{task}` has no labels");
+            let help = "name classify, multilabel, regression or ner, or leave out --labels";
+            return Err(Error::config("--task", what, help));
+        }
+    };
     print(&crate::inspect::inspect(
         &args.model,
         strategy,
         &rules,
-        labels,
+        head,
     )?)
 }

@@ -206,6 +206,7 @@ fn read(args: &GenerateArgs) -> Result<Source> {
                     text: prompt,
                     text_pair: None,
                     label: None,
+                    words: None,
                     line: 1,
                 }]));
             }

@@ -29,7 +29,6 @@ pub use run_args::RunArgs;
 
 use crate::adapted::AdapterArgs;
 use crate::config::{KEYS, RunConfig, TaskKind};
-use crate::data::has_columns;
 use crate::device::DeviceArgs;
 use crate::error::{Error, Result, list_names};
 use crate::report::RunReport;
@@ -92,6 +91,7 @@ pub enum Command {
   trainer train --model DIR --train train.jsonl --eval test.jsonl --strategy head --out runs/head
   trainer train --model DIR --train train.csv --strategy last:2 --epochs 5 --out runs/last2
   trainer train --model DIR --train train.jsonl --strategy lora --rank 16 --targets all-linear --out runs/lora
+  trainer train --task ner --model DIR --train train.conll --eval test.conll --out runs/entities
   trainer train --task clm --model GPT --train domain.txt --eval held-out.txt --out runs/adapted
   trainer train --task chat --model CHAT --train chat.jsonl --eval held-out.jsonl --out runs/chat
   trainer train --task mlm --model BERT --train domain.txt --eval held-out.txt --out runs/domain
@@ -189,13 +189,13 @@ pub struct EvalArgs {
     /// The device.
     #[command(flatten)]
     pub device: DeviceArgs,
-    /// Labelled examples (.jsonl, .csv, .tsv), documents (also .txt), or conversations (.jsonl).
+    /// Labelled examples (.jsonl, .csv, .tsv; for ner also .conll and its kin), documents (also .txt), or conversations (.jsonl).
     #[arg(long, value_name = "FILE")]
     pub data: PathBuf,
-    /// What to measure: classify, multilabel, regression, clm, chat or mlm; what a run was trained for, or the model's class says, if absent.
+    /// What to measure: classify, multilabel, regression, ner, clm, chat or mlm; what a run was trained for, or the model's class says, if absent.
     #[arg(long, value_name = "KIND")]
     pub task: Option<TaskKind>,
-    /// Column of the label; label, if absent.
+    /// Column of the label; label, or for ner labels, if absent.
     #[arg(long, value_name = "NAME")]
     pub label_column: Option<String>,
     /// The columns.
@@ -226,7 +226,7 @@ pub struct PredictArgs {
     /// The device.
     #[command(flatten)]
     pub device: DeviceArgs,
-    /// Texts (.jsonl, .csv, .tsv).
+    /// Texts (.jsonl, .csv, .tsv); for ner texts or lists of words (.jsonl), or a word a line (.conll and its kin).
     #[arg(long, value_name = "FILE")]
     pub data: PathBuf,
     /// File to write; standard output if absent.
@@ -262,6 +262,9 @@ pub struct InspectArgs {
     /// Show the model with a head for this many labels; a number to be predicted is one.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub labels: Option<u32>,
+    /// What these labels are for: classify, multilabel, regression or ner; classify if absent.
+    #[arg(long, value_name = "KIND", requires = "labels")]
+    pub task: Option<TaskKind>,
 }
 
 /// Arguments of `trainer compare`.
@@ -357,14 +360,10 @@ where
 }
 
 fn train(config: &RunConfig, restart: bool) -> Result<()> {
-    let out = &config.output.dir;
     if restart {
-        if run_dir::is_resumable(out) {
-            // What is wrong with data, model or settings is said while there is still a run to go on with.
-            crate::train::plan(config)?;
-        }
-        run_dir::discard(out)?;
+        run_dir::discard(&config.output.dir)?;
     }
+    let out = &config.output.dir;
     // What an earlier run has left there was not reached by this one, which does not begin then.
     let foreign = run_dir::is_resumable(out);
     let stop = signals::stop()?;
@@ -435,20 +434,6 @@ fn verify(args: &VerifyArgs) -> Result<()> {
         let _ = writeln!(text, "  warning: trainable, but did not move: {names}");
     }
     print(&text)
-}
-
-/// Refuses the name of a column where no file has columns.
-fn column_applies<'a>(
-    column: Option<&str>,
-    mut files: impl Iterator<Item = &'a PathBuf>,
-) -> Result<()> {
-    match column.is_some() && !files.any(|file| has_columns(file)) {
-        true => {
-            let what = "it has no effect: a .txt file has no columns";
-            Err(Error::config("--text-column", what, "leave it out"))
-        }
-        false => Ok(()),
-    }
 }
 
 /// Writes to standard output. A reader that has gone away (`| head`) is no error.

@@ -22,13 +22,13 @@ pub struct RunArgs {
     /// Where weights come from: pretrained, or random for new ones on the model's config.json and tokenizer.json.
     #[arg(long, value_name = "INIT")]
     pub init: Option<String>,
-    /// Training examples (.jsonl, .csv, .tsv; documents for clm and mlm also .txt; conversations for chat .jsonl).
+    /// Training examples (.jsonl, .csv, .tsv; words for ner .jsonl, .conll and its kin; documents for clm and mlm also .txt; conversations for chat .jsonl).
     #[arg(long, value_name = "FILE")]
     pub train: Option<PathBuf>,
     /// Examples to evaluate on after each epoch.
     #[arg(long, value_name = "FILE")]
     pub eval: Option<PathBuf>,
-    /// What to learn: classify; multilabel for any number of labels; regression for a number; clm for the next token of
+    /// What to learn: classify; multilabel for any number of labels; regression for a number; ner for a label for each word; clm for the next token of
     /// documents; chat for the assistant's tokens of conversations; mlm for hidden tokens of documents.
     #[arg(long, value_name = "KIND")]
     pub task: Option<String>,

@@ -49,7 +49,7 @@ pub const KEYS: &[Key] = &[
     ),
     key(
         "data.train",
-        "training examples, .jsonl, .csv or .tsv; clm and mlm: documents, one a row, or one in a .txt file; chat: conversations, .jsonl; required",
+        "training examples, .jsonl, .csv or .tsv; ner: .jsonl, or a word and its label a line (.conll, .bio, .iob2, .tsv, .txt); clm and mlm: documents, one a row, or one in a .txt file; chat: conversations, .jsonl; required",
     ),
     key(
         "data.eval",
@@ -57,7 +57,7 @@ pub const KEYS: &[Key] = &[
     ),
     key(
         "data.text",
-        "column of the text, or of a conversation's messages; \"text\", for chat \"messages\"",
+        "column of the text, or of a conversation's messages; \"text\", for chat \"messages\"; ner: of the list of words or of the text, \"tokens\", or \"text\" where a row has no such column",
     ),
     key(
         "data.text_pair",
@@ -65,7 +65,7 @@ pub const KEYS: &[Key] = &[
     ),
     key(
         "data.label",
-        "column of the label; for multilabel a list, or in .csv and .tsv names joined by |; for regression a number; \"label\"",
+        "column of the label; for multilabel a list, or in .csv and .tsv names joined by |; for regression a number; \"label\"; ner: of a label for each word, or of spans with start, end (in characters) and label, \"labels\", or \"ner_tags\", \"tags\", \"spans\" or \"entities\" where a row has no such column",
     ),
     key(
         "data.max_length",
@@ -73,7 +73,7 @@ pub const KEYS: &[Key] = &[
     ),
     key(
         "task.kind",
-        "\"classify\": one label for each text; \"multilabel\" for any number of labels; \"regression\" for a number; \"clm\" for the next token of documents; \"chat\" for the assistant's tokens of conversations; \"mlm\" for hidden tokens of documents; \"classify\"",
+        "\"classify\": one label for each text; \"multilabel\" for any number of labels; \"regression\" for a number; \"ner\" for a label for each word; \"clm\" for the next token of documents; \"chat\" for the assistant's tokens of conversations; \"mlm\" for hidden tokens of documents; \"classify\"",
     ),
     key(
         "strategy.name",

@@ -9,7 +9,6 @@ use super::{
     Precision, RunConfig, Settings, Strategy, StrategyConfig, TaskConfig, TaskKind, TrainConfig,
 };
 use crate::batch::BatchSize;
-use crate::data::has_columns;
 use crate::error::{Error, Result};
 
 impl RunConfig {
@@ -22,7 +21,8 @@ impl RunConfig {
         exclusive(&mut settings, "train.batch_size", "train.max_tokens")?;
         let cache = cache(&mut settings)?;
         let s = &settings;
-        let kinds = "\"classify\", \"multilabel\", \"regression\", \"clm\", \"chat\" or \"mlm\"";
+        let kinds =
+            "\"classify\", \"multilabel\", \"regression\", \"ner\", \"clm\", \"chat\" or \"mlm\"";
         let task = TaskConfig {
             kind: choice(s, "task.kind", kinds)?.unwrap_or(TaskKind::CLASSIFY),
         };
@@ -45,14 +45,13 @@ impl RunConfig {
             eval: path(s, "data.eval")?,
             text: column("data.text")?.unwrap_or_else(|| task.kind.text_column().into()),
             text_pair: column("data.text_pair")?,
-            label: match task.kind {
-                TaskKind::Texts(_) => Some(column("data.label")?.unwrap_or_else(|| "label".into())),
-                TaskKind::Clm | TaskKind::Chat | TaskKind::Mlm => None,
+            label: match task.kind.label_column() {
+                Some(usual) => Some(column("data.label")?.unwrap_or_else(|| usual.into())),
+                None => None,
             },
             max_length: count(s, "data.max_length")?,
         };
         distinct_columns(s, &data)?;
-        column_without_table(s, task.kind, &data)?;
         let name = worded(
             s,
             "strategy.name",
@@ -228,7 +227,12 @@ fn foreign_to_task(s: &Settings, kind: TaskKind, model: &ModelConfig) -> Result<
         ));
     }
     let classifiers = ["data.label", "data.text_pair", "train.cache_dir"];
-    let given = |key: &&str| !matches!(kind, TaskKind::Texts(_)) && s.origin(key).is_some();
+    let has_effect = |key: &str| match kind {
+        TaskKind::NER => key != "data.text_pair",
+        TaskKind::Texts(_) => true,
+        TaskKind::Clm | TaskKind::Chat | TaskKind::Mlm => false,
+    };
+    let given = |key: &&str| !has_effect(key) && s.origin(key).is_some();
     match classifiers.into_iter().find(given) {
         Some(key) => Err(Error::config(
             place(key),
@@ -254,24 +258,6 @@ fn distinct_columns(s: &Settings, data: &DataConfig) -> Result<()> {
         }
     }
     Ok(())
-}
-
-/// Refuses the name of a column where all files are documents without any.
-fn column_without_table(s: &Settings, kind: TaskKind, data: &DataConfig) -> Result<()> {
-    let files = [Some(&data.train), data.eval.as_ref()];
-    let documents = matches!(kind, TaskKind::Clm | TaskKind::Mlm);
-    let tables = files.into_iter().flatten().any(|file| has_columns(file));
-    match s.origin("data.text") {
-        // A resolved configuration says the usual name.
-        Some(origin) if documents && !tables && data.text != kind.text_column() => {
-            Err(Error::config(
-                origin,
-                "`data.text` has no effect: a .txt file has no columns",
-                "remove it",
-            ))
-        }
-        _ => Ok(()),
-    }
 }
 
 /// The path with links and `..` resolved as far as it exists.

@@ -7,10 +7,12 @@ use clap::ValueEnum;
 use clap::builder::PossibleValue;
 use graft_models::ProblemType;
 
+use crate::data::{LABELS, TOKENS};
+
 /// What a run learns to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum TaskKind {
-    /// What a text or a pair of texts is: one label, any number of labels, or a number.
+    /// What a text or a pair of texts is: one label, any number of labels, or a number; or a label for each of its words.
     Texts(ProblemType),
     /// The next token of documents: a causal language model.
     Clm,
@@ -24,10 +26,14 @@ impl TaskKind {
     /// Where nothing else is said.
     pub const CLASSIFY: TaskKind = TaskKind::Texts(ProblemType::SingleLabel);
 
-    const ALL: [TaskKind; 6] = [
+    /// A label for each word.
+    pub const NER: TaskKind = TaskKind::Texts(ProblemType::Tokens);
+
+    const ALL: [TaskKind; 7] = [
         TaskKind::CLASSIFY,
         TaskKind::Texts(ProblemType::MultiLabel),
         TaskKind::Texts(ProblemType::Regression),
+        TaskKind::NER,
         TaskKind::Clm,
         TaskKind::Chat,
         TaskKind::Mlm,
@@ -38,6 +44,7 @@ impl TaskKind {
             TaskKind::Texts(ProblemType::SingleLabel) => "classify",
             TaskKind::Texts(ProblemType::MultiLabel) => "multilabel",
             TaskKind::Texts(ProblemType::Regression) => "regression",
+            TaskKind::Texts(ProblemType::Tokens) => "ner",
             TaskKind::Clm => "clm",
             TaskKind::Chat => "chat",
             TaskKind::Mlm => "mlm",
@@ -51,6 +58,9 @@ impl TaskKind {
                 "Any number of labels per text or pair of texts"
             }
             TaskKind::Texts(ProblemType::Regression) => "A number per text or pair of texts",
+            TaskKind::Texts(ProblemType::Tokens) => {
+                "A label per word: named entities, or tags of any other kind"
+            }
             TaskKind::Clm => "The next token of documents: a causal language model",
             TaskKind::Chat => "The assistant's tokens of conversations: a causal language model",
             TaskKind::Mlm => "Hidden tokens of documents: a masked language model",
@@ -61,7 +71,17 @@ impl TaskKind {
     pub fn text_column(self) -> &'static str {
         match self {
             TaskKind::Chat => "messages",
+            TaskKind::NER => TOKENS,
             _ => "text",
+        }
+    }
+
+    /// Column of the label where none is named, of a task that has labels.
+    pub fn label_column(self) -> Option<&'static str> {
+        match self {
+            TaskKind::NER => Some(LABELS),
+            TaskKind::Texts(_) => Some("label"),
+            TaskKind::Clm | TaskKind::Chat | TaskKind::Mlm => None,
         }
     }
 }

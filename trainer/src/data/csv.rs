@@ -96,6 +96,7 @@ fn examples(mut records: Records<'_>, columns: &Columns) -> Result<Vec<Example>>
             text: std::mem::take(&mut fields[text]),
             text_pair,
             label,
+            words: None,
             line,
         });
     }

@@ -44,6 +44,7 @@ pub(super) fn parse(path: &Path, text: &str, columns: &Columns) -> Result<Vec<Ex
                     Label::of_json(columns.problem, value, place)
                 })
                 .transpose()?,
+            words: None,
             line,
         })
     };
@@ -207,13 +208,15 @@ mod tests {
                     text: "aé\n".into(),
                     text_pair: Some(String::new()),
                     label: Some(Label::One("-3".into())),
-                    line: 2
+                    words: None,
+                    line: 2,
                 },
                 Example {
                     text: "b".into(),
                     text_pair: Some("c".into()),
                     label: Some(Label::One("18446744073709551615".into())),
-                    line: 4
+                    words: None,
+                    line: 4,
                 },
             ]
         );
@@ -233,7 +236,8 @@ mod tests {
                 text: "1".into(),
                 text_pair: Some("2".into()),
                 label: None,
-                line: 1
+                words: None,
+                line: 1,
             }]
         );
     }

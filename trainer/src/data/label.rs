@@ -18,6 +18,8 @@ pub enum Label {
     Any(Vec<String>),
     /// The number to predict, in f32's range.
     Number(f32),
+    /// The label of each of its words.
+    Words(Vec<String>),
 }
 
 /// What stands between the names of a field.
@@ -76,6 +78,7 @@ impl Label {
                 });
                 any(names, at)
             }
+            ProblemType::Tokens => panic!("no field of a table has labels of words"),
             ProblemType::Regression => match field.trim().parse() {
                 Ok(number) => in_range(number, at),
                 Err(_) => {
@@ -103,6 +106,7 @@ impl Label {
                 any(names.iter().map(|value| name(value, ANY, at)), at)
             }
             (ProblemType::MultiLabel, value) => any([name(value, ANY, at)], at),
+            (ProblemType::Tokens, _) => panic!("labels of words are read with their words"),
             (ProblemType::Regression, value) => match value.as_f64() {
                 Some(number) => in_range(number, at),
                 None => Err(at.wrong(value, "a number")),
@@ -114,7 +118,7 @@ impl Label {
     pub fn names(&self) -> &[String] {
         match self {
             Label::One(name) => std::slice::from_ref(name),
-            Label::Any(names) => names,
+            Label::Any(names) | Label::Words(names) => names,
             Label::Number(_) => &[],
         }
     }

@@ -1,20 +1,24 @@
 //! The labels of examples, as numbers.
 
 use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
 
 use graft_models::{Labels, ProblemType};
 
-use super::{Dataset, Label};
+use super::{Dataset, Example, Form, Label};
+use crate::encode::Encoded;
 use crate::error::{Error, Result, list_names};
-use crate::targets::Targets;
+use crate::tags::{self, Tags};
+use crate::targets::{TaggedText, Targets};
 use crate::text_classifier::Outputs;
 
 /// What a head for these training examples gives: an output for each label that occurs, or one for the number. Labels are
-/// numbered from 0: sorted as numbers when all are integers, else by their bytes.
+/// numbered from 0: sorted as numbers when all are integers, else by their bytes; those of entities are
+/// [completed](tags::complete).
 ///
 /// # Errors
 /// Fewer labels than there is something to learn from: two, of which one is right, or one, which is right or not; labels
-/// that differ in spaces around them alone, of which one is a slip.
+/// that differ in spaces around them alone, of which one is a slip; tags of entities among labels that are none.
 ///
 /// # Panics
 /// When the examples were read without labels.
@@ -33,27 +37,12 @@ pub fn training_labels(data: &Dataset) -> Result<Outputs> {
         let what = format!("{found}, expected {expected}");
         Err(Error::data(&data.path, None, what, help))
     };
-    match problem {
-        ProblemType::Regression => return Ok(outputs(Labels::numbered(1))),
-        ProblemType::MultiLabel if names.is_empty() => {
-            return few("no example has a label".to_owned(), "one or more");
-        }
-        ProblemType::SingleLabel if names.len() < 2 => {
-            let only = list_names(&names, 2);
-            return few(
-                format!("every example has the label {only}"),
-                "two labels or more",
-            );
-        }
-        _ => {}
-    }
     // Sorted, such labels need not be neighbours: `a`, `a b`, `a `.
     let mut trimmed: HashMap<&str, &str> = HashMap::new();
     for &name in &names {
         if let Some(other) = trimmed.insert(name.trim(), name) {
             let spelled = |wanted: &str| {
-                let has =
-                    |example: &&super::Example| label(example).names().iter().any(|n| n == wanted);
+                let has = |example: &&Example| label(example).names().iter().any(|n| n == wanted);
                 data.examples.iter().find(has).map(|example| example.line)
             };
             let what = format!(
@@ -69,6 +58,31 @@ pub fn training_labels(data: &Dataset) -> Result<Outputs> {
             ));
         }
     }
+    match problem {
+        ProblemType::Regression => return Ok(outputs(Labels::numbered(1))),
+        ProblemType::Tokens => match labels_of_entities(data, &names)? {
+            Some(names) => return Ok(outputs(Labels::new(names)?)),
+            None if names.len() < 2 => {
+                let only = list_names(&names, 2);
+                return few(
+                    format!("every word has the label {only}"),
+                    "two labels or more",
+                );
+            }
+            None => {}
+        },
+        ProblemType::MultiLabel if names.is_empty() => {
+            return few("no example has a label".to_owned(), "one or more");
+        }
+        ProblemType::SingleLabel if names.len() < 2 => {
+            let only = list_names(&names, 2);
+            return few(
+                format!("every example has the label {only}"),
+                "two labels or more",
+            );
+        }
+        _ => {}
+    }
     // `01` and `1` are different names of one number: then only their spelling can order them.
     let number = |name: &&str| {
         name.parse::<i128>()
@@ -82,27 +96,61 @@ pub fn training_labels(data: &Dataset) -> Result<Outputs> {
     Ok(outputs(Labels::new(names)?))
 }
 
-/// What a model with these labels should give for each example.
+/// The labels of a head for entities, if the `names` that occur are tags of such.
+///
+/// # Errors
+/// Some are, and others are not: names the first word that has one of these.
+fn labels_of_entities(data: &Dataset, names: &[&str]) -> Result<Option<Vec<String>>> {
+    let other = |name: &str| !tags::is_tag(name);
+    let tag = names.iter().find(|name| name.contains('-') && !other(name));
+    let Some(tag) = tag.filter(|_| names.iter().any(|name| other(name))) else {
+        let all = names.iter().all(|name| !other(name));
+        let names = names.iter().copied().collect();
+        return Ok(all.then(|| tags::complete(&names)).flatten());
+    };
+    let places = data.examples.iter().flat_map(|example| {
+        let names = label(example).names().iter().enumerate();
+        names.map(move |(word, name)| (line_of(example, word), name))
+    });
+    let (line, name) = { places }
+        .find(|(_, name)| other(name))
+        .map_or((None, ""), |(line, name)| (Some(line), name.as_str()));
+    let what = format!(
+        "the label `{}` is no tag of an entity, and `{}` is one",
+        name.escape_debug(),
+        tag.escape_debug()
+    );
+    let help = "write O, or B- or I- and a kind; or let no label begin with such a letter and -";
+    Err(Error::data(&data.path, line, what, help))
+}
+
+/// The line of a word, or of its row.
+fn line_of(example: &Example, word: usize) -> usize {
+    match &example.words {
+        Some(words) if words.form == Form::Lines => example.line + word,
+        _ => example.line,
+    }
+}
+
+/// What a model with these labels should give for each example, as it was `encoded`.
 ///
 /// # Errors
 /// A label that the model does not have: names the first such line, how many more there are, and the labels there
-/// are.
+/// are. Words none of which has a token.
 ///
 /// # Panics
 /// When the examples were read without labels.
-pub fn encode_labels(labels: &Labels, data: &Dataset) -> Result<Targets> {
+pub fn encode_labels(labels: &Labels, data: &Dataset, encoded: &Encoded) -> Result<Targets> {
     let ids: HashMap<&str, u32> = (0..)
         .zip(labels.names())
         .map(|(id, name)| (name.as_str(), id))
         .collect();
-    let unknown = |example: &super::Example| {
-        let mut names = label(example).names().iter();
-        names.find(|name| !ids.contains_key(name.as_str())).cloned()
+    let unknown = |example: &Example| {
+        let mut names = label(example).names().iter().enumerate();
+        let (place, name) = names.find(|(_, name)| !ids.contains_key(name.as_str()))?;
+        Some((line_of(example, place), name.clone()))
     };
-    let mut wrong = data
-        .examples
-        .iter()
-        .filter_map(|example| Some((example.line, unknown(example)?)));
+    let mut wrong = data.examples.iter().filter_map(unknown);
     if let Some((line, name)) = wrong.next() {
         let others = match wrong.count() {
             0 => String::new(),
@@ -139,6 +187,28 @@ pub fn encode_labels(labels: &Labels, data: &Dataset) -> Result<Targets> {
                 })
                 .collect(),
         },
+        ProblemType::Tokens => Targets::Words {
+            tags: Arc::new(Tags::of(labels.names())),
+            right: all
+                .zip(encoded.words.iter().zip(&encoded.lengths))
+                .zip(&data.examples)
+                .map(|((label, (places, &tokens)), example)| {
+                    let names = label.names().iter().map(|name| ids[name.as_str()]);
+                    let text = TaggedText {
+                        tokens,
+                        words: places.iter().copied().zip(names).collect(),
+                    };
+                    match text.supervised() {
+                        0 => {
+                            let what = "no word of the row has a token";
+                            let help = "remove the row, or allow more tokens";
+                            Err(Error::data(&data.path, Some(example.line), what, help))
+                        }
+                        _ => Ok(text),
+                    }
+                })
+                .collect::<Result<_>>()?,
+        },
         ProblemType::Regression => Targets::Numbers(
             all.map(|label| match label {
                 Label::Number(number) => *number,
@@ -149,7 +219,7 @@ pub fn encode_labels(labels: &Labels, data: &Dataset) -> Result<Targets> {
     })
 }
 
-fn label(example: &super::Example) -> &Label {
+fn label(example: &Example) -> &Label {
     example
         .label
         .as_ref()
@@ -175,6 +245,11 @@ mod tests {
 
     fn data(labels: &[&str]) -> Dataset {
         data_of(ProblemType::SingleLabel, labels)
+    }
+
+    /// Of texts, to which their tokens make no difference.
+    fn encode(labels: &Labels, data: &Dataset) -> Result<Targets> {
+        encode_labels(labels, data, &Encoded::default())
     }
 
     #[test]
@@ -204,7 +279,7 @@ mod tests {
         let outputs = training_labels(&sets).unwrap();
         assert_eq!(outputs.labels.names(), ["a", "b", "c"]);
         assert_eq!(
-            encode_labels(&outputs.labels, &sets).unwrap(),
+            encode(&outputs.labels, &sets).unwrap(),
             Targets::Sets {
                 labels: 3,
                 right: vec![vec![0, 1], vec![], vec![0, 2], vec![0]],
@@ -219,12 +294,102 @@ mod tests {
             "{none}"
         );
         let unknown = data_of(problem, &["a", "b|x", "y"]);
-        let said = encode_labels(&outputs.labels, &unknown).unwrap_err();
+        let said = encode(&outputs.labels, &unknown).unwrap_err();
         assert!(
             said.to_string()
                 .contains("d.csv:3: unknown label `x` (and 1 more row"),
             "{said}"
         );
+    }
+
+    fn words(name: &str, text: &str) -> Dataset {
+        let columns = Columns {
+            label: Some("labels".into()),
+            problem: ProblemType::Tokens,
+            ..Columns::texts("tokens")
+        };
+        read(name, text.as_bytes(), &columns).unwrap()
+    }
+
+    #[test]
+    fn labels_of_entities_are_completed_and_others_are_not() {
+        let names = |text: &str| training_labels(&words("d.conll", text));
+        let of = |text: &str| names(text).unwrap().labels.names().to_vec();
+        assert_eq!(
+            of("a B-y
+b O
+
+c I-x
+"),
+            ["O", "B-x", "I-x", "B-y", "I-y"]
+        );
+        assert_eq!(
+            of("a NOUN
+b DET
+"),
+            ["DET", "NOUN"]
+        );
+        assert_eq!(
+            of("a 10
+b 9
+"),
+            ["9", "10"]
+        );
+        for (text, want) in [
+            (
+                "a O
+b O
+",
+                "d.conll: every word has the label `O`",
+            ),
+            (
+                "a X
+b X
+",
+                "every word has the label `X`",
+            ),
+            (
+                "a O
+b B-x
+
+c O
+d PER
+",
+                "d.conll:5: the label `PER` is no tag of an entity, and `B-x` is one",
+            ),
+        ] {
+            let said = names(text).unwrap_err().to_string();
+            assert!(said.contains(want), "{said}");
+        }
+    }
+
+    #[test]
+    fn an_unknown_label_of_a_word_names_its_line() {
+        let known = training_labels(&words(
+            "d.conll",
+            "a B-x
+b O
+",
+        ))
+        .unwrap();
+        let encode = |data: &Dataset| encode(&known.labels, data).unwrap_err().to_string();
+        let said = encode(&words(
+            "d.conll",
+            "a O
+b O
+
+c O
+d B-z
+e B-z
+
+f B-w
+",
+        ));
+        let want = "d.conll:5: unknown label `B-z` (and 1 more row";
+        assert!(said.contains(want), "{said}");
+        let row = "{\"tokens\": [\"a\", \"b\"], \"labels\": [\"O\", \"B-z\"]}\n";
+        let said = encode(&words("d.jsonl", row));
+        assert!(said.contains("d.jsonl:1: unknown label `B-z`"), "{said}");
     }
 
     #[test]
@@ -234,7 +399,7 @@ mod tests {
         let outputs = training_labels(&numbers).unwrap();
         assert_eq!((outputs.labels.count(), outputs.problem), (1, problem));
         assert_eq!(
-            encode_labels(&outputs.labels, &numbers).unwrap(),
+            encode(&outputs.labels, &numbers).unwrap(),
             Targets::Numbers(vec![1.5, -2.0])
         );
     }
@@ -242,7 +407,7 @@ mod tests {
     #[test]
     fn unknown_labels_name_line_and_set() {
         let set = Labels::new(vec!["neg".into(), "pos".into()]).unwrap();
-        let encode = |labels: &[&str]| encode_labels(&set, &data(labels));
+        let encode = |labels: &[&str]| encode(&set, &data(labels));
         assert_eq!(
             encode(&["pos", "neg", "pos"]).unwrap(),
             Targets::Classes {

@@ -1,14 +1,17 @@
-//! Examples from files: JSON Lines, CSV and TSV; conversations.
+//! Examples from files: JSON Lines, CSV and TSV; words with labels, also one on each line; conversations.
 //!
 //! The format follows from the extension: `.jsonl`, `.ndjson` and `.json` hold one JSON object per line, `.csv` is
 //! RFC 4180 with a header, `.tsv` is tab-separated with a header and knows no quotes. A byte order mark, CRLF line
 //! ends and blank lines are tolerated; everything else that is wrong is refused with the file and the line.
 
 mod chat;
+mod conll;
 mod csv;
 mod jsonl;
 mod label;
 mod labels;
+mod spans;
+mod words;
 
 use std::path::{Path, PathBuf};
 
@@ -17,6 +20,7 @@ use graft_models::ProblemType;
 pub use chat::{Chats, Conversation};
 pub use label::Label;
 pub use labels::{encode_labels, training_labels};
+pub use words::{Form, LABELS, TOKENS, Words};
 
 use crate::error::{Error, Result, list_names};
 use crate::nearest::nearest;
@@ -30,6 +34,8 @@ pub struct Example {
     pub text_pair: Option<String>,
     /// What the text is. None when labels were not asked for.
     pub label: Option<Label>,
+    /// Its words, where these are what has labels.
+    pub words: Option<Words>,
     /// The line on which the row begins, from 1.
     pub line: usize,
 }
@@ -82,6 +88,8 @@ pub struct Dataset {
     pub examples: Vec<Example>,
     /// What their labels are.
     pub problem: ProblemType,
+    /// What the user should know of them.
+    pub notes: Vec<String>,
 }
 
 impl Dataset {
@@ -91,15 +99,29 @@ impl Dataset {
     /// An unknown extension, a file that cannot be read, is not UTF-8 or holds no example, a malformed row, a missing
     /// column, a text that is no string, or a label that is not [as its kind is written](Label).
     pub fn read(path: &Path, columns: &Columns) -> Result<Dataset> {
-        Self::read_rows(path, columns, ".jsonl, .csv or .tsv")
+        let endings = match columns.problem {
+            ProblemType::Tokens => ".jsonl, .conll, .bio, .iob2, .tsv or .txt",
+            _ => ".jsonl, .csv or .tsv",
+        };
+        Self::read_rows(path, columns, endings)
     }
 
     /// [`Dataset::read`]; `endings` are those of the names that the caller reads.
     fn read_rows(path: &Path, columns: &Columns, endings: &str) -> Result<Dataset> {
-        let parse = match extension(path).as_deref() {
-            _ if is_jsonl(path) => jsonl::parse,
-            Some("csv") => csv::parse_csv,
-            Some("tsv") => csv::parse_tsv,
+        let of_words = columns.problem == ProblemType::Tokens;
+        let parse: Parse = match extension(path).as_deref() {
+            _ if is_jsonl(path) && of_words => words::parse,
+            Some(ending) if of_words && conll::ENDINGS.contains(&ending) => {
+                |path, text, columns| {
+                    let examples = conll::parse(path, text, columns.label.is_some())?;
+                    Ok((examples, Vec::new()))
+                }
+            }
+            _ if is_jsonl(path) => |path, text, columns| plain(jsonl::parse(path, text, columns)),
+            Some("csv") if !of_words => {
+                |path, text, columns| plain(csv::parse_csv(path, text, columns))
+            }
+            Some("tsv") => |path, text, columns| plain(csv::parse_tsv(path, text, columns)),
             _ if path.is_dir() => {
                 let what = "it is a directory, expected a file";
                 return Err(Error::data(path, None, what, "name a file in it"));
@@ -117,7 +139,7 @@ impl Dataset {
             }
         };
         let text = read_text(path)?;
-        let examples = parse(path, &text, columns)?;
+        let (examples, notes) = parse(path, &text, columns)?;
         if examples.is_empty() {
             return Err(Error::data(
                 path,
@@ -134,6 +156,7 @@ impl Dataset {
             path: path.to_path_buf(),
             examples,
             problem: columns.problem,
+            notes,
         })
     }
 
@@ -142,7 +165,10 @@ impl Dataset {
     /// # Errors
     /// As [`Dataset::read`].
     pub fn documents(path: &Path, text: &str) -> Result<Dataset> {
-        if has_columns(path) {
+        if path
+            .extension()
+            .is_none_or(|e| !e.eq_ignore_ascii_case("txt"))
+        {
             let columns = Columns::texts(text);
             return Self::read_rows(path, &columns, ".txt, .jsonl, .csv or .tsv");
         }
@@ -150,12 +176,14 @@ impl Dataset {
             text: read_text(path)?,
             text_pair: None,
             label: None,
+            words: None,
             line: 1,
         };
         Ok(Dataset {
             path: path.to_path_buf(),
             examples: vec![example],
             problem: ProblemType::SingleLabel,
+            notes: Vec::new(),
         })
     }
 
@@ -170,15 +198,18 @@ impl Dataset {
     }
 }
 
+/// The examples of a text, and what the user should know of them.
+type Parse = fn(&Path, &str, &Columns) -> Result<(Vec<Example>, Vec<String>)>;
+
+/// Examples of which there is nothing to be said.
+fn plain(examples: Result<Vec<Example>>) -> Result<(Vec<Example>, Vec<String>)> {
+    Ok((examples?, Vec::new()))
+}
+
 /// What a file's name ends in, in small letters.
 fn extension(path: &Path) -> Option<String> {
     let extension = path.extension()?;
     Some(extension.to_string_lossy().to_ascii_lowercase())
-}
-
-/// Whether a data file has columns: a `.txt` file is a text.
-pub fn has_columns(path: &Path) -> bool {
-    extension(path).as_deref() != Some("txt")
 }
 
 fn is_jsonl(path: &Path) -> bool {

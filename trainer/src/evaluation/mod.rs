@@ -3,10 +3,12 @@
 mod classes;
 mod numbers;
 mod sets;
+mod words;
 
 pub use classes::{ClassesEvaluation, best_label, probabilities};
 pub use numbers::{Fit, NumbersEvaluation};
 pub use sets::{SetScore, SetsEvaluation, likelihood, likely_labels};
+pub use words::{WordScore, WordsEvaluation, labels_of_words};
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -26,6 +28,8 @@ pub enum Evaluation {
     Sets(SetsEvaluation),
     /// A number each
     Numbers(NumbersEvaluation),
+    /// A label for each word
+    Words(WordsEvaluation),
 }
 
 /// What each kind of evaluation says of itself.
@@ -74,7 +78,8 @@ impl Measure {
 }
 
 impl Evaluation {
-    /// Of given outputs and what is right, `[n]` each, beside a guess from the examples that were trained on.
+    /// Of given outputs and what is right, `[n]` each (for words the outputs of all tokens), beside a guess from the examples
+    /// that were trained on.
     ///
     /// # Panics
     /// When a guess is of another kind.
@@ -89,6 +94,9 @@ impl Evaluation {
             (Targets::Numbers(right), Guess::Number(guess)) => {
                 Evaluation::Numbers(NumbersEvaluation::new(outputs, right, *guess))
             }
+            (Targets::Words { tags, right }, Guess::Class(guess)) => {
+                Evaluation::Words(WordsEvaluation::new(outputs, tags, right, *guess))
+            }
             (truth, guess) => panic!("{guess:?} is no guess for {truth:?}"),
         }
     }
@@ -98,6 +106,7 @@ impl Evaluation {
             Evaluation::Classes(of) => of,
             Evaluation::Sets(of) => of,
             Evaluation::Numbers(of) => of,
+            Evaluation::Words(of) => of,
         }
     }
 

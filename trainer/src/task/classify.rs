@@ -1,4 +1,4 @@
-//! A label, any number of labels, or a number for a text or a pair of texts.
+//! A label, any number of labels, or a number for a text or a pair of texts; a label for each word of a text.
 
 use std::marker::PhantomData;
 use std::path::Path;
@@ -157,8 +157,8 @@ impl<N: TextClassifier> Task for Classify<N> {
         &self.training.encoded.lengths
     }
 
-    fn targets(&self, _: usize) -> usize {
-        1
+    fn targets(&self, example: usize) -> usize {
+        self.training.targets.supervised(example)
     }
 
     fn truncated(&self) -> usize {
@@ -253,7 +253,7 @@ fn far_from_zero(path: &Path, targets: &Targets) -> Option<String> {
 }
 
 fn notes_of(path: &Path, data: &Labelled) -> Vec<String> {
-    let mut notes = Vec::new();
+    let mut notes = data.notes.clone();
     if data.encoded.truncated > 0 {
         notes.push(format!(
             "{}: {} of {} texts have more tokens than allowed and were cut",

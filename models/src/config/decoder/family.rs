@@ -73,6 +73,19 @@ impl DecoderFamily {
         }
     }
 
+    /// The class of transformers that puts a classification head on each token of this decoder, if there is one.
+    pub fn token_classification_architecture(self) -> Option<&'static str> {
+        match self {
+            DecoderFamily::Gpt2 => Some("GPT2ForTokenClassification"),
+            DecoderFamily::Llama => Some("LlamaForTokenClassification"),
+            DecoderFamily::Mistral => Some("MistralForTokenClassification"),
+            DecoderFamily::Qwen2 => Some("Qwen2ForTokenClassification"),
+            DecoderFamily::Qwen3 => Some("Qwen3ForTokenClassification"),
+            DecoderFamily::Gemma2 => Some("Gemma2ForTokenClassification"),
+            DecoderFamily::Gemma3 => None,
+        }
+    }
+
     pub(super) fn is_gemma(self) -> bool {
         matches!(self, DecoderFamily::Gemma2 | DecoderFamily::Gemma3)
     }

@@ -27,6 +27,8 @@ pub(super) fn refuse_unsupported(read: &Reader) -> Result<()> {
         let expected = "null: Gemma 3 has no cap there";
         read.only("attn_logit_softcapping", &[], expected)?;
     }
+    let expected = "true: a head that labels tokens has a bias";
+    read.only("token_classification_bias", &[&Value::Bool(true)], expected)?;
     refuse_partial(read)?;
     read.refuse_quantised()
 }

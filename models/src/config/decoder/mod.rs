@@ -9,7 +9,7 @@ use super::{
     CONFIG_FILE, HeadConfig, HiddenAct, Labels, MAX_HIDDEN, MAX_INTERMEDIATE, MAX_LAYERS,
     MAX_POSITIONS, MAX_VOCAB, ProblemType, load_with, put, put_dtype,
 };
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::json::parse_object;
 use crate::source::ModelSource;
 
@@ -58,6 +58,8 @@ pub struct DecoderDropout {
     pub attention: f64,
     /// On what attention and feed-forward layers add to the residual stream.
     pub residual: f64,
+    /// In front of a head that labels tokens.
+    pub classifier: f64,
 }
 
 /// A decoder's config that has been checked.
@@ -158,6 +160,10 @@ impl DecoderConfig {
         let (kinds, window) = layer_kinds(&read, family, layers)?;
         let rate =
             |key: &str, default: f64| -> Result<f64> { Ok(read.rate(key)?.unwrap_or(default)) };
+        let classifier = match read.rate("classifier_dropout")? {
+            Some(rate) => rate,
+            None => rate("hidden_dropout", 0.1)?,
+        };
         let bias = match family {
             DecoderFamily::Gpt2 => [true; 3],
             DecoderFamily::Mistral => [false; 3],
@@ -192,11 +198,13 @@ impl DecoderConfig {
                     embedding: rate("embd_pdrop", 0.1)?,
                     attention: rate(keys.attention_dropout, 0.1)?,
                     residual: rate("resid_pdrop", 0.1)?,
+                    classifier,
                 },
                 false => DecoderDropout {
                     embedding: 0.0,
                     attention: rate(keys.attention_dropout, 0.0)?,
                     residual: 0.0,
+                    classifier,
                 },
             },
             initializer_range: read.positive("initializer_range")?.unwrap_or(0.02),
@@ -267,9 +275,23 @@ impl DecoderConfig {
     }
 
     /// Makes this the config of a classifier: its class, its labels, and what they mean.
-    pub fn set_classification(&mut self, labels: Labels, problem_type: ProblemType) {
-        let class = self.family.classification_architecture();
+    ///
+    /// # Errors
+    /// [`Error::Config`] for labels of tokens in a family for which transformers has no such class.
+    pub fn set_classification(&mut self, labels: Labels, problem_type: ProblemType) -> Result<()> {
+        let class = match problem_type {
+            ProblemType::Tokens => self.family.token_classification_architecture(),
+            _ => Some(self.family.classification_architecture()),
+        };
+        let class = class.ok_or_else(|| Error::Config {
+            file: CONFIG_FILE.to_string(),
+            key: "model_type".to_string(),
+            found: self.family.model_type().to_string(),
+            expected: "a family that transformers has a class for, which labels tokens".to_string(),
+            help: "take a model of another family".to_string(),
+        })?;
         self.head = HeadConfig::classifier(class, labels, problem_type);
+        Ok(())
     }
 
     /// The text of the config.json to save: what was read, with those of this config's public values that were changed

@@ -1,0 +1,4 @@
+//! Words that have labels, entities above all.
+
+mod parity;
+mod runs;
