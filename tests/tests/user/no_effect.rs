@@ -195,3 +195,84 @@ fn an_adapter_is_listed_without_a_head_of_other_labels() {
     let shown = TRAINER.succeeds(["inspect", base.to_str().unwrap(), "--labels", "1"]);
     assert!(shown.out.contains("hidden 32, 1 label,"), "{}", shown.out);
 }
+
+#[test]
+fn a_column_of_a_file_without_columns_is_refused() {
+    let task = Task::new(6, 2);
+    language_model(&task.path("gpt"), "tiny-gpt2");
+    let (model, run, out) = (task.text("gpt"), task.text("run"), task.text("tokens"));
+    let text = task.lines("plain.txt", |i| format!("the {i} of them"));
+    let column = ["--text-column", "body"];
+    let commands: [&[&str]; 4] = [
+        &["eval", "--model", &model, "--data", &text],
+        &["data", "show", &text, "--model", &model, "--task", "clm"],
+        &[
+            "tokenizer",
+            "--data",
+            &text,
+            "--vocab-size",
+            "300",
+            "--out",
+            &out,
+        ],
+        &[
+            "train", "--task", "clm", "--model", &model, "--train", &text, "--out", &run,
+        ],
+    ];
+    for command in commands {
+        let said = TRAINER.refuses([command, &column].concat());
+        assert!(said.contains("--text-column: "), "{command:?}: {said}");
+        assert!(said.contains("a .txt file has no columns"), "{said}");
+    }
+    // One file with columns is enough, and so is the name that is meant where none is given.
+    let (rows, usual) = (task.text("train.jsonl"), task.text("usual"));
+    let both = [
+        "tokenizer",
+        "--data",
+        &text,
+        "--data",
+        &rows,
+        "--vocab-size",
+        "300",
+        "--out",
+        &out,
+    ];
+    assert!(
+        TRAINER
+            .refuses([&both[..], &column].concat())
+            .contains("the column `body` is missing")
+    );
+    let quick = ["--epochs", "1", "--text-column", "text"];
+    let train = [
+        "train", "--task", "clm", "--model", &model, "--train", &text, "--out", &usual,
+    ];
+    TRAINER.succeeds([&train[..], &quick].concat());
+    let merge = [
+        "merge",
+        "--model",
+        &usual,
+        "--out",
+        &out,
+        "--text-column",
+        "body",
+    ];
+    assert!(misused(&merge).err.contains("--data <FILE>"));
+}
+
+#[test]
+fn a_tokenizer_is_not_made_of_nothing() {
+    let task = Task::new(6, 2);
+    let empty = task.text("empty.txt");
+    std::fs::write(&empty, "\n \n").unwrap();
+    let out = task.text("tokens");
+    let said = TRAINER.refuses([
+        "tokenizer",
+        "--data",
+        &empty,
+        "--vocab-size",
+        "300",
+        "--out",
+        &out,
+    ]);
+    assert!(said.contains("--data: no file holds any text"), "{said}");
+}

@@ -118,5 +118,10 @@ fn what_an_earlier_run_left_is_not_said_to_be_reached_by_one_that_did_not_begin(
         assert!(said.contains(what), "{said}");
         assert!(!said.contains("what was reached is kept"), "{said}");
     }
+    // A restart that cannot begin forgets nothing.
+    let none = ["--restart", "--set", "data.text=none"];
+    let said =
+        TRAINER.refuses(task.train(&fixture("tiny-bert"), "run", &[&base[..], &none].concat()));
+    assert!(said.contains("the column `none` is missing"), "{said}");
     TRAINER.succeeds(["resume", &task.text("run")]);
 }

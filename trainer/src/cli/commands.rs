@@ -5,7 +5,7 @@ use std::path::Path;
 use graft_models::{Classifier, Config, DecoderClassifier, ProblemType};
 use serde_json::{Value, json};
 
-use super::{ColumnArgs, EvalArgs, InspectArgs, PredictArgs, output, print};
+use super::{ColumnArgs, EvalArgs, InspectArgs, PredictArgs, column_applies, output, print};
 use crate::adapted::Choice;
 use crate::config::{Rule, TaskKind};
 use crate::conversations::Conversations;
@@ -104,6 +104,10 @@ fn eval_tokens<C: Corpus>(
     model: &Model<C::Network>,
     texts: impl Fn(&C) -> (&'static str, usize),
 ) -> Result<()> {
+    column_applies(
+        args.columns.text_column.as_deref(),
+        [&args.data].into_iter(),
+    )?;
     let rows = C::read(&args.data, &text_column(&args.columns, task))?;
     let data = C::new(&model.config, &model.tokenizer, &rows, args.max_length)?;
     if data.truncated() > 0 {

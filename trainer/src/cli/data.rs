@@ -8,7 +8,7 @@ use graft_models::config::CONFIG_FILE;
 use graft_models::tokenizer::TOKENIZER_FILE;
 use graft_models::{Config, ModelSource, atomic, train_bpe};
 
-use super::print;
+use super::{column_applies, print};
 use crate::config::TaskKind;
 use crate::data::Dataset;
 use crate::error::{Error, Result};
@@ -81,6 +81,7 @@ pub(super) fn data(args: &DataArgs) -> Result<()> {
         Some(task) => task,
         None => usual_task(&args.model)?,
     };
+    column_applies(args.text_column.as_deref(), [&args.data].into_iter())?;
     let shown = show(&Request {
         model: &args.model,
         data: &args.data,
@@ -117,9 +118,9 @@ pub struct TokenizerArgs {
     /// Texts (.txt, .jsonl, .csv, .tsv); may be repeated.
     #[arg(long, value_name = "FILE", required = true)]
     pub data: Vec<PathBuf>,
-    /// Column of the text.
-    #[arg(long, value_name = "NAME", default_value = "text")]
-    pub text_column: String,
+    /// Column of the text; text, if absent.
+    #[arg(long, value_name = "NAME")]
+    pub text_column: Option<String>,
     /// Most tokens; `vocab_size` of the config.json in --out if absent.
     #[arg(long, value_name = "N")]
     pub vocab_size: Option<usize>,
@@ -138,16 +139,22 @@ pub(super) fn tokenizer(args: &TokenizerArgs) -> Result<()> {
             "remove it, or name another directory",
         ));
     }
+    column_applies(args.text_column.as_deref(), args.data.iter())?;
     let vocab_size = vocabulary(args)?;
+    let column = args.text_column.as_deref().unwrap_or("text");
     let data = args.data.iter();
     let data: Vec<Dataset> = data
-        .map(|path| Dataset::documents(path, &args.text_column))
+        .map(|path| Dataset::documents(path, column))
         .collect::<Result<_>>()?;
     let examples = data.iter().flat_map(|data| &data.examples);
     // Lines are worked on at once; no token reaches across one in any case.
     let lines: Vec<&str> = examples
         .flat_map(|e| e.text.split_inclusive('\n'))
         .collect();
+    if lines.iter().all(|line| line.trim().is_empty()) {
+        let help = "name files with text in them";
+        return Err(Error::config("--data", "no file holds any text", help));
+    }
     let files = train_bpe(lines.iter().copied(), vocab_size)?;
     std::fs::create_dir_all(&args.out).map_err(|e| Error::io("create", &args.out, e))?;
     for (name, bytes) in files {
@@ -206,7 +213,7 @@ mod tests {
     fn arguments(out: &Path, vocab_size: Option<usize>) -> TokenizerArgs {
         TokenizerArgs {
             data: vec![],
-            text_column: "text".into(),
+            text_column: None,
             vocab_size,
             out: out.to_path_buf(),
         }

@@ -40,9 +40,9 @@ pub struct MergeArgs {
     /// Texts to compare on (.jsonl, .csv, .tsv); some come with the program.
     #[arg(long, value_name = "FILE")]
     pub data: Option<PathBuf>,
-    /// Column of the text.
-    #[arg(long, value_name = "NAME", default_value = "text")]
-    pub text_column: String,
+    /// Column of the text, with --data; text, if absent.
+    #[arg(long, value_name = "NAME", requires = "data")]
+    pub text_column: Option<String>,
     /// What logits may differ by at most, relative to the largest or 1.
     #[arg(long, value_name = "X", default_value_t = TOLERANCE)]
     pub tolerance: f64,
@@ -60,7 +60,7 @@ pub(super) fn run(args: &MergeArgs) -> Result<()> {
         return Err(Error::config("--tolerance", what, "correct the value"));
     }
     let texts = args.data.as_ref().map(|path| -> Result<Vec<String>> {
-        let columns = Columns::texts(args.text_column.as_str());
+        let columns = Columns::texts(args.text_column.as_deref().unwrap_or("text"));
         let examples = Dataset::read(path, &columns)?.examples.into_iter();
         Ok(examples.map(|example| example.text).collect())
     });

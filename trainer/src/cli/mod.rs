@@ -29,6 +29,7 @@ pub use run_args::RunArgs;
 
 use crate::adapted::AdapterArgs;
 use crate::config::{KEYS, RunConfig, TaskKind};
+use crate::data::has_columns;
 use crate::device::DeviceArgs;
 use crate::error::{Error, Result, list_names};
 use crate::report::RunReport;
@@ -360,10 +361,14 @@ where
 }
 
 fn train(config: &RunConfig, restart: bool) -> Result<()> {
-    if restart {
-        run_dir::discard(&config.output.dir)?;
-    }
     let out = &config.output.dir;
+    if restart {
+        if run_dir::is_resumable(out) {
+            // What is wrong with data, model or settings is said while there is still a run to go on with.
+            crate::train::plan(config)?;
+        }
+        run_dir::discard(out)?;
+    }
     // What an earlier run has left there was not reached by this one, which does not begin then.
     let foreign = run_dir::is_resumable(out);
     let stop = signals::stop()?;
@@ -434,6 +439,20 @@ fn verify(args: &VerifyArgs) -> Result<()> {
         let _ = writeln!(text, "  warning: trainable, but did not move: {names}");
     }
     print(&text)
+}
+
+/// Refuses the name of a column where no file has columns.
+fn column_applies<'a>(
+    column: Option<&str>,
+    mut files: impl Iterator<Item = &'a PathBuf>,
+) -> Result<()> {
+    match column.is_some() && !files.any(|file| has_columns(file)) {
+        true => {
+            let what = "it has no effect: a .txt file has no columns";
+            Err(Error::config("--text-column", what, "leave it out"))
+        }
+        false => Ok(()),
+    }
 }
 
 /// Writes to standard output. A reader that has gone away (`| head`) is no error.

@@ -9,6 +9,7 @@ use super::{
     Precision, RunConfig, Settings, Strategy, StrategyConfig, TaskConfig, TaskKind, TrainConfig,
 };
 use crate::batch::BatchSize;
+use crate::data::has_columns;
 use crate::error::{Error, Result};
 
 impl RunConfig {
@@ -52,6 +53,7 @@ impl RunConfig {
             max_length: count(s, "data.max_length")?,
         };
         distinct_columns(s, &data)?;
+        column_without_table(s, task.kind, &data)?;
         let name = worded(
             s,
             "strategy.name",
@@ -258,6 +260,24 @@ fn distinct_columns(s: &Settings, data: &DataConfig) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Refuses the name of a column where all files are documents without any.
+fn column_without_table(s: &Settings, kind: TaskKind, data: &DataConfig) -> Result<()> {
+    let files = [Some(&data.train), data.eval.as_ref()];
+    let documents = matches!(kind, TaskKind::Clm | TaskKind::Mlm);
+    let tables = files.into_iter().flatten().any(|file| has_columns(file));
+    match s.origin("data.text") {
+        // A resolved configuration says the usual name.
+        Some(origin) if documents && !tables && data.text != kind.text_column() => {
+            Err(Error::config(
+                origin,
+                "`data.text` has no effect: a .txt file has no columns",
+                "remove it",
+            ))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// The path with links and `..` resolved as far as it exists.

@@ -165,10 +165,7 @@ impl Dataset {
     /// # Errors
     /// As [`Dataset::read`].
     pub fn documents(path: &Path, text: &str) -> Result<Dataset> {
-        if path
-            .extension()
-            .is_none_or(|e| !e.eq_ignore_ascii_case("txt"))
-        {
+        if has_columns(path) {
             let columns = Columns::texts(text);
             return Self::read_rows(path, &columns, ".txt, .jsonl, .csv or .tsv");
         }
@@ -210,6 +207,11 @@ fn plain(examples: Result<Vec<Example>>) -> Result<(Vec<Example>, Vec<String>)> 
 fn extension(path: &Path) -> Option<String> {
     let extension = path.extension()?;
     Some(extension.to_string_lossy().to_ascii_lowercase())
+}
+
+/// Whether a data file has columns: a `.txt` file is a text.
+pub fn has_columns(path: &Path) -> bool {
+    extension(path).as_deref() != Some("txt")
 }
 
 fn is_jsonl(path: &Path) -> bool {
