@@ -578,6 +578,25 @@ fn what_does_not_fit_is_refused() {
             .refuses(pairs)
             .contains("it has no effect: the task is ner")
     );
+    // A file with a word a line has no columns with names.
+    for (flag, command) in [("--text-column", "predict"), ("--label-column", "eval")] {
+        let said = TRAINER.refuses([command, "--model", &run, "--data", &data, flag, "b"]);
+        assert!(
+            said.contains("a file with a word a line has no columns"),
+            "{said}"
+        );
+    }
+    let mut arguments = train(&task, &bert, "no", &["--label-column", "b"]);
+    for argument in &mut arguments {
+        if argument.ends_with(".jsonl") {
+            *argument = data.clone();
+        }
+    }
+    let said = TRAINER.refuses(&arguments);
+    assert!(
+        said.contains("`data.label` has no effect: a file with"),
+        "{said}"
+    );
     // transformers has no class for it.
     language_model(&task.path("gemma"), "tiny-gemma3");
     let said = TRAINER.refuses(train(&task, &task.path("gemma"), "no", &["--epochs", "1"]));

@@ -1,6 +1,6 @@
 //! The commands that use a model: `eval`, `predict`, `inspect`.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use graft_models::{Classifier, Config, DecoderClassifier, ProblemType};
 use serde_json::{Value, json};
@@ -23,12 +23,16 @@ use crate::predict::write_predictions;
 use crate::report::{Table, thousands};
 use crate::text_classifier::TextClassifier;
 
-/// The columns of texts, without labels.
-fn columns(args: &ColumnArgs, problem: ProblemType) -> Result<Columns> {
+/// The columns of texts in a file, without labels.
+fn columns(args: &ColumnArgs, problem: ProblemType, data: &PathBuf) -> Result<Columns> {
     let task = TaskKind::Texts(problem);
-    if task == TaskKind::NER && args.text_pair_column.is_some() {
-        let what = format!("it has no effect: the task is {task}");
-        return Err(Error::config("--text-pair-column", what, "leave it out"));
+    if task == TaskKind::NER {
+        if args.text_pair_column.is_some() {
+            let what = format!("it has no effect: the task is {task}");
+            return Err(Error::config("--text-pair-column", what, "leave it out"));
+        }
+        let column = ("--text-column", args.text_column.as_deref());
+        column_applies(column, true, [data].into_iter())?;
     }
     Ok(Columns {
         text_pair: args.text_pair_column.clone(),
@@ -104,10 +108,8 @@ fn eval_tokens<C: Corpus>(
     model: &Model<C::Network>,
     texts: impl Fn(&C) -> (&'static str, usize),
 ) -> Result<()> {
-    column_applies(
-        args.columns.text_column.as_deref(),
-        [&args.data].into_iter(),
-    )?;
+    let column = ("--text-column", args.columns.text_column.as_deref());
+    column_applies(column, false, [&args.data].into_iter())?;
     let rows = C::read(&args.data, &text_column(&args.columns, task))?;
     let data = C::new(&model.config, &model.tokenizer, &rows, args.max_length)?;
     if data.truncated() > 0 {
@@ -142,10 +144,14 @@ fn eval_classifier<N: TextClassifier>(args: &EvalArgs, model: &Model<N>) -> Resu
         let what = format!("the task is {task}, but what the model's outputs mean is for {own}");
         return Err(Error::config("--task", what, "leave it out"));
     }
+    if own == TaskKind::NER {
+        let column = ("--label-column", args.label_column.as_deref());
+        column_applies(column, true, [&args.data].into_iter())?;
+    }
     let label = args.label_column.as_deref().or(own.label_column());
     let columns = Columns {
         label: label.map(str::to_owned),
-        ..columns(&args.columns, problem)?
+        ..columns(&args.columns, problem, &args.data)?
     };
     let data = Labelled::read(model, &args.data, &columns, args.max_length)?;
     say_of(&data.encoded, &data.notes, &args.data);
@@ -180,7 +186,7 @@ pub(super) fn predict(args: &PredictArgs) -> Result<()> {
 fn predict_with<N: TextClassifier>(args: &PredictArgs, choice: &Choice) -> Result<()> {
     let mut adapted = choice.classifier::<N>(&args.device.open()?)?;
     let problem = N::problem(&adapted.model.config);
-    let texts = Dataset::read(&args.data, &columns(&args.columns, problem)?)?;
+    let texts = Dataset::read(&args.data, &columns(&args.columns, problem, &args.data)?)?;
     let data = Encoded::new(&adapted.model, &texts, args.max_length)?;
     say_of(&data, &texts.notes, &args.data);
     let data = (&texts, &data);

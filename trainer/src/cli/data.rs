@@ -81,7 +81,8 @@ pub(super) fn data(args: &DataArgs) -> Result<()> {
         Some(task) => task,
         None => usual_task(&args.model)?,
     };
-    column_applies(args.text_column.as_deref(), [&args.data].into_iter())?;
+    let column = ("--text-column", args.text_column.as_deref());
+    column_applies(column, task == TaskKind::NER, [&args.data].into_iter())?;
     let shown = show(&Request {
         model: &args.model,
         data: &args.data,
@@ -139,7 +140,8 @@ pub(super) fn tokenizer(args: &TokenizerArgs) -> Result<()> {
             "remove it, or name another directory",
         ));
     }
-    column_applies(args.text_column.as_deref(), args.data.iter())?;
+    let column = ("--text-column", args.text_column.as_deref());
+    column_applies(column, false, args.data.iter())?;
     let vocab_size = vocabulary(args)?;
     let column = args.text_column.as_deref().unwrap_or("text");
     let data = args.data.iter();

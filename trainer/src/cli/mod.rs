@@ -29,7 +29,7 @@ pub use run_args::RunArgs;
 
 use crate::adapted::AdapterArgs;
 use crate::config::{KEYS, RunConfig, TaskKind};
-use crate::data::has_columns;
+use crate::data::{has_columns, without_columns};
 use crate::device::DeviceArgs;
 use crate::error::{Error, Result, list_names};
 use crate::report::RunReport;
@@ -441,15 +441,16 @@ fn verify(args: &VerifyArgs) -> Result<()> {
     print(&text)
 }
 
-/// Refuses the name of a column where no file has columns.
+/// Refuses the name of a column, given by `flag`, where no file has columns; `words` says that these are labelled.
 fn column_applies<'a>(
-    column: Option<&str>,
+    (flag, column): (&str, Option<&str>),
+    words: bool,
     mut files: impl Iterator<Item = &'a PathBuf>,
 ) -> Result<()> {
-    match column.is_some() && !files.any(|file| has_columns(file)) {
+    match column.is_some() && !files.any(|file| has_columns(file, words)) {
         true => {
-            let what = "it has no effect: a .txt file has no columns";
-            Err(Error::config("--text-column", what, "leave it out"))
+            let what = format!("it has no effect: {}", without_columns(words));
+            Err(Error::config(flag, what, "leave it out"))
         }
         false => Ok(()),
     }

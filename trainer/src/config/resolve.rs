@@ -9,7 +9,7 @@ use super::{
     Precision, RunConfig, Settings, Strategy, StrategyConfig, TaskConfig, TaskKind, TrainConfig,
 };
 use crate::batch::BatchSize;
-use crate::data::has_columns;
+use crate::data::{has_columns, without_columns};
 use crate::error::{Error, Result};
 
 impl RunConfig {
@@ -264,20 +264,28 @@ fn distinct_columns(s: &Settings, data: &DataConfig) -> Result<()> {
 
 /// Refuses the name of a column where all files are documents without any.
 fn column_without_table(s: &Settings, kind: TaskKind, data: &DataConfig) -> Result<()> {
+    let words = match kind {
+        TaskKind::NER => true,
+        TaskKind::Clm | TaskKind::Mlm => false,
+        TaskKind::Texts(_) | TaskKind::Chat => return Ok(()),
+    };
     let files = [Some(&data.train), data.eval.as_ref()];
-    let documents = matches!(kind, TaskKind::Clm | TaskKind::Mlm);
-    let tables = files.into_iter().flatten().any(|file| has_columns(file));
-    match s.origin("data.text") {
-        // A resolved configuration says the usual name.
-        Some(origin) if documents && !tables && data.text != kind.text_column() => {
-            Err(Error::config(
-                origin,
-                "`data.text` has no effect: a .txt file has no columns",
-                "remove it",
-            ))
-        }
-        _ => Ok(()),
+    let mut files = files.into_iter().flatten();
+    if files.any(|file| has_columns(file, words)) {
+        return Ok(());
     }
+    let usual = Some(kind.text_column());
+    for (key, name, usual) in [
+        ("data.text", Some(data.text.as_str()), usual),
+        ("data.label", data.label.as_deref(), kind.label_column()),
+    ] {
+        // A resolved configuration says the usual name.
+        if let Some(origin) = s.origin(key).filter(|_| name != usual) {
+            let what = format!("`{key}` has no effect: {}", without_columns(words));
+            return Err(Error::config(origin, what, "remove it"));
+        }
+    }
+    Ok(())
 }
 
 /// The path with links and `..` resolved as far as it exists.

@@ -165,7 +165,7 @@ impl Dataset {
     /// # Errors
     /// As [`Dataset::read`].
     pub fn documents(path: &Path, text: &str) -> Result<Dataset> {
-        if has_columns(path) {
+        if has_columns(path, false) {
             let columns = Columns::texts(text);
             return Self::read_rows(path, &columns, ".txt, .jsonl, .csv or .tsv");
         }
@@ -209,9 +209,21 @@ fn extension(path: &Path) -> Option<String> {
     Some(extension.to_string_lossy().to_ascii_lowercase())
 }
 
-/// Whether a data file has columns: a `.txt` file is a text.
-pub fn has_columns(path: &Path) -> bool {
-    extension(path).as_deref() != Some("txt")
+/// Whether a data file has columns with names: a `.txt` file is a text, and where `words` are labelled, files other than
+/// JSON Lines have a word a line.
+pub fn has_columns(path: &Path, words: bool) -> bool {
+    match words {
+        true => is_jsonl(path),
+        false => extension(path).as_deref() != Some("txt"),
+    }
+}
+
+/// Why a file has none.
+pub(crate) fn without_columns(words: bool) -> &'static str {
+    match words {
+        true => "a file with a word a line has no columns with names",
+        false => "a .txt file has no columns",
+    }
 }
 
 fn is_jsonl(path: &Path) -> bool {
