@@ -8,7 +8,8 @@
 
 1. PEFT loads each directory onto the base that it names (or --base) with no missing or unexpected key; the names in the
    file are also compared with those that PEFT itself would save.
-2. Logits differ by at most --tolerance: of --texts, one at a time in f32, against --predictions; or, without them, of
+2. Logits differ by at most --tolerance: of --texts (of an adapter that labels words, objects with "tokens"), one at a time
+   in f32, against --predictions; or, without them, of
    the batch in the base's expected.safetensors against the directory's ours.safetensors.
 
 Exit status 0 when all holds, 1 with the reasons otherwise; the last line on stdout is JSON.
@@ -33,10 +34,17 @@ from peft import (
     PeftModel,
     PeftModelForCausalLM,
     PeftModelForSequenceClassification,
+    PeftModelForTokenClassification,
     get_peft_model_state_dict,
 )
 from safetensors.torch import load_file
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    AutoTokenizer,
+)
 
 transformers.utils.logging.disable_progress_bar()
 
@@ -44,18 +52,21 @@ transformers.utils.logging.disable_progress_bar()
 def load(folder, base):
     """(model with the adapter, problems)"""
     config = PeftConfig.from_pretrained(folder)
-    classifies = config.task_type == "SEQ_CLS"
+    words = config.task_type == "TOKEN_CLS"
+    classifies = words or config.task_type == "SEQ_CLS"
     more = {}
     if classifies and (folder / "config.json").exists():
         # The base has no head yet, or one for other labels.
         more = {"num_labels": AutoConfig.from_pretrained(folder).num_labels, "ignore_mismatched_sizes": True}
     auto = AutoModelForSequenceClassification if classifies else AutoModelForCausalLM
+    auto = AutoModelForTokenClassification if words else auto
     base = auto.from_pretrained(
         base or config.base_model_name_or_path, attn_implementation="eager", dtype=torch.float32, **more
     )
     problems = []
     # Virtual tokens are the business of a task's own class.
     of_task = PeftModelForSequenceClassification if classifies else PeftModelForCausalLM
+    of_task = PeftModelForTokenClassification if words else of_task
     model = (of_task if config.is_prompt_learning else PeftModel)(base, config)
     result = model.load_adapter(folder, "default")
     own = [k for k in result.missing_keys if "prompt_encoder" in k or "lora_" in k or "ia3_" in k or "modules_to_save.default" in k]
@@ -112,10 +123,20 @@ def of_texts(model, classifies, folder, texts, predictions):
     worst = 0.0
     for row, prediction in zip(*rows):
         limit = model.config.max_position_embeddings - getattr(model.active_peft_config, "num_virtual_tokens", 0)
-        encoded = tokenizer(row["text"], row.get("pair"), truncation=True, max_length=limit, return_tensors="pt")
+        words = "tokens" in row
+        text = (row["tokens"], None) if words else (row["text"], row.get("pair"))
+        encoded = tokenizer(
+            *text, is_split_into_words=words, truncation=True, max_length=limit, return_tensors="pt"
+        )
+        ids = encoded.word_ids()
         with torch.no_grad():
-            want = answer(model, classifies, encoded).logits[0].double()
-        worst = max(worst, (torch.tensor(prediction["logits"], dtype=torch.float64) - want).abs().max().item())
+            want = answer(model, classifies, dict(encoded)).logits[0].double()
+        got = prediction["logits"]
+        if words:
+            # The rows of a prompt come first; of each word, the first token's.
+            want = want[-len(ids) :][[ids.index(word) for word in range(len(row["tokens"])) if word in ids]]
+            got = [logits for logits in got if logits is not None]
+        worst = max(worst, (torch.tensor(got, dtype=torch.float64) - want).abs().max().item())
     return worst
 
 
