@@ -96,4 +96,15 @@ impl WeightsFile {
             WeightsFile::Strided(file) => file.read_each(wanted, visit),
         }
     }
+
+    pub(crate) fn read_pieces(
+        &mut self,
+        wanted: &mut dyn FnMut(&TensorInfo) -> bool,
+        visit: &mut dyn FnMut(&TensorInfo, &[u8]) -> Result<()>,
+    ) -> Result<()> {
+        match self {
+            WeightsFile::Safetensors(file) => file.read_pieces(wanted, visit),
+            WeightsFile::Strided(file) => file.read_each(wanted, visit),
+        }
+    }
 }

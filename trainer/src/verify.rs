@@ -5,30 +5,40 @@ use std::path::Path;
 
 use graft_models::{Checkpoint, Classifier, Config, DecoderClassifier, atomic};
 use graft_tensor::Memory;
+use sha2::{Digest, Sha256};
 
 use crate::adapted::{AdapterArgs, Choice};
 use crate::adapter::AdapterDir;
-use crate::certificate::{Certificate, FoundTensor, Verdict, sha256_hex};
+use crate::certificate::{Certificate, FoundTensor, Verdict, hex, sha256_hex};
 use crate::config::TaskKind;
 use crate::error::{Error, Result};
 use crate::run_dir::{CERTIFICATE_FILE, CONFIG_FILE};
 
-/// The hash of every tensor of the model in a directory, by name. One tensor is in memory at a time.
+/// The hash of every tensor of the model in a directory, by name. No more than a piece of one is in memory: a run that has
+/// just written it still holds all that it trained with.
 ///
 /// # Errors
 /// The directory has no checkpoint, or one that is malformed.
 pub fn hash_tensors(dir: &Path) -> Result<BTreeMap<String, FoundTensor>> {
-    let mut found = BTreeMap::new();
-    Checkpoint::open(dir)?.read_each(&mut |_| true, &mut |info, bytes| {
-        let tensor = FoundTensor {
-            dtype: info.dtype.to_string(),
-            shape: info.shape.clone(),
-            sha256: sha256_hex(bytes),
+    let mut hashes: BTreeMap<String, (FoundTensor, Sha256)> = BTreeMap::new();
+    Checkpoint::open(dir)?.read_pieces(&mut |_| true, &mut |info, bytes| {
+        let begin = || {
+            let tensor = FoundTensor {
+                dtype: info.dtype.to_string(),
+                shape: info.shape.clone(),
+                sha256: String::new(),
+            };
+            (tensor, Sha256::new())
         };
-        found.insert(info.name.clone(), tensor);
+        let (_, hash) = hashes.entry(info.name.clone()).or_insert_with(begin);
+        hash.update(bytes);
         Ok(())
     })?;
-    Ok(found)
+    let found = hashes.into_iter().map(|(name, (tensor, hash))| {
+        let sha256 = hex(&hash.finalize());
+        (name, FoundTensor { sha256, ..tensor })
+    });
+    Ok(found.collect())
 }
 
 /// The hash of every tensor of the base that a run's adapter belongs to, and of the adapter.

@@ -11,6 +11,9 @@ use super::header::{Header, PREFIX, TensorInfo};
 use super::problem::Problem;
 use crate::error::{Error, Result, Shown, nearest_name};
 
+/// Bytes of a piece of a tensor.
+const PIECE: u64 = 1 << 20;
+
 /// Bytes that can be read from any offset on, perhaps at the cost of reading all bytes before it.
 ///
 /// This is what a compressed entry of an archive can offer: it has no seek, but it can be started again. A plain
@@ -235,6 +238,29 @@ impl SafetensorsFile {
         wanted: &mut dyn FnMut(&TensorInfo) -> bool,
         visit: &mut dyn FnMut(&TensorInfo, &[u8]) -> Result<()>,
     ) -> Result<()> {
+        self.read(u64::MAX, wanted, visit)
+    }
+
+    /// [`SafetensorsFile::read_each`] for whoever needs no tensor as a whole: `visit` is handed the bytes of each in pieces
+    /// of at most a MiB, one behind the other, and of an empty one once. No more than a piece is in memory.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn read_pieces(
+        &mut self,
+        wanted: &mut dyn FnMut(&TensorInfo) -> bool,
+        visit: &mut dyn FnMut(&TensorInfo, &[u8]) -> Result<()>,
+    ) -> Result<()> {
+        self.read(PIECE, wanted, visit)
+    }
+
+    /// Hands the bytes of tensors to `visit`, at most so many at a time.
+    fn read(
+        &mut self,
+        most: u64,
+        wanted: &mut dyn FnMut(&TensorInfo) -> bool,
+        visit: &mut dyn FnMut(&TensorInfo, &[u8]) -> Result<()>,
+    ) -> Result<()> {
         let header = &self.header;
         let name = &self.name;
         let mut chosen = Vec::new();
@@ -255,17 +281,25 @@ impl SafetensorsFile {
             for &info in &chosen {
                 current = info;
                 skip(reader, info.range.start - position)?;
-                // Grows with what is really there: the length of an archive's entry is only a claim.
-                buffer.clear();
-                let read = reader.take(info.byte_len()).read_to_end(&mut buffer)?;
-                if (read as u64) < info.byte_len() {
-                    return Err(io::ErrorKind::UnexpectedEof.into());
+                let mut left = info.byte_len();
+                loop {
+                    let wanted = left.min(most);
+                    // Grows with what is really there: the length of an archive's entry is only a claim.
+                    buffer.clear();
+                    let read = reader.take(wanted).read_to_end(&mut buffer)?;
+                    if (read as u64) < wanted {
+                        return Err(io::ErrorKind::UnexpectedEof.into());
+                    }
+                    if let Err(error) = visit(info, &buffer) {
+                        failed = Some(error);
+                        return Ok(());
+                    }
+                    left -= wanted;
+                    if left == 0 {
+                        break;
+                    }
                 }
                 position = info.range.end;
-                if let Err(error) = visit(info, &buffer) {
-                    failed = Some(error);
-                    return Ok(());
-                }
             }
             skip(reader, end - position)?;
             nothing_left(reader)

@@ -203,6 +203,22 @@ impl Checkpoint {
             .iter_mut()
             .try_for_each(|file| file.read_each(wanted, visit))
     }
+
+    /// The same in pieces of each tensor; see
+    /// [`SafetensorsFile::read_pieces`](super::SafetensorsFile::read_pieces). Of files in other formats, a piece is a whole
+    /// tensor.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn read_pieces(
+        &mut self,
+        wanted: &mut dyn FnMut(&TensorInfo) -> bool,
+        visit: &mut dyn FnMut(&TensorInfo, &[u8]) -> Result<()>,
+    ) -> Result<()> {
+        self.files
+            .iter_mut()
+            .try_for_each(|file| file.read_pieces(wanted, visit))
+    }
 }
 
 /// The index, parsed.

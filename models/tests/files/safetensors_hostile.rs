@@ -383,6 +383,40 @@ fn empty_tensors_are_fine() {
     assert_eq!(order.len(), 4);
 }
 
+/// Of a tensor that is longer than a piece, each piece but the last is as long as a piece may be; one that ends too early is
+/// refused as it is where tensors are read as a whole.
+#[test]
+fn pieces_are_of_a_mib() {
+    let length = (5 << 19) + 4; // two and a half MiB, and a number
+    let header = format!(
+        r#"{{"a":{{"dtype":"F32","shape":[1],"data_offsets":[0,4]}},
+        "b":{{"dtype":"U8","shape":[{length}],"data_offsets":[4,{}]}},
+        "c":{{"dtype":"F32","shape":[0],"data_offsets":[{1},{1}]}}}}"#,
+        4 + length,
+        4 + length,
+    );
+    let whole = file_of(&header, 4 + length);
+    let pieces = |bytes: Vec<u8>| {
+        let mut found = Vec::new();
+        let mut file = SafetensorsFile::from_reader("x", Cursor::new(bytes))?;
+        file.read_pieces(&mut |_| true, &mut |info, piece| {
+            found.push((info.name.clone(), piece.len()));
+            Ok(())
+        })?;
+        Ok::<_, Error>(found)
+    };
+    let of = |name: &str, bytes: usize| (name.to_owned(), bytes);
+    let wanted = [
+        of("a", 4),
+        of("b", 1 << 20),
+        of("b", 1 << 20),
+        of("b", (1 << 19) + 4),
+        of("c", 0),
+    ];
+    assert_eq!(pieces(whole.clone()).unwrap(), wanted);
+    assert!(pieces(whole[..whole.len() - 1].to_vec()).is_err());
+}
+
 #[test]
 fn long_names_do_not_make_long_messages() {
     let name = "n".repeat(1 << 20);

@@ -147,6 +147,19 @@ fn assert_same(mut ours: SafetensorsFile, theirs: &SafeTensors) {
     )
     .unwrap();
     assert!(seen.is_sorted_by_key(|(start, ..)| *start));
+    let mut pieces: Vec<(u64, String, Vec<u8>)> = Vec::new();
+    ours.read_pieces(
+        &mut |info| info.dtype.dtype().is_some(),
+        &mut |info, bytes| {
+            match pieces.last_mut() {
+                Some((_, name, all)) if *name == info.name => all.extend(bytes),
+                _ => pieces.push((info.range.start, info.name.clone(), bytes.to_vec())),
+            }
+            Ok(())
+        },
+    )
+    .unwrap();
+    assert_eq!(pieces, seen);
     seen.sort();
     supported.sort();
     assert_eq!(seen, supported);

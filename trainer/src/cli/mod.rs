@@ -131,7 +131,7 @@ pub struct ResumeArgs {
     after_help = "Takes what `trainer train` takes, and runs the same code on tensors without numbers: no weight is read.
 
 The sum is what tensors take together. The process takes some dozens of MiB more, for the program, the tokenizer and the
-texts, and the bytes of the largest tensor again while the model that was written is read back to be certified.
+texts.
 
 Example:
   trainer plan --model DIR --train train.jsonl --strategy last:2 --batch-size 32"
