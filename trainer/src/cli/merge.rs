@@ -87,7 +87,7 @@ pub(super) fn run(args: &MergeArgs) -> Result<()> {
         ),
     );
     if let Some(trained) = &proof.trained_on {
-        let what = format!("trained beside {}", trained.base);
+        let what = format!("beside a base in {}", trained.base);
         let difference = format!("{:.3e} from that", trained.max_difference);
         table.row(what, difference);
     }
