@@ -13,7 +13,7 @@ use crate::config::{DecoderConfig, ModelConfig, ProblemType};
 use crate::decoder::{CLASSIFIER, LM_HEAD, SCORE};
 use crate::encoder::{is_dispensable, modern};
 use crate::error::{Error, Result};
-use crate::safetensors::{Checkpoint, SafetensorsFile, TensorView, pt_metadata, write};
+use crate::safetensors::{Checkpoint, SafetensorsFile, TensorInfo, TensorView, pt_metadata, write};
 
 /// What loading left out or had to make up.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -303,21 +303,44 @@ fn save_some(parameters: &Parameters, path: &Path, wanted: impl Fn(ParamId) -> b
     write(path, &pt_metadata(), views)
 }
 
-/// Sets every parameter that the safetensors file at `path` holds under its name.
+/// Sets every parameter that the safetensors file at `path` holds under its name. Where this machine has a parameter as the
+/// file has it, its bytes are read to where they lie.
 ///
 /// # Errors
 /// A file that cannot be read, a tensor that is no parameter or has another shape.
 pub fn load_some(parameters: &mut Parameters, path: &Path) -> Result<()> {
-    SafetensorsFile::open(path)?.read_each(&mut |_| true, &mut |t, bytes| {
-        let id = parameters.find(&t.name)?;
-        let dtype = t
+    let mut file = SafetensorsFile::open(path)?;
+    let tensors: Vec<TensorInfo> = file.tensors().cloned().collect();
+    for info in &tensors {
+        let id = parameters.find(&info.name)?;
+        if let Some(place) = place_of(parameters.value_mut(id)?, info) {
+            file.read_into(&info.name, place)?;
+            continue;
+        }
+        let mut bytes = vec![0; info.byte_len() as usize];
+        file.read_into(&info.name, &mut bytes)?;
+        let dtype = info
             .dtype
             .dtype()
-            .expect("read_each refuses types that it cannot read");
+            .expect("read_into refuses types that it cannot read");
         let shape = *parameters.get(id).shape();
-        let value = Tensor::from_bytes(parameters.memory(), dtype, &shape, bytes)?;
-        Ok(parameters.set(id, value)?)
-    })
+        let value = Tensor::from_bytes(parameters.memory(), dtype, &shape, &bytes)?;
+        parameters.set(id, value)?;
+    }
+    Ok(())
+}
+
+/// Where the elements of a tensor lie that this machine has as a checkpoint does.
+fn place_of<'a>(value: &'a mut Tensor, info: &TensorInfo) -> Option<&'a mut [u8]> {
+    let sides = value.shape().iter().map(|&side| side as u64);
+    let same = value.dtype() == DType::F32
+        && info.dtype.dtype() == Some(DType::F32)
+        && info.shape.iter().copied().eq(sides);
+    if !same || cfg!(target_endian = "big") {
+        return None;
+    }
+    // On a GPU, or shared: not to be written to here.
+    Some(bytemuck::cast_slice_mut(value.slice_mut::<f32>().ok()?))
 }
 
 /// A tensor's bytes as a checkpoint holds them: those in memory, where this machine has them as little-endian `f32`
