@@ -181,10 +181,10 @@ impl Tags {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
-    fn tags(labels: &[&str]) -> Tags {
+    pub(crate) fn tags(labels: &[&str]) -> Tags {
         let labels: Vec<String> = labels.iter().map(|label| (*label).to_owned()).collect();
         Tags::of(&labels)
     }

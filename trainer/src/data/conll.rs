@@ -8,6 +8,8 @@ use super::label::Label;
 use super::words::{Form, Words};
 use crate::error::{Error, Result};
 
+const AS_LINES: &str = "write a word and its label on each line, with a tab between them";
+
 /// The names' endings, in small letters.
 pub(super) const ENDINGS: [&str; 8] =
     ["conll", "bio", "iob", "iob2", "bioes", "tsv", "txt", "tags"];
@@ -50,31 +52,22 @@ pub(super) fn parse(path: &Path, text: &str, labels: bool) -> Result<Vec<Example
                 .filter(|field| !field.is_empty())
                 .collect(),
         };
-        let wrong = |what: String, help: &str| Err(Error::data(path, Some(line), what, help));
+        let wrong = |what: String| Err(Error::data(path, Some(line), what, AS_LINES));
         let (first, expected) = *columns.get_or_insert((line, fields.len()));
         let count = fields.len();
         if count != expected {
             let what = format!("the line has {count} columns, expected {expected} as line {first}");
-            return wrong(
-                what,
-                "write a word and its label on each line, with a tab between them",
-            );
+            return wrong(what);
         }
         if labels && count < 2 {
             let what = format!("`{}` has no label", fields[0].escape_debug());
-            return wrong(
-                what,
-                "write a word and its label on each line, with a tab between them",
-            );
+            return wrong(what);
         }
         let (word, label) = (fields[0], fields[count - 1]);
         if word.is_empty() || label.is_empty() {
             let which = if word.is_empty() { "word" } else { "label" };
             let what = format!("the {which} is empty");
-            return wrong(
-                what,
-                "write a word and its label on each line, with a tab between them",
-            );
+            return wrong(what);
         }
         if rows.is_empty() {
             begun = line;
@@ -87,18 +80,8 @@ pub(super) fn parse(path: &Path, text: &str, labels: bool) -> Result<Vec<Example
 
 #[cfg(test)]
 mod tests {
-    use graft_models::ProblemType;
-
-    use super::super::tests::{read, refusal};
-    use super::super::{Columns, LABELS, TOKENS};
-
-    fn columns() -> Columns {
-        Columns {
-            label: Some(LABELS.into()),
-            problem: ProblemType::Tokens,
-            ..Columns::texts(TOKENS)
-        }
-    }
+    use super::super::Columns;
+    use super::super::tests::{of_words, read, refusal};
 
     #[test]
     fn files_of_the_conll_tasks() {
@@ -110,7 +93,7 @@ mod tests {
             ("d.tsv", two, [1, 4]),
             ("d.iob2", &two.replace('\t', "   "), [1, 4]),
         ] {
-            let data = read(name, text.as_bytes(), &columns()).unwrap();
+            let data = read(name, text.as_bytes(), &of_words()).unwrap();
             let found = data.examples.iter();
             let found: Vec<_> = found
                 .map(|e| (e.line, e.text.as_str(), e.label.as_ref().unwrap().names()))
@@ -128,7 +111,7 @@ mod tests {
     fn words_alone_are_enough_where_no_label_is_asked_for() {
         let columns = Columns {
             label: None,
-            ..columns()
+            ..of_words()
         };
         let data = read("d.conll", b"one\ntwo\n\nthree\n", &columns).unwrap();
         let texts: Vec<&str> = data.examples.iter().map(|e| e.text.as_str()).collect();
@@ -152,7 +135,7 @@ mod tests {
             ("-DOCSTART- O\n\n", ": the file holds no example"),
             ("", ": the file is empty"),
         ] {
-            let said = refusal("d.conll", text.as_bytes(), &columns());
+            let said = refusal("d.conll", text.as_bytes(), &of_words());
             assert!(said.starts_with(want), "{text:?}: {said}");
         }
     }

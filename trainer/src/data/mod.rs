@@ -335,6 +335,15 @@ mod tests {
         rest.expect("the file is named first").to_owned()
     }
 
+    /// Those of words with labels.
+    pub(super) fn of_words() -> Columns {
+        Columns {
+            label: Some(LABELS.into()),
+            problem: ProblemType::Tokens,
+            ..Columns::texts(TOKENS)
+        }
+    }
+
     #[test]
     fn formats_agree() {
         let columns = Columns::default();

@@ -280,19 +280,9 @@ fn given(value: &Value, name: &str, (path, line): (&Path, usize)) -> Result<Give
 
 #[cfg(test)]
 mod tests {
-    use graft_models::ProblemType;
-
     use super::super::Dataset;
-    use super::super::tests::{read, refusal};
+    use super::super::tests::{of_words, read, refusal};
     use super::*;
-
-    fn columns() -> Columns {
-        Columns {
-            label: Some(LABELS.into()),
-            problem: ProblemType::Tokens,
-            ..Columns::texts(TOKENS)
-        }
-    }
 
     fn words(example: &Example) -> Vec<&str> {
         let words = example.words.as_ref().unwrap();
@@ -305,7 +295,7 @@ mod tests {
     }
 
     fn of(row: &str) -> Dataset {
-        read("d.jsonl", row.as_bytes(), &columns()).unwrap()
+        read("d.jsonl", row.as_bytes(), &of_words()).unwrap()
     }
 
     #[test]
@@ -330,7 +320,7 @@ mod tests {
         let named = Columns {
             text: "words".into(),
             label: Some("pos".into()),
-            ..columns()
+            ..of_words()
         };
         let row = "{\"words\": [\"a\"], \"pos\": [\"x\"], \"tokens\": 1, \"labels\": 2}";
         let data = read("d.jsonl", row.as_bytes(), &named).unwrap();
@@ -488,7 +478,7 @@ mod tests {
             ),
         ] {
             let text = format!("{good}{bad}\n{good}");
-            let said = refusal("d.jsonl", text.as_bytes(), &columns());
+            let said = refusal("d.jsonl", text.as_bytes(), &of_words());
             assert!(
                 said.starts_with(":2: ") && said.contains(want),
                 "{bad}: {said}"
@@ -500,14 +490,14 @@ mod tests {
     fn texts_without_labels_may_be_empty() {
         let unlabelled = Columns {
             label: None,
-            ..columns()
+            ..of_words()
         };
         let text = "{\"text\": \"\"}\n{\"tokens\": [\"a\", \"b\"], \"labels\": 3}\n";
         let data = read("d.jsonl", text.as_bytes(), &unlabelled).unwrap();
         assert_eq!(words(&data.examples[0]), [""; 0]);
         assert_eq!(words(&data.examples[1]), ["a", "b"]);
         assert!(data.examples.iter().all(|example| example.label.is_none()));
-        let said = refusal("d.csv", b"text,label\na,b\n", &columns());
+        let said = refusal("d.csv", b"text,label\na,b\n", &of_words());
         assert!(
             said.contains("expected a name ending in .jsonl, .conll"),
             "{said}"

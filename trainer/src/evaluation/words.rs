@@ -218,11 +218,7 @@ mod tests {
     use WordPlace::{At, Cut, Joined};
 
     use super::*;
-
-    fn tags(labels: &[&str]) -> Tags {
-        let labels: Vec<String> = labels.iter().map(|label| (*label).to_owned()).collect();
-        Tags::of(&labels)
-    }
+    use crate::tags::tests::tags;
 
     /// `tests/fixtures/make_tokens.py`: seqeval's default mode over random tags, of which not all follow on what they should.
     #[test]
