@@ -3,7 +3,8 @@
 use std::collections::HashMap;
 
 use graft_autograd::{Gradients, Var};
-use graft_nn::{Forward, Parameters, losses};
+use graft_nn::optimizer::Rule;
+use graft_nn::{Forward, Optimizer, Parameters, TrainableSet, losses};
 use graft_tensor::ops::loss::IGNORE;
 use graft_tensor::{DType, Tensor};
 
@@ -76,4 +77,25 @@ pub fn assert_gradients(
         let error = max_distance(&found, &exact) / size;
         assert!(error < tolerance, "{model} {dtype} {name}: {error:e}");
     }
+}
+
+/// The losses before each of ten steps of AdamW at the rate `lr`, whose loss and gradients `step` gives: as the scripts of the
+/// fixtures train.
+///
+/// # Panics
+/// If a step fails.
+pub fn losses_of_adamw(
+    parameters: &mut Parameters,
+    set: &TrainableSet,
+    lr: f64,
+    mut step: impl FnMut(&Parameters) -> (f64, Gradients),
+) -> Vec<f64> {
+    let mut optimizer = Optimizer::new(Rule::adamw(), 0.01, true).expect("valid settings");
+    let one = |_| {
+        let (loss, mut gradients) = step(parameters);
+        let done = optimizer.step(parameters, set, &mut gradients, lr, None);
+        done.expect("every gradient is a number");
+        loss
+    };
+    (0..10).map(one).collect()
 }

@@ -9,10 +9,9 @@ use graft_models::{
     Checkpoint, Classifier, Config, Cut, DecoderClassifier, LoadReport, ModelSource, ProblemType,
     Strategy, TokenBatch, load_parameters, save_parameters,
 };
-use graft_nn::optimizer::Rule;
-use graft_nn::{Forward, FreezePolicy, Optimizer, ParamId, Parameters, TrainableSet};
+use graft_nn::{Forward, FreezePolicy, ParamId, Parameters, TrainableSet};
 use graft_tensor::{DType, Memory, Tensor};
-use graft_tests::parity::{assert_gradients, is_noise, loss_of_tokens};
+use graft_tests::parity::{assert_gradients, is_noise, loss_of_tokens, losses_of_adamw};
 use graft_tests::{ENCODERS, fixture, json, max_distance, numbers, tensors};
 
 const MODELS: [&str; 5] = [
@@ -176,21 +175,10 @@ fn ten_steps_of_adamw_have_the_losses_of_pytorch() {
         let adamw = &json(&dir.join("expected.json"))["adamw"];
         let (mut parameters, network) = load(name, DType::F32);
         let set = FreezePolicy::default().resolve(&parameters).unwrap();
-        let rule = Rule::AdamW {
-            beta1: 0.9,
-            beta2: 0.999,
-            eps: 1e-8,
-        };
-        let mut optimizer = Optimizer::new(rule, 0.01, true).unwrap();
-        let mut losses = Vec::new();
-        for _ in 0..10 {
-            let (loss, mut gradients) = step(&parameters, &network, &set, &batch);
-            losses.push(loss);
-            let lr = adamw["lr"].as_f64().unwrap();
-            optimizer
-                .step(&mut parameters, &set, &mut gradients, lr, None)
-                .unwrap();
-        }
+        let lr = adamw["lr"].as_f64().unwrap();
+        let losses = losses_of_adamw(&mut parameters, &set, lr, |parameters| {
+            step(parameters, &network, &set, &batch)
+        });
         let error = max_distance(&losses, &numbers(&adamw["losses64"]));
         assert!(error < 2e-5, "{name}: {error:e}");
     }
